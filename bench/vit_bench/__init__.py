@@ -1,0 +1,1 @@
+"""Evidence, compile matrix and benchmarks of vit_kernels and vit_engine."""
