@@ -1,0 +1,176 @@
+"""A Triton driver without a GPU: launches are specialised and compiled for a chosen GPU, and recorded, not executed.
+
+    with recording(H100) as recorder:
+        vit_kernels.linear(x, weight)              # CPU tensors; the result's memory is never written
+    print(recorder.launches)
+
+Everything up to the launch is Triton's own: argument binder, specialisation, cache, compiler, ptxas and the check of
+shared memory against the GPU's limit. Works with Triton 3.6 to 3.9; the private interfaces that it stands on are
+`driver._active`, `launcher_cls(src, metadata)`, `utils.load_binary` and `utils.get_device_properties`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver as triton_driver
+from vit_kernels.device import KNOWN_DEVICES, Device
+
+from vit_bench.sass import Resources, resources
+
+# Triton keys its caches of compiled kernels and of device limits by device number alone, so every recorder has one of
+# its own: two recorders for different GPUs in one process never see each other's kernels.
+_device_numbers = itertools.count(1000)
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A compiled kernel: its name, machine code and what it takes."""
+
+    name: str
+    cubin: bytes = field(repr=False)
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch. shared: bytes per CTA; arguments: by name, tensors as "dtype[shape]", others as they are."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    num_warps: int
+    num_stages: int
+    num_ctas: int
+    shared: int
+    device: int
+    stream: int
+    arguments: dict[str, Any]
+    binary: Binary
+
+
+def describe_argument(value: Any) -> Any:
+    """A tensor or tensor descriptor as text; everything else unchanged."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if hasattr(value, "block_shape"):
+        return f"{describe_argument(value.base)} in blocks of {list(value.block_shape)}"
+    return value
+
+
+class _Utils:
+    """The part of the driver that loads binaries and knows the GPU's limits."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def get_device_properties(self, _device: int) -> dict[str, int]:
+        # Clocks and bus width are read by Triton's own heuristics only; no kernel here depends on them.
+        return {
+            "max_shared_mem": self._device.shared_memory,
+            "multiprocessor_count": self._device.sm_count,
+            "max_num_regs": 65_536,
+            "warpSize": 32,
+            "sm_clock_rate": 1_700_000,
+            "mem_clock_rate": 1_600_000,
+            "mem_bus_width": 5_120,
+        }
+
+    def load_binary(self, name: str, cubin: bytes, _shared: int, _device: int) -> tuple[None, Binary, int, int, int]:
+        binary = Binary(name, cubin, resources(cubin))
+        # No module handle: there is nothing to unload when Triton drops the kernel.
+        return None, binary, binary.resources.registers, binary.resources.spilled_bytes // 4, 1024
+
+
+class RecordingDriver(DriverBase):
+    """Stands for one GPU described by `device`; `launches` grows with every launch made while it is active."""
+
+    def __init__(self, device: Device, torch_device: str = "cpu") -> None:
+        super().__init__()
+        self.device = device
+        self.launches: list[Launch] = []
+        self.utils = _Utils(device)
+        self._torch_device = torch.device(torch_device)
+        self._number = next(_device_numbers)
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.device.capability, 32)
+
+    def get_device_capability(self, _device: int = 0) -> tuple[int, int]:
+        return divmod(self.device.capability, 10)
+
+    def get_current_device(self) -> int:
+        return self._number
+
+    def set_current_device(self, _device: int) -> None:
+        """There is one device only."""
+
+    def get_current_stream(self, _device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return self._torch_device
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_benchmarker(self) -> Any:
+        raise RuntimeError("nothing can be timed here: launches are recorded, not executed")
+
+    def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
+        """What Triton calls once per compiled kernel; the result is called once per launch."""
+        names = src.fn.arg_names
+
+        def launch(x: int, y: int, z: int, stream: int, binary: Binary, *rest: Any) -> None:
+            _packed, _launch_metadata, _enter_hook, _exit_hook, *arguments = rest
+            self.launches.append(
+                Launch(
+                    kernel=metadata.name,
+                    grid=(x, y, z),
+                    num_warps=metadata.num_warps,
+                    num_stages=metadata.num_stages,
+                    num_ctas=metadata.num_ctas,
+                    shared=metadata.shared,
+                    device=self._number,
+                    stream=stream,
+                    arguments={name: describe_argument(v) for name, v in zip(names, arguments, strict=True)},
+                    binary=binary,
+                )
+            )
+
+        return launch
+
+
+def gpu(name: str) -> Device:
+    """The description of a GPU by "sm_90" or by its name in `vit_kernels.device`, such as "H100 SXM"."""
+    for device in KNOWN_DEVICES:
+        if name in (f"sm_{device.capability}", device.name):
+            return device
+    known = ", ".join(f"sm_{device.capability}" for device in KNOWN_DEVICES)
+    raise ValueError(f"gpu must be one of {known}; got {name!r}")
+
+
+@contextmanager
+def recording(device: Device, torch_device: str = "cpu") -> Iterator[RecordingDriver]:
+    """Make a recorder for `device` Triton's active driver, with tensors expected on `torch_device`."""
+    if not hasattr(triton_driver, "_active"):
+        raise RuntimeError("this Triton release keeps its active driver elsewhere; vit_bench.recording must follow")
+    before, recorder = triton_driver._active, RecordingDriver(device, torch_device)
+    triton_driver.set_active(recorder)
+    try:
+        yield recorder
+    finally:
+        triton_driver._active = before

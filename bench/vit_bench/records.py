@@ -1,0 +1,138 @@
+"""Evidence files: what was shown for a kernel, by which rung, and for exactly which source.
+
+One JSON file per rung (interpreted, sanitized, compiled, emulated, executed), each written by one command. A record says
+"this kernel, in this dtype, on this GPU generation, with the source of this hash: passed or failed". Whoever reads it
+compares the hash with the source at hand; a record of older source counts for nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+KERNELS = ("patch_embed", "attention", "linear", "row_stats", "layer_norm", "mlp")
+DTYPES = ("float32", "float16", "bfloat16")
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+RUNGS = ("interpreted", "compiled", "sanitized", "emulated", "executed")
+
+
+@dataclass
+class Record:
+    """One claim. capability: 90 for sm_90, None where the rung knows no GPU; detail: figures, free in form."""
+
+    kernel: str
+    dtype: str
+    capability: int | None
+    source: str
+    passed: bool
+    versions: dict[str, str]
+    date: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.kernel, self.dtype, self.capability or 0
+
+
+def kernel_folder() -> Path:
+    """Where vit_kernels lies, found without importing it (and so without importing triton)."""
+    spec = importlib.util.find_spec("vit_kernels")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("vit_kernels is not installed: pip install -e .")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _imported_modules(tree: ast.Module) -> set[str]:
+    """Names of sibling modules that a module of vit_kernels imports, at its top level or inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            relative = node.level == 1
+            module = node.module or ""
+            if module.startswith("vit_kernels."):
+                names.add(module.split(".")[1])
+            elif relative and module:
+                names.add(module.split(".")[0])
+            elif relative or module == "vit_kernels":
+                names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(a.name.split(".")[1] for a in node.names if a.name.startswith("vit_kernels."))
+    return names
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:]
+    return tree
+
+
+def operation_module(kernel: str, folder: Path) -> str:
+    """Name of the module whose top level defines the launcher `kernel`."""
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == kernel for node in tree.body):
+            return path.stem
+    raise ValueError(f"no module in {folder.name} defines a function {kernel!r}")
+
+
+def source_hash(kernel: str, folder: Path | None = None) -> str:
+    """SHA-256 over the syntax trees of a launcher's module and of all vit_kernels modules it imports, transitively.
+
+    Comments, layout and docstrings do not enter: only what can change a result does.
+    """
+    folder = kernel_folder() if folder is None else folder
+    waiting, trees = [operation_module(kernel, folder)], {}
+    while waiting:
+        name = waiting.pop()
+        path = folder / f"{name}.py"
+        if name in trees or not path.is_file():
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        waiting.extend(_imported_modules(tree))
+        trees[name] = ast.dump(_without_docstrings(tree))
+    digest = hashlib.sha256()
+    for name in sorted(trees):
+        digest.update(f"{name}\n{trees[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result of a run depends on."""
+    found = {}
+    for name in ("torch", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+
+
+def load(path: Path) -> list[Record]:
+    """The records of an evidence file; none when the file does not exist."""
+    if not path.is_file():
+        return []
+    return [Record(**record) for record in json.loads(path.read_text(encoding="utf-8"))["records"]]
+
+
+def merge(path: Path, rung: str, new: list[Record]) -> None:
+    """Write `new` into an evidence file: a record replaces the one of the same kernel, dtype and capability."""
+    if rung not in RUNGS:
+        raise ValueError(f"rung must be one of {', '.join(RUNGS)}; got {rung!r}")
+    records = {record.key: record for record in [*load(path), *new]}
+    ordered = [asdict(records[key]) for key in sorted(records)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rung": rung, "records": ordered}, indent=1) + "\n", encoding="utf-8")
