@@ -1,0 +1,155 @@
+"""Position embeddings for image sizes other than the one they were trained at: interpolation and a cache."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["PositionCache", "resample_position", "square_grid"]
+
+METHODS = ("bicubic", "bilinear")
+
+
+def square_grid(rows: int) -> tuple[int, int] | None:
+    """(side, side) of a square grid with that many cells, None if there is none."""
+    side = math.isqrt(max(rows, 0))
+    return (side, side) if side > 0 and side * side == rows else None
+
+
+def resample_position(
+    position: Tensor,
+    new_grid: tuple[int, int],
+    old_grid: tuple[int, int] | None = None,
+    *,
+    num_prefix: int = 0,
+    method: str = "bicubic",
+) -> Tensor:
+    """Position embeddings for a grid of new_grid patches, made from those for old_grid (ViT paper, section 3.2).
+
+    position: [R + Gh * Gw, D] or [1, R + Gh * Gw, D], rows in row-major order of the grid after R = num_prefix rows for
+        class and register tokens, which are kept as they are.
+    new_grid, old_grid: (rows, columns) of patches; old_grid is taken as square if left out.
+    method: "bicubic" with antialiasing, cell centres aligned (timm's resample_abs_pos_embed), or "bilinear" with corner
+        cells aligned (scipy.ndimage.zoom(order=1), which Google's original code uses).
+
+    Returns a tensor of the same rank and dtype with R + new rows * new columns rows; `position` itself if the grid is
+    the same. Computes in float32, in float64 if position is. Raises ValueError naming the argument.
+    """
+    if method not in METHODS:
+        raise ValueError(f"resample_position: method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    if position.dim() not in (2, 3) or (position.dim() == 3 and position.shape[0] != 1):
+        raise ValueError(f"resample_position: position must be [rows, D] or [1, rows, D], got {list(position.shape)}")
+    if not position.is_floating_point():
+        raise ValueError(f"resample_position: position must be floating point, got {position.dtype}")
+    rows, width = position.shape[-2:]
+    if not 0 <= num_prefix <= rows:
+        raise ValueError(
+            f"resample_position: num_prefix must be between 0 and the {rows} rows of position, got {num_prefix}"
+        )
+    if old_grid is None:
+        old_grid = square_grid(rows - num_prefix)
+        if old_grid is None:
+            raise ValueError(
+                f"resample_position: old_grid must be given, for {rows - num_prefix} rows after {num_prefix} prefix "
+                "rows are not those of a square grid"
+            )
+    for name, grid in (("new_grid", new_grid), ("old_grid", old_grid)):
+        if len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f"resample_position: {name} must be two positive ints, got {tuple(grid)}")
+    if old_grid[0] * old_grid[1] != rows - num_prefix:
+        raise ValueError(
+            f"resample_position: old_grid {tuple(old_grid)} has {old_grid[0] * old_grid[1]} cells, but position has "
+            f"{rows - num_prefix} rows after {num_prefix} prefix rows"
+        )
+    if tuple(new_grid) == tuple(old_grid):
+        return position
+
+    table = position.reshape(rows, width)
+    prefix, cells = table[:num_prefix], table[num_prefix:]
+    working = cells if cells.dtype == torch.float64 else cells.float()
+    image = working.reshape(1, *old_grid, width).permute(0, 3, 1, 2)
+    if method == "bicubic":
+        image = F.interpolate(image, size=tuple(new_grid), mode="bicubic", align_corners=False, antialias=True)
+    else:
+        image = F.interpolate(image, size=tuple(new_grid), mode="bilinear", align_corners=True)
+    cells = image.permute(0, 2, 3, 1).reshape(-1, width).to(position.dtype)
+    return torch.cat([prefix, cells]).reshape(*position.shape[:-2], -1, width)
+
+
+class PositionCache:
+    """Interpolated position embeddings by grid, rebuilt when the embeddings they came from change.
+
+    A change is seen by address and by autograd's version counter, so every ordinary way of writing a parameter counts
+    (optimizers, load_state_dict, in-place operations, a new Parameter, .to()). Writing through `.data` bypasses the
+    counter: call clear() after that. Not part of any state_dict, and left out of copies and pickles.
+    """
+
+    def __init__(self, capacity: int = 32) -> None:
+        self.capacity = capacity
+        self._source: Tensor | None = None
+        self._version = -1
+        self._tables: OrderedDict[tuple[tuple[int, int], str], Tensor] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._source, self._version = None, -1
+        self._tables.clear()
+
+    def get(
+        self,
+        position: Tensor,
+        new_grid: tuple[int, int],
+        old_grid: tuple[int, int],
+        *,
+        num_prefix: int,
+        method: str,
+    ) -> Tensor:
+        """resample_position(...), from the cache where that is right.
+
+        It is not where a gradient has to flow, while PyTorch traces a graph, and for tensors that are no plain ones
+        (fake or inference tensors have no address or version counter to ask for): those are computed anew.
+        """
+        if tuple(new_grid) == tuple(old_grid):
+            return position
+        plain = type(position) in (Tensor, torch.nn.Parameter)
+        needs_grad = torch.is_grad_enabled() and position.requires_grad
+        if needs_grad or not plain or torch.compiler.is_compiling() or position.is_inference():
+            return resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
+        if not self._is_current(position):
+            self.clear()
+            # The alias keeps the storage alive, so that no other tensor can come to lie at the remembered address.
+            self._source, self._version = position.detach(), position._version
+        key = ((new_grid[0], new_grid[1]), method)
+        table = self._tables.get(key)
+        if table is None:
+            # Outside inference mode, whose tensors could not take part in a later forward pass that needs gradients.
+            with torch.inference_mode(False), torch.no_grad():
+                table = resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
+            self._tables[key] = table
+            if len(self._tables) > self.capacity:
+                self._tables.popitem(last=False)
+        else:
+            self._tables.move_to_end(key)
+        return table
+
+    def _is_current(self, position: Tensor) -> bool:
+        source = self._source
+        return (
+            source is not None
+            and source.device == position.device
+            and source.dtype == position.dtype
+            and source.shape == position.shape
+            and source.stride() == position.stride()
+            and source.data_ptr() == position.data_ptr()
+            and self._version == position._version
+        )
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"capacity": self.capacity}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["capacity"])

@@ -1,0 +1,215 @@
+"""The Vision Transformer: equations 1 to 4 of arXiv 2010.11929, on a backend chosen by name."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from .config import ViTConfig
+from .layers import Block, PatchEmbed, init_linear
+from .position import PositionCache
+
+__all__ = ["BACKENDS", "ViT"]
+
+BACKENDS = ("auto", "torch", "triton", "interpret")
+
+
+class ViT(nn.Module):
+    """A Vision Transformer with timm's parameter names.
+
+    z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos                    (1)
+    z'_l = MSA(LN(z_{l-1})) + z_{l-1},  z_l = MLP(LN(z'_l)) + z'_l    (2, 3), l = 1 ... L
+    y = LN(z_L^0)                                                     (4), or LN of the mean over the patches for "avg"
+
+    config: the architecture. Tokens are ordered class, registers, patches.
+    backend: what forward_features() runs on.
+        "torch": PyTorch's own operators, on any device; the only one that trains.
+        "triton": this project's kernels on an NVIDIA GPU.
+        "interpret": the same kernels in Triton's interpreter, on the CPU; slow, for checking.
+        "auto": "triton" while the parameters are on a CUDA device, "torch" anywhere else.
+    A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another.
+    """
+
+    def __init__(self, config: ViTConfig, backend: str = "auto") -> None:
+        super().__init__()
+        if not isinstance(config, ViTConfig):
+            raise TypeError(f"ViT: config must be a ViTConfig, got {type(config).__name__}; see ViTConfig.preset(name)")
+        self.config = config
+        self.set_backend(backend)
+        dim = config.embed_dim
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if config.class_token else None
+        registers = config.num_register_tokens
+        self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        self.pos_embed = nn.Parameter(torch.empty(1, config.num_position_prefix + config.num_patches, dim))
+        self.pos_drop = nn.Dropout(config.dropout)
+        last = max(config.depth - 1, 1)
+        self.blocks = nn.Sequential(*(Block(config, config.stochastic_depth * i / last) for i in range(config.depth)))
+
+        after_pool = config.norm_after_pool
+        self.norm = nn.Identity() if after_pool else nn.LayerNorm(dim, eps=config.norm_eps)
+        self.fc_norm = nn.LayerNorm(dim, eps=config.norm_eps) if after_pool else nn.Identity()
+        width = dim
+        self.pre_logits: nn.Module = nn.Identity()
+        if config.head == "pretrain":
+            width = config.representation_size or dim
+            hidden = nn.Linear(dim, width)
+            init_linear(hidden)
+            self.pre_logits = nn.Sequential(OrderedDict([("fc", hidden), ("act", nn.Tanh())]))
+        self.head_drop = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
+
+        nn.init.trunc_normal_(self.pos_embed, std=0.02, a=-0.04, b=0.04)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                # As timm: all but zero, so that the token starts out as its position embedding.
+                nn.init.normal_(token, std=1e-6)
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+        self._positions = PositionCache()
+
+    # --- backend -------------------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """The backend that forward() would run on now: "torch", "triton" or "interpret"; "auto" is resolved here."""
+        if self._backend != "auto":
+            return self._backend
+        return "triton" if self.pos_embed.device.type == "cuda" else "torch"
+
+    def set_backend(self, name: str) -> ViT:
+        """Chooses "auto", "torch", "triton" or "interpret" and returns the model; ValueError for any other name.
+
+        Whether that backend can run is asked by each forward(), because parameters may move to another device.
+        """
+        if name not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        self._backend = name
+        return self
+
+    def _require_backend(self, name: str, images: Tensor) -> None:
+        """Raises RuntimeError with the reason and the way out unless the kernels can run this forward pass."""
+        from vit_kernels import launch
+
+        device = self.pos_embed.device
+        interpreting = launch.interpreting()
+        if name == "interpret" and not interpreting:
+            raise RuntimeError(
+                "backend 'interpret' needs Triton's interpreter, which is chosen when triton is first imported: set "
+                "the environment variable TRITON_INTERPRET=1 before the process imports triton (timm and transformers "
+                "import it too), or use backend 'torch'"
+            )
+        if name == "triton" and interpreting:
+            raise RuntimeError(
+                "backend 'triton' cannot run: triton was imported with TRITON_INTERPRET=1, so its kernels would be "
+                "interpreted; unset the variable and start again, or say so with backend 'interpret'"
+            )
+        if not launch.accepts(device):
+            wanted = "an NVIDIA GPU" if name == "triton" else "the CPU"
+            raise RuntimeError(
+                f"backend {name!r} cannot run with the model on {str(device)!r}: it needs {wanted}; move the model "
+                "there with model.to(device), or use model.set_backend('torch')"
+            )
+        config = self.config
+        rates = (config.dropout, config.attention_dropout, config.stochastic_depth)
+        if self.training and any(rates):
+            raise RuntimeError(
+                f"backend {name!r} has no dropout or stochastic depth, and the model is in training mode with rates "
+                "above 0: call model.eval() for inference, or train with model.set_backend('torch')"
+            )
+        if torch.is_grad_enabled() and (images.requires_grad or (self.training and self._encoder_needs_grad())):
+            raise RuntimeError(
+                f"backend {name!r} computes no gradients: call model.eval() and wrap the call in torch.no_grad() for "
+                "inference, or train with model.set_backend('torch')"
+            )
+
+    def _encoder_needs_grad(self) -> bool:
+        """Whether anything in front of the head is being trained; a head alone can train on the kernels' features."""
+        heads = ("fc_norm.", "pre_logits.", "head.")
+        return any(p.requires_grad for name, p in self.named_parameters() if not name.startswith(heads))
+
+    # --- what every backend needs --------------------------------------------------------------------------------
+
+    def prefix_tokens(self) -> Tensor | None:
+        """Class token and register tokens [R, D] in this order, None if the model has neither."""
+        tokens = [token[0] for token in (self.cls_token, self.reg_token) if token is not None]
+        if not tokens:
+            return None
+        return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+
+    def position_embedding(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings [rows, D] for a grid of (rows, columns) patches, interpolated unless it is config.grid.
+
+        With no_embed_class there is a row per patch, otherwise one per token. Interpolated tables are cached until
+        pos_embed changes (see PositionCache).
+        """
+        config = self.config
+        return self._positions.get(
+            self.pos_embed,
+            grid,
+            config.grid,
+            num_prefix=config.num_position_prefix,
+            method=config.position_interpolation,
+        )[0]
+
+    def clear_cache(self) -> None:
+        """Forgets what was derived from parameters: needed only after writing to a parameter through `.data`."""
+        self._positions.clear()
+
+    # --- forward -------------------------------------------------------------------------------------------------
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """images [B, C, H, W] -> tokens [B, T, D] in the order class, registers, patches, after the final norm.
+
+        images: the parameters' dtype, already normalised, or uint8 (normalised with config.mean and config.std here);
+            any strides; H and W any multiples of the patch size.
+        As in timm, the final norm is not applied here if it comes after pooling (config.norm_after_pool):
+        forward_head() does it then.
+
+        Raises ValueError or TypeError for images it cannot take, and RuntimeError for a backend that cannot run.
+        """
+        self.patch_embed.check(images)
+        backend = self.backend
+        if backend == "torch":
+            return self._torch_features(images)
+        self._require_backend(backend, images)
+        from . import fused
+
+        return fused.forward_features(self, images)
+
+    def _torch_features(self, images: Tensor) -> Tensor:
+        z = self.patch_embed(images)
+        position = self.position_embedding(self.patch_embed.grid(images))
+        prefix = self.prefix_tokens()
+        if self.config.no_embed_class:
+            z = z + position
+        if prefix is not None:
+            z = torch.cat([prefix.to(z.dtype).expand(z.shape[0], -1, -1), z], dim=1)
+        if not self.config.no_embed_class:
+            z = z + position
+        return self.norm(self.blocks(self.pos_drop(z)))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """tokens [B, T, D] -> [B, D]: the class token, or the mean over the patch tokens."""
+        if self.config.global_pool == "token":
+            return tokens[:, 0]
+        return tokens[:, self.config.num_prefix_tokens :].mean(dim=1)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """tokens [B, T, D] of forward_features() -> logits [B, num_classes].
+
+        With pre_logits=True, or num_classes 0, the classifier's input instead: [B, D], or [B, representation_size]
+        after the hidden tanh layer of the "pretrain" head.
+        """
+        x = self.head_drop(self.pre_logits(self.fc_norm(self.pool(tokens))))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B, C, H, W] -> logits [B, num_classes]; see forward_features()."""
+        return self.forward_head(self.forward_features(images))
+
+    def extra_repr(self) -> str:
+        return f"backend={self._backend!r}"
