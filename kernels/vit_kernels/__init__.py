@@ -1,0 +1,30 @@
+"""Triton kernels for Vision Transformers: patch embedding, attention, linear layers, norms and the MLP, all fused.
+
+Every launcher takes PyTorch tensors on an NVIDIA GPU of compute capability 8.0 or newer (or, with TRITON_INTERPRET=1, CPU
+tensors), in fp32, fp16 or bf16, accumulates in fp32 and supports every size. Importing this package touches no GPU.
+"""
+
+from .attention import attention
+from .device import KNOWN_DEVICES, Device, UnsupportedDeviceError, device_of
+from .folding import fold_norm
+from .launch import accepts, interpreting
+from .linear import linear
+from .mlp import mlp
+from .norm import layer_norm, row_stats
+from .patch_embed import patch_embed
+
+__all__ = [
+    "KNOWN_DEVICES",
+    "Device",
+    "UnsupportedDeviceError",
+    "accepts",
+    "attention",
+    "device_of",
+    "fold_norm",
+    "interpreting",
+    "layer_norm",
+    "linear",
+    "mlp",
+    "patch_embed",
+    "row_stats",
+]

@@ -1,0 +1,105 @@
+"""What a GPU is to the tile choice: a handful of numbers, passed in as a value.
+
+The tile choice never asks the machine. It takes a `Device`, so that the same code picks tiles for the GPU at hand, for
+one that is only compiled for, and in tests.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+class UnsupportedDeviceError(RuntimeError):
+    """The tensors live on a device that the kernels do not run on."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU model.
+
+    capability: compute capability as an integer (80 is sm_80); sm_count: streaming multiprocessors;
+    shared_memory: bytes one CTA may use (opt-in limit).
+    """
+
+    name: str
+    capability: int
+    sm_count: int
+    shared_memory: int
+
+
+A100 = Device("A100", 80, 108, 166_912)
+RTX_3090 = Device("RTX 3090", 86, 82, 101_376)
+RTX_4090 = Device("RTX 4090", 89, 128, 101_376)
+H100 = Device("H100 SXM", 90, 132, 232_448)
+B200 = Device("B200", 100, 148, 232_448)
+RTX_5090 = Device("RTX 5090", 120, 170, 101_376)
+
+KNOWN_DEVICES = (A100, RTX_3090, RTX_4090, H100, B200, RTX_5090)
+
+# The tile shapes chosen in the interpreter only decide how much work one program does; any entry would compute the same.
+INTERPRETED = Device("Triton interpreter", 80, 108, 166_912)
+
+MIN_CAPABILITY = 80
+
+
+# Triton decides when a function is decorated: its own library when triton is imported, our kernels just after this line.
+_INTERPRETING = bool(triton.knobs.runtime.interpret)
+if _INTERPRETING == isinstance(tl.sum, triton.JITFunction):
+    raise RuntimeError(
+        "TRITON_INTERPRET was changed after triton had been imported (by timm, transformers or torch, perhaps). "
+        "Set TRITON_INTERPRET=1 in the environment before Python starts, or not at all."
+    )
+
+
+def interpreting() -> bool:
+    """True when Triton was imported with TRITON_INTERPRET=1, so that every kernel runs as numpy code on the CPU."""
+    return _INTERPRETING
+
+
+@functools.lru_cache(maxsize=64)
+def _describe(driver: object, index: int) -> Device:
+    target = driver.get_current_target()  # type: ignore[attr-defined]
+    if target.backend != "cuda":
+        raise UnsupportedDeviceError(
+            f"vit_kernels needs an NVIDIA GPU; Triton's active backend is {target.backend!r}. "
+            "Use the 'torch' backend of vit_engine here."
+        )
+    capability = int(target.arch)
+    if capability < MIN_CAPABILITY:
+        raise UnsupportedDeviceError(
+            f"vit_kernels needs compute capability 8.0 or newer; this GPU has {capability // 10}.{capability % 10}. "
+            "Use the 'torch' backend of vit_engine here."
+        )
+    properties = driver.utils.get_device_properties(index)  # type: ignore[attr-defined]
+    return Device(
+        f"sm_{capability}", capability, properties["multiprocessor_count"], properties["max_shared_mem"]
+    )
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """The `Device` that a launch on this tensor would run on.
+
+    Raises UnsupportedDeviceError when the tensor is not where Triton's active driver launches.
+    """
+    if interpreting():
+        return INTERPRETED
+    try:
+        driver = triton.runtime.driver.active
+    except RuntimeError as error:
+        raise UnsupportedDeviceError(
+            f"a tensor on {tensor.device} cannot go through the Triton kernels: Triton finds no GPU ({error}). "
+            "Use the 'torch' backend, or set TRITON_INTERPRET=1 before Triton is imported to interpret the kernels."
+        ) from error
+    where = driver.get_active_torch_device()
+    if tensor.device.type != where.type and not tensor.is_cuda:
+        raise UnsupportedDeviceError(
+            f"a tensor on {tensor.device} cannot go through the Triton kernels, which launch on {where.type} here. "
+            "Move it there, or use the 'torch' backend."
+        )
+    index = tensor.device.index
+    return _describe(driver, driver.get_current_device() if index is None else index)

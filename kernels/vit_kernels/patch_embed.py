@@ -1,0 +1,226 @@
+"""Patch embedding: image -> tokens in one launch (arXiv 2010.11929, equation 1).
+
+    tokens[b] = [prefix ; patches(image_b) W^T + bias] + position
+
+An implicit im2col matrix product: the patch matrix [B * L, C * Ph * Pw] is never written, its elements are gathered from
+the image while they are multiplied. Row r of the result is token r % T of image r // T.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import tiles
+from .checks import check_floating, check_same_device, check_same_dtype, check_shape, check_tf32, check_vector, short
+from .device import device_of
+from .launch import launching_on
+from .linear import stats_partials
+from .primitives import grouped_tile, store_partial_moments
+
+
+@triton.jit
+def patch_embed_kernel(
+    image_ptr,  # [B, C, H, W]
+    w_ptr,  # [D, C * PH * PW], any row stride
+    bias_ptr,  # [D]
+    prefix_ptr,  # [PREFIX, D]
+    position_ptr,  # [T, D], or [T - PREFIX, D] for patches only
+    mean_ptr,  # [C]
+    std_ptr,  # [C]
+    tokens_ptr,  # [B, T, D]
+    stats_ptr,  # [2, ceil(D / 64), B * T]
+    M,
+    T,
+    N,
+    K,
+    grid_w,
+    stride_ib,
+    stride_ic,
+    stride_ih,
+    stride_iw,
+    stride_wn,
+    stride_bias,
+    stride_prefix,
+    stride_position,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    PREFIX: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_POSITION: tl.constexpr,
+    POSITION_HAS_PREFIX: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    EMIT_STATS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """This program computes the BLOCK_M tokens x BLOCK_N features tile that `grouped_tile` gives it."""
+    tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    keep_rows = rows < M
+    keep_columns = columns < N
+    image = rows // T
+    token = (rows % T).to(tl.int32)
+    is_patch = token >= PREFIX
+    patch = tl.maximum(token - PREFIX, 0)
+    corner = (
+        image_ptr
+        + image * stride_ib
+        + (patch // grid_w).to(tl.int64) * PH * stride_ih
+        + (patch % grid_w).to(tl.int64) * PW * stride_iw
+    )
+    w_row = w_ptr + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * stride_wn
+    read = (keep_rows & is_patch)[:, None]
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        channel = k // (PH * PW)
+        offset = (
+            channel.to(tl.int64) * stride_ic
+            + (k // PW % PH).to(tl.int64) * stride_ih
+            + (k % PW).to(tl.int64) * stride_iw
+        )
+        pixel = tl.load(corner[:, None] + offset[None, :], mask=read & (k < K)[None, :], other=0)
+        if NORMALISE:
+            mean = tl.load(mean_ptr + channel, mask=k < K, other=0.0)
+            std = tl.load(std_ptr + channel, mask=k < K, other=1.0)
+            pixel = (pixel.to(tl.float32) - mean[None, :]) / std[None, :]
+        w = tl.load(w_row + k[:, None], mask=(k < K)[:, None], other=0.0)
+        acc = tl.dot(pixel.to(w.dtype), w, acc, input_precision=PRECISION)
+
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + columns.to(tl.int64) * stride_bias, mask=keep_columns, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
+    if PREFIX > 0:
+        at = prefix_ptr + token.to(tl.int64)[:, None] * stride_prefix + columns[None, :]
+        fixed = tl.load(at, mask=(keep_rows & (token < PREFIX))[:, None] & keep_columns[None, :], other=0.0)
+        acc = tl.where(is_patch[:, None], acc, fixed.to(tl.float32))
+    keep = keep_rows[:, None] & keep_columns[None, :]
+    if HAS_POSITION:
+        place = token if POSITION_HAS_PREFIX else token - PREFIX
+        at = position_ptr + place.to(tl.int64)[:, None] * stride_position + columns[None, :]
+        acc += tl.load(at, mask=keep & (place >= 0)[:, None], other=0.0).to(tl.float32)
+    tokens = acc.to(tokens_ptr.dtype.element_ty)
+    tl.store(tokens_ptr + rows[:, None] * N + columns[None, :], tokens, mask=keep)
+    if EMIT_STATS:
+        store_partial_moments(
+            stats_ptr, tokens.to(tl.float32), rows, keep_rows, tile_n * BLOCK_N, M, N, BLOCK_M, BLOCK_N
+        )
+
+
+def _check_images(images: torch.Tensor, weight: torch.Tensor) -> None:
+    check_floating("weight", weight, 4)
+    if not isinstance(images, torch.Tensor) or images.ndim != 4:
+        raise ValueError(f"images must be a tensor [B, C, H, W]; got shape {tuple(getattr(images, 'shape', ()))}")
+    if images.dtype != torch.uint8:
+        check_floating("images", images, 4)
+        check_same_dtype("images", images, "weight (or be uint8)", weight.dtype)
+    features, channels, ph, pw = weight.shape
+    if min(features, channels, ph, pw) == 0:
+        raise ValueError(f"weight must have no empty dimension; got shape {tuple(weight.shape)}")
+    if images.shape[1] != channels:
+        raise ValueError(f"images must have C = {channels} channels like weight; got shape {tuple(images.shape)}")
+    height, width = images.shape[2:]
+    if height % ph or width % pw:
+        raise ValueError(
+            f"images must have a size that the patch size {ph}x{pw} divides; got {height}x{width}. "
+            f"Resize or pad them to {tiles.cdiv(height, ph) * ph}x{tiles.cdiv(width, pw) * pw}"
+        )
+
+
+def patch_embed(
+    images: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    prefix: torch.Tensor | None = None,
+    position: torch.Tensor | None = None,
+    *,
+    mean: torch.Tensor | None = None,
+    std: torch.Tensor | None = None,
+    emit_stats: bool = False,
+    tf32: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Images to tokens: patches projected, class and register tokens put in front, positions added, in one launch.
+
+    images [B, C, H, W] in the dtype of weight, or uint8 (divided by 255), any strides; weight [D, C, Ph, Pw] fp32, fp16
+    or bf16; bias [D]; prefix [R, D] (class and register tokens); position [L, D] for the L = (H/Ph)(W/Pw) patches alone
+    or [R + L, D] for all tokens. mean, std [C] fp32: each channel becomes (value - mean) / std before the product,
+    rounded to the dtype of weight as eager PyTorch would. Returns tokens [B, R + L, D] in the dtype of weight, or
+    (tokens, stats) with emit_stats: the row statistics [2, ceil(D / 64), B (R + L)] that the first norm needs.
+    tf32: as in `linear`.
+
+    Raises ValueError for an image size that the patch size does not divide; TypeError or ValueError that names the
+    argument; UnsupportedDeviceError for tensors the kernels cannot reach. Source: arXiv 2010.11929, equation 1.
+    """
+    _check_images(images, weight)
+    precision = check_tf32(tf32, weight.dtype)
+    dtype = weight.dtype
+    features, channels, ph, pw = weight.shape
+    batch, _, height, width = images.shape
+    grid_h, grid_w = height // ph, width // pw
+    check_vector("bias", bias, features, "D, the rows of weight")
+    count = 0
+    if prefix is not None:
+        check_floating("prefix", prefix, 2)
+        count = prefix.shape[0]
+        check_shape("prefix", prefix, (count, features), "tokens x D")
+    patches = grid_h * grid_w
+    tokens_per_image = count + patches
+    if position is not None:
+        check_floating("position", position, 2)
+        if tuple(position.shape) not in ((patches, features), (tokens_per_image, features)):
+            raise ValueError(
+                f"position must have shape ({patches}, {features}) for the patches of a {height}x{width} image or "
+                f"({tokens_per_image}, {features}) with the {count} prefix tokens; got {tuple(position.shape)}"
+            )
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std must be given together; got only " + ("std" if mean is None else "mean"))
+    for name, value in (("mean", mean), ("std", std)):
+        check_vector(name, value, channels, "C, the channels of images")
+        if value is not None and value.dtype != torch.float32:
+            raise TypeError(f"{name} must have dtype float32; got {short(value.dtype)}")
+    check_same_device(
+        "images",
+        images,
+        {"weight": weight, "bias": bias, "prefix": prefix, "position": position, "mean": mean, "std": std},
+    )
+    if images.dtype == torch.uint8:
+        # (v / 255 - mean) / std = (v - 255 mean) / (255 std)
+        mean = torch.zeros(channels, device=images.device) if mean is None else mean * 255
+        std = torch.full((channels,), 255.0, device=images.device) if std is None else std * 255
+    k = channels * ph * pw
+    matrix = weight.reshape(features, k)
+    prefix = None if prefix is None or count == 0 else _unit_columns(prefix)
+    position = None if position is None else _unit_columns(position)
+
+    m = batch * tokens_per_image
+    tokens = torch.empty((batch, tokens_per_image, features), device=images.device, dtype=dtype)
+    stats = None
+    if emit_stats:
+        stats = torch.empty((2, stats_partials(features), m), device=images.device, dtype=torch.float32)
+    if m > 0:
+        tile = tiles.choose_patch_embed(m, features, k, weight.element_size(), device_of(images), tf32=tf32)
+        with launching_on(images):
+            patch_embed_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),)](
+                images, matrix, bias, prefix, position, mean, std, tokens, stats,
+                m, tokens_per_image, features, k, grid_w, *images.stride(), matrix.stride(0),
+                0 if bias is None else bias.stride(0), 0 if prefix is None else prefix.stride(0),
+                0 if position is None else position.stride(0),
+                PH=ph, PW=pw, PREFIX=count, HAS_BIAS=bias is not None, HAS_POSITION=position is not None,
+                POSITION_HAS_PREFIX=position is not None and position.shape[0] == tokens_per_image,
+                NORMALISE=mean is not None, EMIT_STATS=emit_stats, PRECISION=precision,
+                BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip
+    return tokens if stats is None else (tokens, stats)
+
+
+def _unit_columns(table: torch.Tensor) -> torch.Tensor:
+    """The table with contiguous features, which the kernel relies on (a copy only where they are not)."""
+    return table if table.stride(1) == 1 else table.contiguous()

@@ -1,0 +1,131 @@
+"""Device functions that several kernels share: activations, row moments, tile order."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter has no inline assembly; this is the one place where it takes another path (an exact tanh).
+USE_TANH_APPROX = tl.constexpr(not triton.knobs.runtime.interpret)
+
+# Columns that one partial of the row statistics covers. Fixed, so that the format of the statistics does not depend on
+# the tile that produced them; 64 is the narrowest tile of a producing GEMM.
+STATS_COLUMNS = tl.constexpr(64)
+
+
+@triton.jit
+def tanh(x, FAST: tl.constexpr):
+    """tanh(x) in fp32. FAST: the hardware's tanh.approx, 2^-11 relative by the PTX manual."""
+    if FAST and USE_TANH_APPROX:
+        return tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    # exp overflows to inf for large x, and 1 - 2 / inf is the right limit.
+    return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+
+
+@triton.jit
+def gelu(x, FAST: tl.constexpr):
+    """x Phi(x). FAST: a tanh form fitted to the erf form, within 2.7e-5 of it for every x, at a quarter of the cost.
+
+    The clamp keeps the fitted polynomial inside the range it was fitted on; past it the tanh is 1 to the last bit.
+    """
+    if FAST:
+        s = tl.minimum(x * x, 36.0)
+        return 0.5 * x * (1.0 + tanh(x * (0.7975 + s * (0.0370 - 0.00035 * s)), FAST))
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_tanh(x, FAST: tl.constexpr):
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))"""
+    return 0.5 * x * (1.0 + tanh(x * (0.7978845608028654 + 0.035677408136300125 * x * x), FAST))
+
+
+@triton.jit
+def sigmoid_times(x, slope: tl.constexpr, FAST: tl.constexpr):
+    """x sigmoid(slope x): SiLU with slope 1, quick GELU with slope 1.702."""
+    if FAST:
+        return 0.5 * x * (1.0 + tanh(0.5 * slope * x, FAST))
+    return x / (1.0 + tl.exp(-slope * x))
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
+    """The named activation, elementwise in fp32. FAST allows the error that rounding to 16 bits hides."""
+    if ACTIVATION == "gelu":
+        x = gelu(x, FAST)
+    elif ACTIVATION == "gelu_tanh":
+        x = gelu_tanh(x, FAST)
+    elif ACTIVATION == "quick_gelu":
+        x = sigmoid_times(x, 1.702, FAST)
+    elif ACTIVATION == "silu" or ACTIVATION == "swiglu":
+        x = sigmoid_times(x, 1.0, FAST)
+    return x
+
+
+@triton.jit
+def grouped_tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """The (row, column) tile of a program: GROUP_M row tiles at a time, so that the weights they share stay in L2."""
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    group = pid // (GROUP_M * tiles_n)
+    first_m = group * GROUP_M
+    rows = min(tiles_m - first_m, GROUP_M)
+    inside = pid % (GROUP_M * tiles_n)
+    return first_m + inside % rows, inside // rows
+
+
+@triton.jit
+def row_moments(values, keep, count, AXIS: tl.constexpr):
+    """Mean and sum of squared deviations (M2) along the last axis, AXIS, over the kept columns, in two passes.
+
+    Masked columns enter neither: a padded zero would pull the variance towards the mean squared.
+    """
+    mean = tl.sum(tl.where(keep, values, 0.0), AXIS) / count
+    deviation = tl.where(keep, values - tl.expand_dims(mean, AXIS), 0.0)
+    return mean, tl.sum(deviation * deviation, AXIS)
+
+
+@triton.jit
+def merge_moments(stats_ptr, rows, keep_rows, M, columns, PARTIALS: tl.constexpr, PARTIALS_PADDED: tl.constexpr):
+    """Mean and M2 of whole rows from the partials [2, PARTIALS, M] of their column groups (Chan's formula)."""
+    t = tl.arange(0, PARTIALS_PADDED)
+    keep = keep_rows[:, None] & (t < PARTIALS)[None, :]
+    means = tl.load(stats_ptr + t[None, :].to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
+    m2s = tl.load(stats_ptr + (t[None, :] + PARTIALS).to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
+    width = columns if PARTIALS == 1 else STATS_COLUMNS
+    counts = tl.maximum(tl.minimum(columns - t * width, width), 0).to(tl.float32)
+    mean = tl.sum(means * counts[None, :], 1) / columns
+    apart = means - mean[:, None]
+    return mean, tl.sum(m2s + counts[None, :] * apart * apart, 1)
+
+
+@triton.jit
+def shift_and_scale(mean, m2, columns, eps, NORM: tl.constexpr):
+    """(mean to subtract, 1 / scale) of LayerNorm or RMSNorm from a row's moments."""
+    if NORM == "rms":
+        return mean * 0.0, tl.rsqrt(m2 / columns + mean * mean + eps)
+    return mean, tl.rsqrt(m2 / columns + eps)
+
+
+@triton.jit
+def store_partial_moments(
+    stats_ptr, values, rows, keep_rows, first_column, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Writes the moments of a tile of finished values into stats [2, ceil(N / 64), M], one partial per 64 columns.
+
+    first_column is a multiple of 64; a tile narrower than 64 must end the row.
+    """
+    group: tl.constexpr = min(BLOCK_N, STATS_COLUMNS)
+    parts: tl.constexpr = BLOCK_N // group
+    part = first_column // STATS_COLUMNS + tl.arange(0, parts)
+    counts = tl.maximum(tl.minimum(N - part * STATS_COLUMNS, group), 0)
+    keep = (tl.arange(0, group)[None, :] < counts[:, None])[None, :, :]
+    # A group beyond N has no columns: dividing by one keeps its (never stored) mean finite.
+    divisor = tl.maximum(counts, 1).to(tl.float32)[None, :]
+    mean, m2 = row_moments(tl.reshape(values, (BLOCK_M, parts, group)), keep, divisor, 2)
+    partials = tl.cdiv(N, STATS_COLUMNS)
+    keep = keep_rows[:, None] & (part < partials)[None, :]
+    tl.store(stats_ptr + part[None, :].to(tl.int64) * M + rows[:, None], mean, mask=keep)
+    tl.store(stats_ptr + (part[None, :] + partials).to(tl.int64) * M + rows[:, None], m2, mask=keep)
