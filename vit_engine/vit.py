@@ -108,7 +108,7 @@ class ViT(nn.Module):
                 "interpreted; unset the variable and start again, or say so with backend 'interpret'"
             )
         if not launch.accepts(device):
-            wanted = "an NVIDIA GPU" if name == "triton" else "the CPU"
+            wanted = "an NVIDIA GPU of compute capability 8.0 or newer" if name == "triton" else "the CPU"
             raise RuntimeError(
                 f"backend {name!r} cannot run with the model on {str(device)!r}: it needs {wanted}; move the model "
                 "there with model.to(device), or use model.set_backend('torch')"

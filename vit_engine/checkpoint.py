@@ -1,0 +1,266 @@
+"""Weights from and to files, without ever running code that a file brings."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import ViTConfig
+from .google_npz import read_google_npz
+from .position import resample_position, square_grid
+from .vit import ViT
+
+__all__ = ["CheckpointError", "LoadReport", "load_checkpoint", "load_model", "read_metadata", "save_checkpoint"]
+
+CONFIG_KEY = "vit_engine.config"
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
+
+# Fields that change what a model computes without changing the shape of any tensor.
+_SHAPELESS = ("num_heads", "activation", "norm_eps")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, is refused, or does not fit the model."""
+
+
+class LoadReport(NamedTuple):
+    """What load_checkpoint did beyond plain copying. Names are those of the model's state_dict.
+
+    missing: tensors of the model that the file lacks, left as they were (only with strict=False).
+    unexpected: tensors of the file that the model lacks, left out (only with strict=False).
+    resized: tensors that were interpolated to the model's grid of patches.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    resized: tuple[str, ...]
+
+
+class _Source(NamedTuple):
+    tensors: dict[str, Tensor]
+    conflicts: list[str]
+    config: ViTConfig | None
+    interpolation: str
+
+
+def load_checkpoint(
+    model: ViT,
+    path: str | os.PathLike[str],
+    *,
+    allow_pickle: bool = False,
+    strict: bool = True,
+    skip: Sequence[str] = (),
+) -> LoadReport:
+    """Copies weights from a file into the model, in the model's dtype and on its device.
+
+    path: *.safetensors with timm's names, or *.npz in the layout of google-research/vision_transformer. Position
+        embeddings for another grid of patches are interpolated: bicubic (as timm) from safetensors, bilinear (as
+        Google's code) from npz. The old grid is read from the file's metadata (save_checkpoint writes it) and taken as
+        square without.
+    allow_pickle: also read PyTorch pickles (.pth, .pt, .bin, .ckpt, ...), with torch.load(weights_only=True) and
+        nothing laxer; weights may lie below a "state_dict" or "model" key.
+    strict: with False, tensors missing from the file keep their values and those the model lacks are left out. A tensor
+        of the wrong shape is an error either way.
+    skip: prefixes of tensor names to leave alone in model and file, such as ("head.",) to fine-tune on other classes.
+
+    Raises CheckpointError (a ValueError) that names every missing, unexpected, mis-shaped and contradicting tensor at
+    once, or says why the file is refused; the model is then unchanged. FileNotFoundError if there is no such file.
+    """
+    if not isinstance(model, ViT):
+        raise TypeError(f"load_checkpoint: model must be a vit_engine.ViT, got {type(model).__name__}")
+    prefixes = (skip,) if isinstance(skip, str) else tuple(skip)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefixes)}
+    if any(tensor.is_meta for tensor in wanted.values()):
+        raise CheckpointError("load_checkpoint: the model is on the meta device; call model.to_empty(device=...) first")
+
+    source = _read(Path(path), model.config, allow_pickle)
+    given = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(prefixes)}
+    resized: list[str] = []
+    if "pos_embed" in wanted and "pos_embed" in given:
+        position = _fit_position(given["pos_embed"], model.config, source)
+        if position is not given["pos_embed"]:
+            given["pos_embed"] = position
+            resized.append("pos_embed")
+
+    missing = sorted(set(wanted) - set(given))
+    unexpected = sorted(set(given) - set(wanted))
+    shared = [name for name in wanted if name in given]
+    problems = [
+        f"mis-shaped {name}: {list(given[name].shape)} in the file, {list(wanted[name].shape)} in the model"
+        for name in shared
+        if given[name].shape != wanted[name].shape
+    ]
+    problems += [
+        f"not floating point: {name} ({given[name].dtype})" for name in shared if not given[name].is_floating_point()
+    ]
+    if strict:
+        problems = [f"missing from the file: {name}" for name in missing] + problems
+        problems += [f"unexpected in the file: {name}" for name in unexpected]
+        problems += [f"contradiction: {text}" for text in source.conflicts]
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise CheckpointError(f"{path} does not fit the model, which is left unchanged:\n{lines}")
+
+    model.load_state_dict({name: given[name] for name in shared}, strict=False)
+    return LoadReport(tuple(missing), tuple(unexpected), tuple(resized))
+
+
+def save_checkpoint(model: ViT, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the model's weights and its ViTConfig to one *.safetensors file, which load_model() turns back into the
+    model.
+
+    metadata: further strings to keep in the file's header, such as class names as JSON; read_metadata() returns them.
+    An existing file is replaced once the new one is complete. Raises ValueError or TypeError naming the argument.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"save_checkpoint: path must end in .safetensors, got {path.name!r}")
+    header = {"format": "pt"}
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"save_checkpoint: metadata must map str to str, got {key!r}: {type(value).__name__}")
+        if key in (CONFIG_KEY, "format"):
+            raise ValueError(f"save_checkpoint: metadata key {key!r} is reserved")
+        header[key] = value
+    header[CONFIG_KEY] = json.dumps(model.config.to_dict())
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata=header)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> ViT:
+    """The model that save_checkpoint() wrote, in eval mode.
+
+    dtype: of the parameters; None keeps the file's. Raises CheckpointError if the file does not describe its model:
+        build ViT(config) and call load_checkpoint() for such files.
+    """
+    _, config = _description(Path(path))
+    if config is None:
+        raise CheckpointError(
+            f"{path} holds no model description ({CONFIG_KEY} in its metadata): build ViT(ViTConfig...) and use "
+            "load_checkpoint(model, path)"
+        )
+    # Built without memory, so that nothing is initialised only to be overwritten.
+    with torch.device("meta"):
+        model = ViT(config, backend=backend)
+    model = model.to(dtype or _dtype_of(Path(path))).to_empty(device="cpu")
+    load_checkpoint(model, path)
+    return model.to(device).eval()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The strings in the header of a *.safetensors file that save_checkpoint(metadata=...) put there."""
+    metadata, _ = _description(Path(path))
+    return {key: value for key, value in metadata.items() if key not in (CONFIG_KEY, "format")}
+
+
+def _read(path: Path, config: ViTConfig, allow_pickle: bool) -> _Source:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        _, described = _description(path)
+        conflicts = []
+        if described is not None:
+            pairs = [(name, getattr(described, name), getattr(config, name)) for name in _SHAPELESS]
+            conflicts = [
+                f"{name} is {theirs!r} in the file, {ours!r} in the model"
+                for name, theirs, ours in pairs
+                if theirs != ours
+            ]
+        with _open_safetensors(path) as file:
+            names = file.keys()
+            return _Source({name: file.get_tensor(name) for name in names}, conflicts, described, "bicubic")
+    if suffix == ".npz":
+        try:
+            tensors, conflicts = read_google_npz(path, config.num_heads)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        return _Source(tensors, conflicts, None, "bilinear")
+    if suffix in PICKLES:
+        if not allow_pickle:
+            raise CheckpointError(
+                f"{path} is refused: {suffix} files are pickles, which can run code when they are read. Convert it to "
+                "safetensors, or pass allow_pickle=True to read it with torch.load(weights_only=True)"
+            )
+        return _Source(_read_pickle(path), [], None, "bicubic")
+    raise CheckpointError(f"{path}: unknown format {suffix!r}; a checkpoint is *.safetensors or *.npz")
+
+
+def _open_safetensors(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _description(path: Path) -> tuple[dict[str, str], ViTConfig | None]:
+    with _open_safetensors(path) as file:
+        metadata = dict(file.metadata() or {})
+    text = metadata.get(CONFIG_KEY)
+    if text is None:
+        return metadata, None
+    try:
+        return metadata, ViTConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: its model description ({CONFIG_KEY}) is not usable: {error}") from error
+
+
+def _dtype_of(path: Path) -> torch.dtype:
+    with _open_safetensors(path) as file:
+        names = list(file.keys())
+        dtype = file.get_tensor("pos_embed").dtype if "pos_embed" in names else torch.float32
+    return dtype if dtype.is_floating_point else torch.float32
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    # A damaged file makes the unpickler raise nearly anything.
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read with torch.load(weights_only=True): {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds no mapping of names to tensors")
+    return content
+
+
+def _fit_position(position: Tensor, config: ViTConfig, source: _Source) -> Tensor:
+    """Position embeddings for the model's grid; unchanged if they are for it already, or their grid cannot be told."""
+    prefix = config.num_position_prefix
+    if position.dim() != 3 or position.shape[0] != 1 or position.shape[2] != config.embed_dim:
+        return position
+    if not position.is_floating_point():
+        return position
+    rows = position.shape[1] - prefix
+    if source.config is not None:
+        old_grid = source.config.grid if source.config.num_patches == rows else None
+    elif rows == config.num_patches:
+        return position
+    else:
+        old_grid = square_grid(rows)
+    if old_grid is None:
+        return position
+    return resample_position(position, config.grid, old_grid, num_prefix=prefix, method=source.interpolation)
