@@ -26,7 +26,7 @@ from .device import device_of
 from .launch import launching_on
 from .linear import ACTIVATIONS, check_norm, linear, stats_partials
 from .norm import row_stats
-from .primitives import activate, shift_and_scale, store_partial_moments
+from .primitives import activate, product, shift_and_scale, store_partial_moments
 
 
 @triton.jit
@@ -172,10 +172,10 @@ def mlp_kernel(
             total += tl.sum(x_tail.to(tl.float32), 1)
         mean = total / WIDTH
         apart = tl.where((d < WIDTH)[None, :], x.to(tl.float32) - mean[:, None], 0.0)
-        m2 = tl.sum(apart * apart, 1)
+        m2 = tl.sum(product(apart, apart), 1)
         if TAIL:
             apart = tl.where((d_tail < WIDTH)[None, :], x_tail.to(tl.float32) - mean[:, None], 0.0)
-            m2 += tl.sum(apart * apart, 1)
+            m2 += tl.sum(product(apart, apart), 1)
         shift, rstd = shift_and_scale(mean, m2, WIDTH, eps, NORM)
 
     for start in range(0, HIDDEN, BLOCK_H):

@@ -77,6 +77,16 @@ def grouped_tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_
 
 
 @triton.jit
+def product(a, b):
+    """a b, rounded before anything is added to it.
+
+    A sum across lanes adds each lane's product to its neighbour's. Contracted into a multiply-add, the two lanes would
+    round differently and disagree in the last bit about a value that both go on to use.
+    """
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
 def row_moments(values, keep, count, AXIS: tl.constexpr):
     """Mean and sum of squared deviations (M2) along the last axis, AXIS, over the kept columns, in two passes.
 
@@ -84,7 +94,7 @@ def row_moments(values, keep, count, AXIS: tl.constexpr):
     """
     mean = tl.sum(tl.where(keep, values, 0.0), AXIS) / count
     deviation = tl.where(keep, values - tl.expand_dims(mean, AXIS), 0.0)
-    return mean, tl.sum(deviation * deviation, AXIS)
+    return mean, tl.sum(product(deviation, deviation), AXIS)
 
 
 @triton.jit
@@ -96,7 +106,7 @@ def merge_moments(stats_ptr, rows, keep_rows, M, columns, PARTIALS: tl.constexpr
     m2s = tl.load(stats_ptr + (t[None, :] + PARTIALS).to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
     width = columns if PARTIALS == 1 else STATS_COLUMNS
     counts = tl.maximum(tl.minimum(columns - t * width, width), 0).to(tl.float32)
-    mean = tl.sum(means * counts[None, :], 1) / columns
+    mean = tl.sum(product(means, counts[None, :]), 1) / columns
     apart = means - mean[:, None]
     return mean, tl.sum(m2s + counts[None, :] * apart * apart, 1)
 
