@@ -67,8 +67,9 @@ def load_checkpoint(
         square without.
     allow_pickle: also read PyTorch pickles (.pth, .pt, .bin, .ckpt, ...), with torch.load(weights_only=True) and
         nothing laxer; weights may lie below a "state_dict" or "model" key.
-    strict: with False, tensors missing from the file keep their values and those the model lacks are left out. A tensor
-        of the wrong shape is an error either way.
+    strict: with False, tensors missing from the file keep their values, those the model lacks are left out, and a
+        description in the file that contradicts the model (head count, activation, norm_eps) is overlooked. A tensor of
+        the wrong shape is an error either way.
     skip: prefixes of tensor names to leave alone in model and file, such as ("head.",) to fine-tune on other classes.
 
     Raises CheckpointError (a ValueError) that names every missing, unexpected, mis-shaped and contradicting tensor at

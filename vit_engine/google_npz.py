@@ -59,7 +59,7 @@ def read_google_npz(path: str | Path, num_heads: int) -> tuple[dict[str, Tensor]
         arrays = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
     tensors: dict[str, Tensor] = {}
-    conflicts: list[str] = []
+    heads: set[int] = set()
     for name, array in arrays.items():
         block = _BLOCK.fullmatch(name)
         if name in _TENSORS:
@@ -75,10 +75,10 @@ def read_google_npz(path: str | Path, num_heads: int) -> tuple[dict[str, Tensor]
             else:
                 tensors[f"blocks.{index}.attn.qkv.{'weight' if leaf == 'kernel' else 'bias'}"] = whole
             if array.dim() >= 2 and array.shape[-2] != num_heads:
-                conflicts.append(f"{name} has {array.shape[-2]} heads, the model {num_heads}")
+                heads.add(array.shape[-2])
         else:
             tensors[name] = array
-    return tensors, conflicts
+    return tensors, [f"attention has {count} heads in the file, {num_heads} in the model" for count in sorted(heads)]
 
 
 def _read_arrays(path: str | Path) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ def _output_first(name: str, array: Tensor) -> Tensor:
 
 
 def _packed(parts: list[Tensor | None], leaf: str) -> Tensor | None:
-    """Query, key and value as rows of one matrix (kernel) or one vector (bias); None unless all three are there alike."""
+    """Query, key and value as rows of one matrix (kernel) or one vector (bias); None unless all three are alike."""
     given = [part for part in parts if part is not None and part.dim() == (3 if leaf == "kernel" else 2)]
     if len(given) < 3 or len({part.shape for part in given}) > 1:
         return None

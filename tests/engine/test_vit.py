@@ -1,0 +1,345 @@
+import copy
+import dataclasses
+import os
+import subprocess
+import sys
+import types
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers.drop import calculate_drop_path_rates
+from torch import nn
+
+import vit_engine
+from tests.engine.redraw import SMALL, images, redraw, relative, small_vit, timm_model
+from tests.rung import child_environment
+from vit_engine import ViT, ViTConfig
+from vit_kernels import launch
+
+VARIANTS: dict[str, dict] = {
+    "plain": {},
+    "registers": {"num_register_tokens": 4},
+    "no class token": {"class_token": False, "global_pool": "avg"},
+    "average pool": {"global_pool": "avg"},
+    "average pool, norm before": {"global_pool": "avg", "fc_norm": False, "num_register_tokens": 1},
+    "class token, norm after": {"fc_norm": True},
+    "LayerScale": {"layer_scale": 1e-5},
+    "no_embed_class": {"no_embed_class": True},
+    "DINOv2 with registers": {
+        "no_embed_class": True,
+        "num_register_tokens": 4,
+        "layer_scale": 1e-5,
+        "patch_size": (4, 8),
+    },
+    "registers only": {"class_token": False, "global_pool": "avg", "num_register_tokens": 2, "no_embed_class": True},
+    "no qkv bias": {"qkv_bias": False},
+    "rectangle, one channel": {"image_size": (16, 40), "in_channels": 1},
+    "gelu_tanh": {"activation": "gelu_tanh"},
+    "quick_gelu": {"activation": "quick_gelu"},
+    "silu": {"activation": "silu", "mlp_ratio": 2.5},
+    "swiglu": {"activation": "swiglu", "hidden_dim": 96},
+    "no classifier": {"num_classes": 0},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_equals_timm(name: str) -> None:
+    """timm's own weights load with strict=True; tokens, pooled features and logits agree in float64."""
+    config = ViTConfig(**{**SMALL, **VARIANTS[name]})
+    theirs = timm_model(config).double()
+    ours = ViT(config).double().eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = images(2, config.in_channels, *config.image_hw)
+    with torch.no_grad():
+        tokens = ours.forward_features(x)
+        assert tokens.shape == (2, config.num_tokens, 48)
+        assert relative(tokens, theirs.forward_features(x)) < 1e-10
+        pooled = theirs.forward_head(theirs.forward_features(x), pre_logits=True)
+        assert relative(ours.forward_head(tokens, pre_logits=True), pooled) < 1e-10
+        assert relative(ours(x), theirs(x)) < 1e-10
+
+
+def test_vit_tiny_patch16_224_equals_timm() -> None:
+    theirs = redraw(timm.create_model("vit_tiny_patch16_224")).double().eval()
+    ours = ViT(ViTConfig.preset("vit_tiny_patch16_224")).double().eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = images(1, 3, 224, 224)
+    with torch.no_grad():
+        assert relative(ours(x), theirs(x)) < 1e-10
+
+
+@pytest.mark.parametrize("representation", [None, 20])
+def test_pretraining_head(representation: int | None) -> None:
+    """Section 3.1: one hidden layer, with the tanh of Google's code, under the names older timm versions used."""
+    model = small_vit(head="pretrain", representation_size=representation)
+    state = model.state_dict()
+    assert state["pre_logits.fc.weight"].shape == (representation or 48, 48)
+    tokens = model.forward_features(images(2, 3, 32, 32))
+    hidden = torch.tanh(tokens[:, 0] @ state["pre_logits.fc.weight"].T + state["pre_logits.fc.bias"])
+    assert relative(model.forward_head(tokens, pre_logits=True), hidden) < 1e-12
+    assert relative(model.forward_head(tokens), hidden @ state["head.weight"].T + state["head.bias"]) < 1e-12
+
+
+MATTERS = {name: VARIANTS[name] for name in ("plain", "average pool", "DINOv2 with registers", "swiglu")}
+MATTERS["pretrain head"] = {"head": "pretrain"}
+
+
+@pytest.mark.parametrize("name", MATTERS)
+@torch.no_grad()
+def test_every_parameter_matters(name: str) -> None:
+    model = small_vit(**MATTERS[name])
+    x = images(2, 3, 32, 32)
+    before = model(x)
+    for parameter_name, parameter in model.named_parameters():
+        kept = parameter.clone()
+        parameter.zero_()
+        assert relative(model(x), before) > 1e-4, parameter_name
+        parameter.copy_(kept)
+    assert torch.equal(model(x), before)
+    # Softmax ignores what is added to all scores of a query: of the three biases the key bias has no effect.
+    for part, matters in (("query", True), ("key", False), ("value", True)):
+        bias = model.state_dict()["blocks.0.attn.qkv.bias"].view(3, 48)[("query", "key", "value").index(part)]
+        kept = bias.clone()
+        bias.zero_()
+        assert (relative(model(x), before) > 1e-4) == matters, part
+        bias.copy_(kept)
+
+
+def test_bytes_and_floats_agree() -> None:
+    model = small_vit(mean=(0.4, 0.5, 0.6), std=0.25)
+    pixels = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean = torch.tensor((0.4, 0.5, 0.6), dtype=torch.float64).reshape(3, 1, 1)
+    assert relative(model(pixels), model((pixels.double() / 255 - mean) / 0.25)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes_and_empty_batch(dtype: torch.dtype) -> None:
+    model = small_vit(num_register_tokens=1, mean=0.5, std=0.5).to(dtype)
+    for batch in (torch.zeros(0, 3, 16, 24, dtype=dtype), torch.zeros(0, 3, 16, 24, dtype=torch.uint8)):
+        assert model(batch).shape == (0, 7)
+        assert model.forward_features(batch).shape == (0, 8, 48)
+    assert model(images(2, 3, 16, 24, dtype=dtype)).dtype == dtype
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    model = ViT(
+        ViTConfig(**{**SMALL, "embed_dim": 192, "num_register_tokens": 2, "layer_scale": 0.1, "head": "pretrain"})
+    )
+    state = model.state_dict()
+    assert not state["head.weight"].any()
+    assert not state["head.bias"].any()
+    for name in ("blocks.1.attn.qkv.weight", "blocks.0.mlp.fc2.weight", "pos_embed", "pre_logits.fc.weight"):
+        # A normal of deviation 0.02 cut at two deviations has deviation 0.0176.
+        assert 0.017 < float(state[name].std()) < 0.0182, name
+        assert float(state[name].abs().max()) <= 0.04, name
+    assert not any(state[name].any() for name in state if name.endswith(".bias"))
+    assert torch.equal(state["blocks.0.ls1.gamma"], torch.full((192,), 0.1))
+    assert bool((state["norm.weight"] == 1).all())
+    # Patches of unit variance give tokens of about unit variance.
+    assert 0.8 < model.patch_embed(torch.randn(8, 3, 32, 32)).std().item() < 1.0
+    assert not ViT(ViTConfig(**SMALL))(torch.randn(1, 3, 32, 32)).any()
+
+
+def test_stochastic_depth_rises_linearly() -> None:
+    model = ViT(ViTConfig(**{**SMALL, "depth": 5, "stochastic_depth": 0.2}))
+    theirs = calculate_drop_path_rates(0.2, 5)
+    for block, rate in zip(model.blocks, theirs, strict=True):
+        assert block.drop_path1.rate == pytest.approx(rate)  # type: ignore[union-attr]
+        assert block.drop_path2.rate == pytest.approx(rate)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "head_dropout", "stochastic_depth"])
+def test_rates_act_in_training_mode_alone(rate: str) -> None:
+    overrides: dict[str, Any] = {rate: 0.5}
+    model = small_vit(**overrides)
+    plain = small_vit()
+    x = images(4, 3, 32, 32)
+    torch.manual_seed(0)
+    assert torch.equal(model(x), plain(x))
+    assert not torch.equal(model.train()(x), plain(x))
+
+
+def test_trains() -> None:
+    model = small_vit(stochastic_depth=0.1, dropout=0.1, layer_scale=0.1, num_register_tokens=1).float().train()
+    redraw(model)
+    torch.manual_seed(0)
+    x, labels = images(8, 3, 32, 32, dtype=torch.float32), torch.arange(8) % 7
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- backends -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch):
+    """Kernels that accept the CPU, and a fused forward pass that records its calls and returns the torch backend's."""
+    calls = []
+
+    def forward_features(model, x):
+        calls.append(model.backend)
+        return model._torch_features(x)
+
+    stub = types.ModuleType("vit_engine.fused")
+    stub.forward_features = forward_features  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vit_engine.fused", stub)
+    monkeypatch.setattr(vit_engine, "fused", stub, raising=False)
+    monkeypatch.setattr(launch, "accepts", lambda device: True)
+    monkeypatch.setattr(launch, "interpreting", lambda: False)
+    return types.SimpleNamespace(calls=calls, monkeypatch=monkeypatch)
+
+
+def test_backend_names() -> None:
+    model = small_vit()
+    assert model.backend == "torch"
+    assert model.set_backend("auto") is model
+    assert model.backend == "torch"
+    assert model.set_backend("triton").backend == "triton"
+    assert "backend='triton'" in repr(model)
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'torch', 'triton', 'interpret', got 'cuda'"):
+        model.set_backend("cuda")
+    with pytest.raises(ValueError, match="got 'eager'"):
+        ViT(ViTConfig(**SMALL), backend="eager")
+    with pytest.raises(TypeError, match=r"config must be a ViTConfig, got str; see ViTConfig.preset\(name\)"):
+        ViT("vit_tiny_patch16_224")  # type: ignore[arg-type]
+
+
+def test_auto_follows_the_parameters() -> None:
+    model = ViT(ViTConfig(**SMALL))
+    assert model.backend == "torch"
+    assert model.to("meta").backend == "torch"
+    stand_in = types.SimpleNamespace(_backend="auto", pos_embed=types.SimpleNamespace(device=torch.device("cuda:1")))
+    assert ViT.backend.fget(stand_in) == "triton"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("backend", ["triton", "interpret"])
+def test_kernels_get_the_call(kernels, backend: str) -> None:
+    model = small_vit().set_backend(backend)
+    kernels.monkeypatch.setattr(launch, "interpreting", lambda: backend == "interpret")
+    x = images(2, 3, 32, 32)
+    expected = small_vit()(x)
+    assert kernels.calls == []
+    assert torch.equal(model(x), expected)
+    assert kernels.calls == [backend]
+    with pytest.raises(ValueError, match="do not divide into patches"):
+        model(images(2, 3, 32, 33))
+    assert kernels.calls == [backend]
+
+
+@pytest.mark.parametrize(
+    ("backend", "accepts", "interpreting", "texts"),
+    [
+        (
+            "triton",
+            False,
+            False,
+            ["'triton' cannot run with the model on 'cpu'", "NVIDIA GPU", "model.set_backend('torch')"],
+        ),
+        ("triton", True, True, ["TRITON_INTERPRET=1", "unset the variable", "backend 'interpret'"]),
+        ("interpret", True, False, ["TRITON_INTERPRET=1 before the process imports triton", "use backend 'torch'"]),
+        ("interpret", False, True, ["'interpret' cannot run with the model on 'cpu'"]),
+    ],
+)
+def test_backend_that_cannot_run_says_why(kernels, backend, accepts, interpreting, texts) -> None:
+    kernels.monkeypatch.setattr(launch, "accepts", lambda device: accepts)
+    kernels.monkeypatch.setattr(launch, "interpreting", lambda: interpreting)
+    with pytest.raises(RuntimeError) as error:
+        small_vit().set_backend(backend)(images(1, 3, 32, 32))
+    for text in texts:
+        assert text in str(error.value)
+    assert kernels.calls == []
+
+
+def test_kernels_refuse_training(kernels) -> None:
+    model = small_vit(stochastic_depth=0.1).set_backend("triton").train()
+    x = images(1, 3, 32, 32)
+    with torch.no_grad(), pytest.raises(RuntimeError) as error:
+        model(x)
+    for text in ("dropout or stochastic depth", "training mode", "model.eval()", "model.set_backend('torch')"):
+        assert text in str(error.value)
+    model = small_vit().set_backend("triton").train()
+    with pytest.raises(RuntimeError) as error:
+        model(x)
+    for text in ("computes no gradients", "model.eval()", "torch.no_grad()", "model.set_backend('torch')"):
+        assert text in str(error.value)
+    with pytest.raises(RuntimeError, match="computes no gradients"):
+        model.eval()(x.clone().requires_grad_(True))
+    assert kernels.calls == []
+    with torch.no_grad():
+        model.train()(x)
+    model.eval()(x)
+    assert kernels.calls == ["triton", "triton"]
+
+
+def test_a_head_alone_trains_on_kernel_features(kernels) -> None:
+    model = small_vit().set_backend("triton").requires_grad_(False).train()
+    model.head.requires_grad_(True)
+    model(images(1, 3, 32, 32)).sum().backward()
+    assert model.head.weight.grad is not None
+    assert kernels.calls == ["triton"]
+
+
+# --- the module as a module -----------------------------------------------------------------------
+
+
+def test_prefix_tokens_and_positions_for_the_kernels() -> None:
+    model = small_vit(num_register_tokens=2)
+    prefix = model.prefix_tokens()
+    assert prefix is not None
+    assert model.cls_token is not None
+    assert model.reg_token is not None
+    assert torch.equal(prefix, torch.cat([model.cls_token[0], model.reg_token[0]]))
+    assert model.position_embedding((4, 4)).shape == (19, 48)
+    assert small_vit(class_token=False, global_pool="avg").prefix_tokens() is None
+    assert small_vit(no_embed_class=True).position_embedding((2, 3)).shape == (6, 48)
+
+
+def test_copies_and_exports() -> None:
+    model = small_vit(num_register_tokens=1)
+    x = images(2, 3, 32, 32)
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    program = torch.export.export(model, (x,))
+    assert relative(program.module()(x), expected) < 1e-12
+    assert {f.name for f in dataclasses.fields(model.config)} == set(model.config.to_dict())
+
+
+CHILD = """
+import sys
+import vit_engine
+assert vit_engine.__version__
+assert "ViT" in dir(vit_engine)
+assert "torch" not in sys.modules and "triton" not in sys.modules, "importing the package loads torch or triton"
+try:
+    vit_engine.Vit
+except AttributeError as error:
+    assert "no attribute 'Vit'" in str(error)
+vit_engine.ViT, vit_engine.ViTConfig, vit_engine.load_checkpoint, vit_engine.save_checkpoint, vit_engine.load_model
+import torch
+assert "vit_kernels" not in sys.modules, "kernels are loaded before they are used"
+assert not torch.cuda.is_initialized()
+print("fine")
+"""
+
+
+def test_import_is_light() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        cwd=os.getcwd(),
+        check=False,
+    )
+    assert done.stdout == "fine\n", done.stderr
