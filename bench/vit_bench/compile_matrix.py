@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from vit_engine.config import PRESETS, ViTConfig
-from vit_kernels.device import KNOWN_DEVICES, interpreting
 
 from vit_bench import records
 from vit_bench.plan import BATCHES, Call, model_calls
 from vit_bench.recording import Launch, gpu, recording
 from vit_bench.sass import code_facts
+from vit_engine.config import PRESETS, ViTConfig
+from vit_kernels.device import KNOWN_DEVICES, interpreting
 
 GPUS = tuple(f"sm_{device.capability}" for device in KNOWN_DEVICES)
 MATRIX_KERNELS = ("patch_embed", "attention", "linear", "mlp")  # those whose work is matrix products
@@ -145,7 +145,7 @@ def compile_for(
                         failure = _failed(call, gpu_name, dtype, used_by, error)
                         failures.setdefault((call.kernel, failure.error), failure)
                     for launch in recorder.launches:
-                        # Triton hands the same binary to every launch of one specialisation.
+                        # The recorder gives every launch of the same machine code the same binary.
                         key = call.kernel, id(launch.binary)
                         if key not in found:
                             found[key] = _from_launch(call, launch, gpu_name, dtype, used_by)

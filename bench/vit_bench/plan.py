@@ -1,15 +1,18 @@
 """The launches of one forward pass as calls of the launchers, by shape only.
 
-What the compile matrix needs of a model is the shapes, dtypes, strides and options with which it calls the launchers; no
-weight has a value here. Tensors live on the meta device, so that a batch of 256 through ViT-g costs no memory.
+What compiling and timing need of a model is the shapes, dtypes, strides and options with which it calls the
+launchers. Tensors live on the meta device by default, so that a batch of 256 through ViT-g costs no memory; elsewhere
+they are ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+
 import vit_kernels
 from vit_engine.config import ViTConfig
 
@@ -25,77 +28,52 @@ class Call:
     run: Callable[[], object]
 
 
-def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype) -> Iterator[Call]:
+def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str = "meta") -> Iterator[Call]:
     """The distinct launcher calls of one forward pass of `config` (each encoder block repeats the same ones)."""
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+        return torch.ones(shape, dtype=dtype, device=device)
 
-    width, tokens, heads = config.embed_dim, config.num_tokens, config.num_heads
+    new_fp32 = partial(new, dtype=torch.float32)
+    width, hidden, tokens = config.embed_dim, config.mlp_hidden, config.num_tokens
     rows = batch * tokens
     vector = new(width)
     scale = new(width) if config.layer_scale is not None else None
     x = new(rows, width)
-    stats = new(2, -(-width // 64), rows, dtype=torch.float32)
-    float_sums = {n: new(n, dtype=torch.float32) for n in (3 * width, config.mlp_hidden)}
+    stats = new_fp32(2, -(-width // 64), rows)
 
-    height, width_px = config.image_hw
-    weight = new(width, config.in_channels, *config.patch_hw)
-    prefix = new(config.num_prefix_tokens, width) if config.num_prefix_tokens else None
-    position = new(config.num_patches + config.num_position_prefix, width)
-    pixels = new(batch, config.in_channels, height, width_px)
-    raw = new(batch, config.in_channels, height, width_px, dtype=torch.uint8)
-    constants = new(config.in_channels, dtype=torch.float32)
-    yield Call(
-        "patch_embed",
-        "stem",
-        lambda: vit_kernels.patch_embed(pixels, weight, vector, prefix, position, emit_stats=True),
-    )
-    yield Call(
-        "patch_embed",
-        "stem, uint8",
-        lambda: vit_kernels.patch_embed(
-            raw, weight, vector, prefix, position, mean=constants, std=constants, emit_stats=True
-        ),
-    )
-    yield Call("row_stats", "statistics", lambda: vit_kernels.row_stats(x))
+    size = (batch, config.in_channels, *config.image_hw)
+    stem = [new(width, config.in_channels, *config.patch_hw), vector]
+    stem.append(new(config.num_prefix_tokens, width) if config.num_prefix_tokens else None)
+    stem.append(new(config.num_patches + config.num_position_prefix, width))
+    constants = new_fp32(config.in_channels)
+    embed = partial(vit_kernels.patch_embed, emit_stats=True)
+    yield Call("patch_embed", "stem", partial(embed, new(*size), *stem))
+    raw = new(*size, dtype=torch.uint8)
+    yield Call("patch_embed", "stem, uint8", partial(embed, raw, *stem, mean=constants, std=constants))
+    yield Call("row_stats", "statistics", partial(vit_kernels.row_stats, x))
 
-    qkv_bias = float_sums[3 * width]
-    yield Call(
-        "linear",
-        "qkv",
-        lambda: vit_kernels.linear(
-            x, new(3 * width, width), qkv_bias, norm="layer", stats=stats, column_sum=float_sums[3 * width]
-        ),
+    qkv, sums = new(3 * width, width), new_fp32(3 * width)
+    normed = partial(vit_kernels.linear, norm="layer", stats=stats, column_sum=sums)
+    yield Call("linear", "qkv", partial(normed, x, qkv, sums))
+    packed = new(batch, tokens, 3, config.num_heads, config.head_dim)
+    yield Call("attention", "attention", partial(vit_kernels.attention, *packed.unbind(2)))
+    added = partial(vit_kernels.linear, layer_scale=scale, residual=x, emit_stats=True)
+    yield Call("linear", "projection", partial(added, x, new(width, width), vector))
+
+    inner = hidden // 2 if config.activation == "swiglu" else hidden
+    sums = new_fp32(hidden)
+    feed_forward = partial(
+        vit_kernels.mlp,
+        stats=stats,
+        column_sum=sums,
+        activation=config.activation,
+        layer_scale=scale,
+        residual=x,
+        emit_stats=True,
     )
-    packed = new(batch, tokens, 3, heads, config.head_dim)
-    yield Call("attention", "attention", lambda: vit_kernels.attention(*packed.unbind(2)))
-    yield Call(
-        "linear",
-        "projection",
-        lambda: vit_kernels.linear(x, new(width, width), vector, layer_scale=scale, residual=x, emit_stats=True),
-    )
-    inner = config.mlp_hidden // 2 if config.activation == "swiglu" else config.mlp_hidden
-    yield Call(
-        "mlp",
-        "mlp",
-        lambda: vit_kernels.mlp(
-            x,
-            new(config.mlp_hidden, width),
-            float_sums[config.mlp_hidden],
-            new(width, inner),
-            vector,
-            stats=stats,
-            column_sum=float_sums[config.mlp_hidden],
-            activation=config.activation,
-            layer_scale=scale,
-            residual=x,
-            emit_stats=True,
-        ),
-    )
-    yield Call("layer_norm", "final norm", lambda: vit_kernels.layer_norm(x, vector, vector))
+    yield Call("mlp", "mlp", partial(feed_forward, x, new(hidden, width), sums, new(width, inner), vector))
+    yield Call("layer_norm", "final norm", partial(vit_kernels.layer_norm, x, vector, vector))
     if config.num_classes:
-        pooled = new(batch, width)
-        yield Call(
-            "linear", "head", lambda: vit_kernels.linear(pooled, new(config.num_classes, width), new(config.num_classes))
-        )
+        head = new(config.num_classes, width), new(config.num_classes)
+        yield Call("linear", "head", partial(vit_kernels.linear, new(batch, width), *head))

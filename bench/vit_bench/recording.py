@@ -21,9 +21,9 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver as triton_driver
-from vit_kernels.device import KNOWN_DEVICES, Device
 
 from vit_bench.sass import Resources, resources
+from vit_kernels.device import KNOWN_DEVICES, Device
 
 # Triton keys its caches of compiled kernels and of device limits by device number alone, so every recorder has one of
 # its own: two recorders for different GPUs in one process never see each other's kernels.
@@ -69,6 +69,7 @@ class _Utils:
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._loaded: dict[tuple[str, bytes], Binary] = {}
 
     def get_device_properties(self, _device: int) -> dict[str, int]:
         # Clocks and bus width are read by Triton's own heuristics only; no kernel here depends on them.
@@ -83,8 +84,11 @@ class _Utils:
         }
 
     def load_binary(self, name: str, cubin: bytes, _shared: int, _device: int) -> tuple[None, Binary, int, int, int]:
-        binary = Binary(name, cubin, resources(cubin))
-        # No module handle: there is nothing to unload when Triton drops the kernel.
+        # No module handle, so that nothing has to be unloaded when Triton drops the kernel. Triton takes that for "not
+        # loaded yet" and asks again at every launch, which is why what was loaded is kept here.
+        if (name, cubin) not in self._loaded:
+            self._loaded[name, cubin] = Binary(name, cubin, resources(cubin))
+        binary = self._loaded[name, cubin]
         return None, binary, binary.resources.registers, binary.resources.spilled_bytes // 4, 1024
 
 

@@ -1,8 +1,8 @@
 """Evidence files: what was shown for a kernel, by which rung, and for exactly which source.
 
-One JSON file per rung (interpreted, sanitized, compiled, emulated, executed), each written by one command. A record says
-"this kernel, in this dtype, on this GPU generation, with the source of this hash: passed or failed". Whoever reads it
-compares the hash with the source at hand; a record of older source counts for nothing.
+One JSON file per rung (interpreted, sanitized, compiled, emulated, executed), each written by one command. A record
+says "this kernel, in this dtype, on this GPU generation, with the source of this hash: passed or failed". Whoever
+reads it compares the hash with the source at hand; a record of older source counts for nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,11 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     return tree
 

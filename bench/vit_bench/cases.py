@@ -1,0 +1,315 @@
+"""Named correctness cases, a few per kernel, and how one is run and judged.
+
+The same cases serve the evidence files, `vit-engine verify` and the benchmarks. A case states the inputs in the
+reference's terms (unfolded weights); running it folds and prepares what the launcher wants, compares with the float64
+reference and judges by the rule of `vit_bench.tolerance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import vit_kernels
+from vit_bench import tolerance
+from vit_bench.draw import Draw
+from vit_kernels import reference
+
+STATS_COLUMNS = 64  # columns that one partial of the row statistics covers
+
+Inputs = dict[str, Any]
+Outputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem. inputs: draws the reference's tensors; options: keyword arguments that launcher and reference share;
+    launch_options: those that only the launcher has."""
+
+    kernel: str
+    name: str
+    inputs: Callable[[Draw], Inputs]
+    options: dict[str, Any] = field(default_factory=dict)
+    launch_options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.kernel}: {self.name}"
+
+
+def partial_stats(x: torch.Tensor) -> torch.Tensor:
+    """Row statistics [2, ceil(K / 64), M] of x [M, K], as a GEMM that emits them writes them."""
+    groups = x.double().split(STATS_COLUMNS, dim=1)
+    means = torch.stack([g.mean(1) for g in groups])
+    m2s = torch.stack([(g - g.mean(1, keepdim=True)).square().sum(1) for g in groups])
+    return torch.stack([means, m2s]).float()
+
+
+def merged_stats(stats: torch.Tensor, columns: int) -> torch.Tensor:
+    """Mean and M2 of whole rows [2, 1, M] fp32 from any number of partials (Chan's formula, in float64)."""
+    means, m2s = stats.double()
+    whole = stats.shape[1] == 1
+    widths = [columns] if whole else [min(STATS_COLUMNS, columns - at) for at in range(0, columns, STATS_COLUMNS)]
+    counts = torch.tensor(widths, dtype=torch.float64, device=stats.device)[:, None]
+    mean = (means * counts).sum(0) / columns
+    m2 = (m2s + counts * (means - mean).square()).sum(0)
+    return torch.stack([mean, m2])[:, None, :].float()
+
+
+def _folded(inputs: Inputs, weight: str, bias: str, norm: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return vit_kernels.fold_norm(
+        inputs[weight], inputs.get(bias), inputs.get("norm_weight"), inputs.get("norm_bias"), kind=norm
+    )
+
+
+def _stats_of(inputs: Inputs, partial: bool) -> torch.Tensor:
+    return partial_stats(inputs["x"]) if partial else vit_kernels.row_stats(inputs["x"])
+
+
+def _launch(case: Case, inputs: Inputs) -> Any:
+    """The launcher's own result for the reference's inputs."""
+    options = {**case.options, **case.launch_options}
+    if case.kernel == "linear":
+        partial, norm = options.pop("partial_stats", False), options.get("norm", "none")
+        weight, bias = inputs["weight"], inputs.get("bias")
+        if norm != "none":
+            weight, column_sum, bias = _folded(inputs, "weight", "bias", norm)
+            options |= {"stats": _stats_of(inputs, partial), "column_sum": column_sum}
+        rest = {name: inputs[name] for name in ("layer_scale", "residual") if name in inputs}
+        return vit_kernels.linear(inputs["x"], weight, bias, **rest, **options)
+    if case.kernel == "mlp":
+        partial, norm = options.pop("partial_stats", False), options.get("norm", "layer")
+        weight, bias = inputs["fc1_weight"], inputs.get("fc1_bias")
+        if norm != "none":
+            weight, column_sum, bias = _folded(inputs, "fc1_weight", "fc1_bias", norm)
+            options |= {"stats": _stats_of(inputs, partial), "column_sum": column_sum}
+        rest = {name: inputs[name] for name in ("layer_scale", "residual") if name in inputs}
+        return vit_kernels.mlp(
+            inputs["x"], weight, bias, inputs["fc2_weight"], inputs.get("fc2_bias"), **rest, **options
+        )
+    return getattr(vit_kernels, case.kernel)(**inputs, **options)
+
+
+def _named(case: Case, result: Any) -> Outputs:
+    """A launcher's result as named tensors."""
+    if case.kernel == "row_stats":
+        return {"mean": result[0], "m2": result[1]}
+    if not isinstance(result, tuple):
+        return {"y": result}
+    second = "lse" if case.kernel == "attention" else "stats"
+    return {"y": result[0], second: result[1]}
+
+
+def _reference(case: Case, inputs: Inputs, dtype: torch.dtype) -> Outputs:
+    """The naive formula with every floating-point input in `dtype`; integer images and boolean masks stay."""
+    cast = {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    result = getattr(reference, case.kernel)(**cast, **case.options)
+    if case.kernel == "attention" and not case.launch_options.get("return_lse"):
+        result = result[0]
+    return _named(case, result)
+
+
+def run_case(case: Case, dtype: torch.dtype, device: str | torch.device, seed: int = 0) -> dict[str, tolerance.Errors]:
+    """Run a case on the rung that this process stands on; the figures of every output, or AssertionError.
+
+    Row statistics that a kernel emits are judged against those of the values it stored.
+    """
+    inputs = case.inputs(Draw(dtype, device, seed))
+    ours = _named(case, _launch(case, inputs))
+    # The references run on the CPU: its 16-bit products accumulate in fp32, and no GPU default (tf32) enters the truth.
+    on_cpu = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    truth, eager = _reference(case, on_cpu, torch.float64), _reference(case, on_cpu, dtype)
+    stats = ours.pop("stats", None)
+    if stats is not None:
+        stored = ours["y"].cpu().reshape(-1, ours["y"].shape[-1])
+        ours["mean"], ours["m2"] = merged_stats(stats.cpu(), stored.shape[1])
+        truth["mean"], truth["m2"] = reference.row_stats(stored.double())
+        eager["mean"], eager["m2"] = reference.row_stats(stored)
+    if ours.keys() != truth.keys():
+        raise AssertionError(f"{case}: results {sorted(ours)} where the reference gives {sorted(truth)}")
+    return {name: tolerance.check(ours[name].cpu(), eager[name], truth[name], name=f"{case}, {name}") for name in truth}
+
+
+def _linear(m: int, k: int, n: int, *parts: str, gated: bool = False) -> Callable[[Draw], Inputs]:
+    outputs = 2 * n if gated else n
+
+    def inputs(draw: Draw) -> Inputs:
+        normed = "norm" in parts or "rms" in parts
+        made = {"x": draw.rows(m, k) if normed else draw.normal(m, k), "weight": draw.weight(outputs, k)}
+        if "bias" in parts:
+            made["bias"] = draw.bias(outputs)
+        if normed:
+            made["norm_weight"] = draw.gamma(k)
+        if "norm" in parts:
+            made["norm_bias"] = draw.bias(k)
+        if "scale" in parts:
+            made["layer_scale"] = draw.layer_scale(n)
+        if "residual" in parts:
+            made["residual"] = draw.rows(m, n)
+        return made
+
+    return inputs
+
+
+def _mlp(m: int, k: int, hidden: int, *, gated: bool = False) -> Callable[[Draw], Inputs]:
+    outputs = 2 * hidden if gated else hidden
+
+    def inputs(draw: Draw) -> Inputs:
+        return {
+            "x": draw.rows(m, k),
+            "fc1_weight": draw.weight(outputs, k),
+            "fc1_bias": draw.bias(outputs),
+            "fc2_weight": draw.weight(k, hidden),
+            "fc2_bias": draw.bias(k),
+            "norm_weight": draw.gamma(k),
+            "norm_bias": draw.bias(k),
+            "layer_scale": draw.layer_scale(k),
+            "residual": draw.rows(m, k),
+        }
+
+    return inputs
+
+
+def _packed(batch: int, tokens: int, heads: int, width: int) -> Callable[[Draw], Inputs]:
+    """Views of one packed projection [B, N, 3, H, D]."""
+    return lambda draw: dict(zip("qkv", draw.normal(batch, tokens, 3, heads, width).unbind(2), strict=True))
+
+
+def _separate(
+    batch: int, nq: int, nk: int, heads: int, heads_k: int, width: int, extra: str = ""
+) -> Callable[[Draw], Inputs]:
+    def inputs(draw: Draw) -> Inputs:
+        made: Inputs = {
+            "q": draw.normal(batch, nq, heads, width),
+            "k": draw.normal(batch, nk, heads_k, width),
+            "v": draw.normal(batch, nk, heads_k, width),
+        }
+        if extra == "lengths":
+            made["key_lengths"] = draw.integers(0, nk + 1, batch, dtype=torch.int32)
+        if extra == "boolean":
+            # The first query of each head may attend to nothing.
+            made["mask"] = draw.chance(0.7, batch, 1, nq, nk) & (torch.arange(nq, device=draw.device) > 0)[:, None]
+        if extra == "additive":
+            made["mask"] = draw.normal(1, heads, nq, nk)
+        return made
+
+    return inputs
+
+
+def _patches(
+    batch: int, size: int, patch: int, width: int, prefix: int, *, raw: bool = False, position_all: bool = True
+) -> Callable[[Draw], Inputs]:
+    count = (size // patch) ** 2
+
+    def inputs(draw: Draw) -> Inputs:
+        made: Inputs = {"images": draw.normal(batch, 3, size, size)}
+        if raw:
+            made["images"] = draw.integers(0, 256, batch, 3, size, size, dtype=torch.uint8).contiguous(
+                memory_format=torch.channels_last
+            )
+            made["mean"] = torch.tensor([0.485, 0.456, 0.406], device=draw.device)
+            made["std"] = torch.tensor([0.229, 0.224, 0.225], device=draw.device)
+        made["weight"] = draw.weight(width, 3, patch, patch)
+        made["bias"] = draw.bias(width)
+        made["position"] = draw.normal(count + (prefix if position_all else 0), width)
+        if prefix:
+            made["prefix"] = draw.normal(prefix, width)
+        return made
+
+    return inputs
+
+
+def _norm(m: int, n: int, *, beta: bool = True) -> Callable[[Draw], Inputs]:
+    def inputs(draw: Draw) -> Inputs:
+        made = {"x": draw.rows(m, n), "weight": draw.gamma(n)}
+        return {**made, "bias": draw.bias(n)} if beta else made
+
+    return inputs
+
+
+STATS = {"emit_stats": True}
+CASES: tuple[Case, ...] = (
+    Case("patch_embed", "32 px, patch 16, class token", _patches(2, 32, 16, 96, 1), launch_options=STATS),
+    Case(
+        "patch_embed", "28 px, patch 14, uint8 channels_last", _patches(1, 28, 14, 72, 5, raw=True, position_all=False)
+    ),
+    Case("patch_embed", "24 px, patch 8, no prefix", _patches(3, 24, 8, 100, 0)),
+    Case("attention", "packed 197 tokens, width 64", _packed(1, 197, 2, 64)),
+    Case("attention", "packed 50 tokens, width 80, lse", _packed(2, 50, 2, 80), launch_options={"return_lse": True}),
+    Case("attention", "causal 33 of 65, width 72", _separate(1, 33, 65, 2, 2, 72), {"causal": True}),
+    Case("attention", "key lengths, grouped, width 40", _separate(3, 17, 70, 4, 2, 40, "lengths"), {"scale": 0.3}),
+    Case(
+        "attention", "boolean mask, width 32, lse", _separate(2, 20, 45, 2, 1, 32, "boolean"), {}, {"return_lse": True}
+    ),
+    Case("attention", "additive mask, width 128", _separate(1, 40, 50, 2, 2, 128, "additive")),
+    Case("linear", "odd sizes, bias", _linear(50, 77, 43, "bias")),
+    Case(
+        "linear", "LayerNorm, bias", _linear(70, 192, 144, "norm", "bias"), {"norm": "layer"}, {"partial_stats": True}
+    ),
+    Case("linear", "LayerNorm, gelu", _linear(33, 128, 136, "norm", "bias"), {"norm": "layer", "activation": "gelu"}),
+    Case("linear", "RMSNorm, silu", _linear(17, 100, 64, "rms", "bias"), {"norm": "rms", "activation": "silu"}),
+    Case("linear", "LayerScale, residual, statistics", _linear(40, 96, 200, "bias", "scale", "residual"), {}, STATS),
+    Case(
+        "linear", "swiglu", _linear(35, 96, 72, "norm", "bias", gated=True), {"norm": "layer", "activation": "swiglu"}
+    ),
+    Case("linear", "gelu_tanh", _linear(16, 64, 64, "bias"), {"activation": "gelu_tanh"}),
+    Case("linear", "quick_gelu", _linear(16, 64, 64, "bias"), {"activation": "quick_gelu"}),
+    Case("row_stats", "width 192", lambda draw: {"x": draw.rows(20, 192)}),
+    Case("row_stats", "width 1000", lambda draw: {"x": draw.rows(3, 1000)}),
+    Case("row_stats", "width 5000", lambda draw: {"x": draw.rows(2, 5000)}),
+    Case("layer_norm", "width 192", _norm(20, 192)),
+    Case("layer_norm", "width 1000, rms", _norm(3, 1000, beta=False), {"kind": "rms"}),
+    Case("layer_norm", "width 5000", _norm(2, 5000)),
+    Case("mlp", "width 96, one kernel, gelu", _mlp(20, 96, 200), {}, {"fused": True, **STATS}),
+    Case(
+        "mlp", "width 192, one kernel, swiglu", _mlp(17, 192, 72, gated=True), {"activation": "swiglu"}, {"fused": True}
+    ),
+    Case("mlp", "width 400, two GEMMs", _mlp(18, 400, 160), {}, {"partial_stats": True, **STATS}),
+)
+
+
+def cases_for(kernel: str) -> Iterator[Case]:
+    return (case for case in CASES if case.kernel == kernel)
+
+
+def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
+    """A case a little larger than one program's tile, with most of a kernel's options on.
+
+    For running a tile that the tile choice would only pick for a large problem. width: of an attention head or of the
+    one-kernel MLP, which are compile-time constants of those kernels.
+    """
+    shape = " ".join(str(value) for value in vars(tile).values())
+    name = f"tile {shape}"
+    if kernel == "attention":
+        tokens = max(tile.block_m, tile.block_n) + 5
+        return Case(kernel, f"{name}, width {width}", _packed(1, tokens, 1, width), {}, {"return_lse": True})
+    if kernel == "mlp":
+        inputs = _mlp(tile.block_m + 3, width, 2 * tile.block_h + 5, gated=gated)
+        options = {"activation": "swiglu" if gated else "gelu"}
+        return Case(kernel, f"{name}, width {width}{', gated' * gated}", inputs, options, {"fused": True, **STATS})
+    if kernel == "patch_embed":
+        size = 16 * (1 + int(tile.block_m**0.5))
+        return Case(kernel, name, _patches(1, size, 16, tile.block_n + 8, 1), {}, STATS)
+    if kernel == "linear":
+        m, k, n = tile.block_m + 3, 3 * tile.block_k, tile.block_n + 8
+        if gated:
+            return Case(
+                kernel,
+                f"{name}, gated",
+                _linear(m, k, n, "norm", "bias", gated=True),
+                {"norm": "layer", "activation": "swiglu"},
+            )
+        parts = _linear(m, k, n, "norm", "bias", "scale", "residual")
+        return Case(kernel, name, parts, {"norm": "layer", "activation": "gelu"}, {"partial_stats": True, **STATS})
+    return Case(
+        kernel, name, _norm(tile.block_m + 1, min(tile.block_n, 1000)) if kernel == "layer_norm" else _rows_only(tile)
+    )
+
+
+def _rows_only(tile: Any) -> Callable[[Draw], Inputs]:
+    return lambda draw: {"x": draw.rows(tile.block_m + 1, min(tile.block_n, 1000))}

@@ -1,0 +1,167 @@
+"""Runs the correctness cases on one rung and writes what passed into an evidence file.
+
+    TRITON_INTERPRET=1 python -m vit_bench.evidence interpreted --out bench/evidence/interpreted.json
+    python -m vit_bench.evidence sanitized --capability 80 90 --out bench/evidence/sanitized.json
+    python -m vit_bench.evidence emulated --driver MODULE:CONTEXTMANAGER --capability 80 90 --out ...
+    python -m vit_bench.evidence executed --out bench/evidence/executed.json
+
+Every kernel runs its named cases in every dtype, and besides them each tile that the tile choice gives a preset model
+on that GPU generation (not when interpreted: the interpreter has no tiles worth the name).
+
+An emulating driver is any context manager that is called as `contextmanager(capability=80, races=True)` and under which
+Triton launches execute compiled code on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_bench import records
+from vit_bench.cases import Case, cases_for, run_case, tile_case
+from vit_bench.recording import gpu
+from vit_bench.tile_choices import forced, shipped_choices
+from vit_engine.config import PRESETS
+from vit_kernels.device import interpreting
+
+Session = Callable[[], AbstractContextManager[Any]]
+Work = tuple[Case, AbstractContextManager[None]]
+
+
+def load_driver(name: str) -> Callable[..., AbstractContextManager[Any]]:
+    """The context manager behind "module:attribute"."""
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise ValueError(f"driver must be written MODULE:CONTEXTMANAGER; got {name!r}")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Work]:
+    """The cases of a kernel, and one per tile that the presets get on this GPU generation."""
+    work: list[Work] = [(case, contextlib.nullcontext()) for case in cases_for(kernel)]
+    if capability is not None:
+        for choice in shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)):
+            case = tile_case(kernel, choice.tile, choice.width, choice.gated)
+            work.append((case, forced(kernel, choice.tile)))
+    return work
+
+
+def examine(
+    kernel: str, dtype_name: str, capability: int | None, session: Session, device: str, work: list[Work] | None = None
+) -> records.Record:
+    """Run a kernel's cases inside `session()`; failures are kept, and one is enough for the record not to pass."""
+    dtype = getattr(torch, dtype_name)
+    work = workload(kernel, dtype, capability) if work is None else work
+    passed, failed = {}, {}
+    for case, choice in work:
+        try:
+            with session(), choice:
+                errors = run_case(case, dtype, device)
+            passed[case.name] = {
+                name: {k: float(f"{v:.3e}") for k, v in asdict(found).items()} for name, found in errors.items()
+            }
+        except Exception as error:  # a failing case must not hide the others
+            failed[case.name] = f"{type(error).__name__}: {error}"[:500]
+    return records.Record(
+        kernel=kernel,
+        dtype=dtype_name,
+        capability=capability,
+        source=records.source_hash(kernel),
+        passed=bool(passed) and not failed,
+        versions=records.versions(),
+        date=records.today(),
+        detail={"passed": passed, "failed": failed},
+    )
+
+
+def sanitizer(capability: int) -> Session:
+    """ttsem's session for one GPU generation; a launch that it could not check for races fails the case."""
+    sanitize = importlib.import_module("ttsem.sanitize")
+
+    @contextlib.contextmanager
+    def checked() -> Any:
+        with sanitize.session(cc=capability) as state:
+            yield
+        if not hasattr(state, "races_unchecked"):
+            raise RuntimeError("this ttsem does not count launches that were not checked for races; 0.1.0 does")
+        if state.races_unchecked:
+            raise AssertionError(f"{state.races_unchecked} launch(es) were not checked for races")
+
+    return checked
+
+
+def _sessions(options: argparse.Namespace) -> list[tuple[int | None, Session, str]]:
+    """(GPU generation, session, device of the tensors) for each run that the options ask for."""
+    if options.rung == "interpreted":
+        if not interpreting():
+            raise SystemExit("interpreted: set TRITON_INTERPRET=1 before Python starts")
+        return [(None, contextlib.nullcontext, "cpu")]
+    if interpreting():
+        raise SystemExit(f"{options.rung}: TRITON_INTERPRET is set; unset it")
+    if options.rung == "executed":
+        if not torch.cuda.is_available():
+            raise SystemExit("executed: PyTorch finds no CUDA GPU here")
+        major, minor = torch.cuda.get_device_capability()
+        return [(10 * major + minor, contextlib.nullcontext, "cuda")]
+    if options.rung == "sanitized":
+        return [(capability, sanitizer(capability), "cuda") for capability in options.capability]
+    if not options.driver:
+        raise SystemExit("emulated: name the driver, --driver MODULE:CONTEXTMANAGER")
+    driver = load_driver(options.driver)
+
+    def session(capability: int) -> Session:
+        return lambda: driver(capability=capability, races=True)
+
+    return [(capability, session(capability), "cpu") for capability in options.capability]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m vit_bench.evidence", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("rung", choices=[rung for rung in records.RUNGS if rung != "compiled"])
+    parser.add_argument("--out", type=Path, required=True, help="evidence file to merge the records into")
+    parser.add_argument("--driver", help="MODULE:CONTEXTMANAGER of a Triton driver that executes compiled code")
+    parser.add_argument("--capability", nargs="+", type=int, choices=records.CAPABILITIES, default=[80, 90])
+    parser.add_argument("--kernel", nargs="+", choices=records.KERNELS, default=list(records.KERNELS))
+    parser.add_argument(
+        "--dtype", nargs="+", choices=records.DTYPES, help="default: all that the rung computes rightly"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    # Triton's interpreter computes bfloat16 wrongly (3.7 to 3.9), so it proves nothing there.
+    allowed = records.DTYPES[:2] if options.rung == "interpreted" else records.DTYPES
+    bad = 0
+    for capability, session, device in _sessions(options):
+        for kernel in options.kernel:
+            for dtype in options.dtype or allowed:
+                if dtype not in allowed:
+                    raise SystemExit(f"{options.rung}: {dtype} is not computed rightly on this rung")
+                begin = time.perf_counter()
+                record = examine(kernel, dtype, capability, session, device)
+                records.merge(options.out, options.rung, [record])
+                where = f"sm_{capability}" if capability else "any GPU"
+                good, failed = len(record.detail["passed"]), record.detail["failed"]
+                seconds = time.perf_counter() - begin
+                print(
+                    f"{kernel:12}{dtype:9}{where:8}{good:3} passed, {len(failed)} failed, {seconds:.0f} s", flush=True
+                )
+                for name, message in failed.items():
+                    print(f"    {name}: {message}", flush=True)
+                bad += not record.passed
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Which tiles the preset models get on a GPU, and a way to run a chosen tile on a small problem.
+
+The tile choice picks large tiles only for problems that are too large to interpret or emulate. To run them all the
+same, a small case is run with the choice replaced by that tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from vit_bench.plan import BATCHES, model_calls
+from vit_bench.recording import recording
+from vit_engine.config import ViTConfig
+from vit_kernels import tiles
+from vit_kernels.device import Device
+
+CHOOSERS = {
+    "patch_embed": "choose_patch_embed",
+    "attention": "choose_attention",
+    "linear": "choose_gemm",
+    "row_stats": "choose_rows",
+    "layer_norm": "choose_rows",
+    "mlp": "choose_mlp",
+}
+_WIDTH_ARGUMENT = {"attention": 3, "mlp": 1}  # where the chooser takes the width that is compiled into the kernel
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tile that some preset model gets. width, gated: what else shapes the kernel that it is compiled into."""
+
+    tile: Any
+    width: int
+    gated: bool
+
+
+def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Sequence[str]) -> list[Choice]:
+    """The distinct tiles of one launcher on `device`, over the given models and all batches of the plan.
+
+    The MLP's two GEMMs count under linear, whose kernel they are. Nothing is compiled or launched.
+    """
+    found: dict[Choice, None] = {}
+    original = getattr(tiles, CHOOSERS[kernel])
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        tile = original(*arguments, **options)
+        if tile is not None:
+            width = arguments[_WIDTH_ARGUMENT[kernel]] if kernel in _WIDTH_ARGUMENT else 0
+            found[Choice(tile, width, bool(options.get("gated", False)))] = None
+        return tile
+
+    launchers = ("linear", "mlp") if kernel == "linear" else (kernel,)
+    with (
+        recording(device, torch_device="meta"),
+        mock.patch.object(JITFunction, "run", return_value=None),
+        mock.patch.object(tiles, CHOOSERS[kernel], note),
+    ):
+        for model in models:
+            for batch in BATCHES:
+                for call in model_calls(ViTConfig.preset(model), batch, dtype):
+                    if call.kernel in launchers:
+                        call.run()
+    return list(found)
+
+
+@contextmanager
+def forced(kernel: str, tile: Any) -> Iterator[None]:
+    """Every launch of `kernel` in this block uses `tile`, whatever the problem."""
+    with mock.patch.object(tiles, CHOOSERS[kernel], return_value=tile):
+        yield

@@ -1,0 +1,94 @@
+"""The recording driver: real specialisation and compilation, no execution."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.child import run
+
+pytestmark = pytest.mark.compiled
+
+
+def test_launches_are_compiled_for_the_chosen_gpu_and_recorded_instead_of_executed() -> None:
+    seen = run(
+        """
+        import json, torch, vit_kernels
+        from triton.runtime import driver
+        from vit_bench.recording import gpu, recording
+        before = driver._active
+        x, gamma = torch.full((5, 96), 7.0, dtype=torch.float16), torch.ones(96)
+        with recording(gpu("sm_90")) as recorder:
+            y = vit_kernels.layer_norm(x, gamma)
+            marked = torch.full_like(x, 3.0)
+            stats = vit_kernels.row_stats(marked)
+            again = vit_kernels.layer_norm(x, gamma)
+        first, second, third = recorder.launches
+        print(json.dumps({
+            "kernels": [launch.kernel for launch in recorder.launches],
+            "grid": first.grid, "warps": first.num_warps, "stream": first.stream,
+            "x": first.arguments["x_ptr"], "M": first.arguments["M"], "NORM": first.arguments["NORM"],
+            "beta": first.arguments["beta_ptr"], "registers": first.binary.resources.registers,
+            "stack": first.binary.resources.spilled_bytes, "elf": first.binary.cubin[:4].decode("latin1"),
+            "one_compilation": third.binary is first.binary, "restored": driver._active is before,
+        }))
+        """
+    )
+    assert seen["kernels"] == ["layer_norm_kernel", "row_stats_kernel", "layer_norm_kernel"]
+    assert seen["x"] == "float16[5, 96]" and seen["M"] == 5 and seen["NORM"] == "layer" and seen["beta"] is None
+    assert seen["grid"][0] >= 1 and seen["grid"][1:] == [1, 1] and seen["warps"] >= 1 and seen["stream"] == 0
+    assert seen["registers"] > 0 and seen["stack"] == 0 and seen["elf"] == "\x7fELF"
+    assert seen["one_compilation"] and seen["restored"]
+
+
+def test_the_result_is_never_written() -> None:
+    seen = run(
+        """
+        import json, torch, vit_kernels
+        from unittest import mock
+        from vit_bench.recording import gpu, recording
+        poisoned = lambda *shape, **options: torch.full(shape[0], 41.0, dtype=options["dtype"])
+        with recording(gpu("sm_80")), mock.patch("vit_kernels.norm.torch.empty", poisoned):
+            y = vit_kernels.layer_norm(torch.randn(3, 32))
+        print(json.dumps(bool((y == 41.0).all())))
+        """
+    )
+    assert seen is True
+
+
+def test_two_gpus_in_one_process_get_their_own_code_and_limits() -> None:
+    seen = run(
+        """
+        import json, torch, triton, triton.language as tl
+        from triton.runtime.errors import OutOfResources
+        from vit_bench import sass
+        from vit_bench.recording import gpu, recording
+        from vit_bench.plan import model_calls
+        from vit_engine.config import ViTConfig
+        kinds, limits = {}, {}
+        for name in ("sm_80", "sm_90", "sm_86"):
+            with recording(gpu(name), torch_device="meta") as recorder:
+                calls = list(model_calls(ViTConfig.preset("vit_base_patch16_224"), 8, torch.float16))
+                next(call for call in calls if call.label == "qkv").run()
+                device = recorder.get_current_device()
+            kinds[name] = sass.code_facts(recorder.launches[-1].binary.cubin).tensor
+            limits[name] = recorder.utils.get_device_properties(device)["max_shared_mem"]
+        print(json.dumps([kinds, limits]))
+        """
+    )
+    kinds, limits = seen
+    assert kinds == {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_86": "HMMA"}
+    assert limits["sm_86"] < limits["sm_80"] < limits["sm_90"]
+
+
+def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
+    seen = run(
+        """
+        import json
+        from vit_bench.recording import gpu
+        try:
+            gpu("sm_75")
+        except ValueError as error:
+            print(json.dumps(str(error)))
+        """
+    )
+    assert seen.startswith("gpu must be one of sm_80, ") and seen.endswith("got 'sm_75'")

@@ -1,0 +1,97 @@
+"""The README's table claims what the evidence files show for the current source, and no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vit_bench import records, support_table
+
+ROOT = Path(__file__).resolve().parents[2]
+HASHES = dict.fromkeys(records.KERNELS, "current")
+
+
+def write(
+    folder: Path, rung: str, *, capability: int | None = 90, source: str = "current", passed: bool = True
+) -> None:
+    claim = records.Record("linear", "float16", capability, source, passed, {}, "2026-01-01")
+    records.merge(folder / f"{rung}.json", rung, [claim])
+
+
+def cell(folder: Path, capability: int = 90) -> str:
+    return support_table.cell(support_table.shown(folder, HASHES), "linear", "float16", capability)
+
+
+def test_a_cell_climbs_the_ladder_rung_by_rung(tmp_path: Path) -> None:
+    assert cell(tmp_path) == "nothing shown"
+    seen = []
+    for rung in ("interpreted", "compiled", "sanitized", "emulated", "executed"):
+        write(tmp_path, rung, capability=None if rung == "interpreted" else 90)
+        seen.append(cell(tmp_path))
+    assert seen == ["interpreted", "compiled only", "sanitized + compiled", "emulated", "executed on GPU"]
+
+
+def test_a_cell_drops_to_the_next_rung_when_the_source_changed(tmp_path: Path) -> None:
+    write(tmp_path, "interpreted", capability=None)
+    write(tmp_path, "compiled")
+    write(tmp_path, "emulated")
+    assert cell(tmp_path) == "emulated"
+    write(tmp_path, "emulated", source="older")
+    assert cell(tmp_path) == "compiled only"
+    write(tmp_path, "compiled", source="older")
+    assert cell(tmp_path) == "interpreted"
+    write(tmp_path, "interpreted", capability=None, source="older")
+    assert cell(tmp_path) == "nothing shown"
+
+
+@pytest.mark.parametrize("rung", ["executed", "emulated", "sanitized", "compiled"])
+def test_a_run_on_one_generation_says_nothing_about_another(tmp_path: Path, rung: str) -> None:
+    write(tmp_path, rung, capability=80)
+    assert cell(tmp_path, capability=90) == "nothing shown"
+
+
+def test_a_failed_run_counts_for_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "compiled")
+    write(tmp_path, "emulated", passed=False)
+    assert cell(tmp_path) == "compiled only"
+
+
+def test_sanitized_alone_does_not_claim_that_it_compiles(tmp_path: Path) -> None:
+    write(tmp_path, "sanitized")
+    assert cell(tmp_path) == "nothing shown"
+
+
+def test_the_table_has_a_row_per_generation_and_dtype_and_a_column_per_kernel() -> None:
+    lines = support_table.table(set()).splitlines()
+    assert len(lines) == 2 + len(records.CAPABILITIES) * len(records.DTYPES)
+    assert {line.count("|") for line in lines} == {len(records.KERNELS) + 3}
+
+
+def readme(folder: Path, text: str) -> Path:
+    path = folder / "README.md"
+    path.write_text(f"# Title\n\n{support_table.BEGIN}\n{text}\n{support_table.END}\n\nThe end.\n")
+    return path
+
+
+def test_check_fails_on_a_stale_table_and_passes_after_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = readme(tmp_path, "| executed on GPU |")
+    options = ["--readme", str(path), "--evidence", str(tmp_path)]
+    assert support_table.main(["--check", *options]) == 1
+    assert "-| executed on GPU |" in capsys.readouterr().err
+    assert support_table.main(options) == 0
+    assert support_table.main(["--check", *options]) == 0
+    text = path.read_text()
+    assert text.startswith("# Title\n") and text.endswith("The end.\n") and "executed on GPU" not in text
+
+
+def test_a_readme_without_its_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="must hold the two marker lines once"):
+        support_table.replaced("# Title\n", "table")
+
+
+def test_the_committed_readme_is_fresh() -> None:
+    options = ["--readme", str(ROOT / "README.md"), "--evidence", str(ROOT / "bench" / "evidence")]
+    assert support_table.main(["--check", *options]) == 0
