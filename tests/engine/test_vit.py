@@ -3,7 +3,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import types
 from typing import Any
 
 import pytest
@@ -12,11 +11,9 @@ import torch
 from timm.layers.drop import calculate_drop_path_rates
 from torch import nn
 
-import vit_engine
 from tests.engine.redraw import SMALL, images, redraw, relative, small_vit, timm_model
 from tests.rung import child_environment
 from vit_engine import ViT, ViTConfig
-from vit_kernels import launch
 
 VARIANTS: dict[str, dict] = {
     "plain": {},
@@ -177,117 +174,6 @@ def test_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-
-
-# --- backends -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch):
-    """Kernels that accept the CPU, and a fused forward pass that records its calls and returns the torch backend's."""
-    calls = []
-
-    def forward_features(model, x):
-        calls.append(model.backend)
-        return model._torch_features(x)
-
-    stub = types.ModuleType("vit_engine.fused")
-    stub.forward_features = forward_features  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vit_engine.fused", stub)
-    monkeypatch.setattr(vit_engine, "fused", stub, raising=False)
-    monkeypatch.setattr(launch, "accepts", lambda device: True)
-    monkeypatch.setattr(launch, "interpreting", lambda: False)
-    return types.SimpleNamespace(calls=calls, monkeypatch=monkeypatch)
-
-
-def test_backend_names() -> None:
-    model = small_vit()
-    assert model.backend == "torch"
-    assert model.set_backend("auto") is model
-    assert model.backend == "torch"
-    assert model.set_backend("triton").backend == "triton"
-    assert "backend='triton'" in repr(model)
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'torch', 'triton', 'interpret', got 'cuda'"):
-        model.set_backend("cuda")
-    with pytest.raises(ValueError, match="got 'eager'"):
-        ViT(ViTConfig(**SMALL), backend="eager")
-    with pytest.raises(TypeError, match=r"config must be a ViTConfig, got str; see ViTConfig.preset\(name\)"):
-        ViT("vit_tiny_patch16_224")  # type: ignore[arg-type]
-
-
-def test_auto_follows_the_parameters() -> None:
-    model = ViT(ViTConfig(**SMALL))
-    assert model.backend == "torch"
-    assert model.to("meta").backend == "torch"
-    stand_in = types.SimpleNamespace(_backend="auto", pos_embed=types.SimpleNamespace(device=torch.device("cuda:1")))
-    assert ViT.backend.fget(stand_in) == "triton"  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("backend", ["triton", "interpret"])
-def test_kernels_get_the_call(kernels, backend: str) -> None:
-    model = small_vit().set_backend(backend)
-    kernels.monkeypatch.setattr(launch, "interpreting", lambda: backend == "interpret")
-    x = images(2, 3, 32, 32)
-    expected = small_vit()(x)
-    assert kernels.calls == []
-    assert torch.equal(model(x), expected)
-    assert kernels.calls == [backend]
-    with pytest.raises(ValueError, match="do not divide into patches"):
-        model(images(2, 3, 32, 33))
-    assert kernels.calls == [backend]
-
-
-@pytest.mark.parametrize(
-    ("backend", "accepts", "interpreting", "texts"),
-    [
-        (
-            "triton",
-            False,
-            False,
-            ["'triton' cannot run with the model on 'cpu'", "NVIDIA GPU", "model.set_backend('torch')"],
-        ),
-        ("triton", True, True, ["TRITON_INTERPRET=1", "unset the variable", "backend 'interpret'"]),
-        ("interpret", True, False, ["TRITON_INTERPRET=1 before the process imports triton", "use backend 'torch'"]),
-        ("interpret", False, True, ["'interpret' cannot run with the model on 'cpu'"]),
-    ],
-)
-def test_backend_that_cannot_run_says_why(kernels, backend, accepts, interpreting, texts) -> None:
-    kernels.monkeypatch.setattr(launch, "accepts", lambda device: accepts)
-    kernels.monkeypatch.setattr(launch, "interpreting", lambda: interpreting)
-    with pytest.raises(RuntimeError) as error:
-        small_vit().set_backend(backend)(images(1, 3, 32, 32))
-    for text in texts:
-        assert text in str(error.value)
-    assert kernels.calls == []
-
-
-def test_kernels_refuse_training(kernels) -> None:
-    model = small_vit(stochastic_depth=0.1).set_backend("triton").train()
-    x = images(1, 3, 32, 32)
-    with torch.no_grad(), pytest.raises(RuntimeError) as error:
-        model(x)
-    for text in ("dropout or stochastic depth", "training mode", "model.eval()", "model.set_backend('torch')"):
-        assert text in str(error.value)
-    model = small_vit().set_backend("triton").train()
-    with pytest.raises(RuntimeError) as error:
-        model(x)
-    for text in ("computes no gradients", "model.eval()", "torch.no_grad()", "model.set_backend('torch')"):
-        assert text in str(error.value)
-    with pytest.raises(RuntimeError, match="computes no gradients"):
-        model.eval()(x.clone().requires_grad_(True))
-    assert kernels.calls == []
-    with torch.no_grad():
-        model.train()(x)
-    model.eval()(x)
-    assert kernels.calls == ["triton", "triton"]
-
-
-def test_a_head_alone_trains_on_kernel_features(kernels) -> None:
-    model = small_vit().set_backend("triton").requires_grad_(False).train()
-    model.head.requires_grad_(True)
-    model(images(1, 3, 32, 32)).sum().backward()
-    assert model.head.weight.grad is not None
-    assert kernels.calls == ["triton"]
 
 
 # --- the module as a module -----------------------------------------------------------------------

@@ -1,0 +1,155 @@
+"""How ViT chooses, refuses and reports its backend; what the kernels compute is tested elsewhere."""
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+import vit_engine
+from tests.engine.redraw import SMALL, images, relative, small_vit
+from vit_engine import ViT, ViTConfig
+from vit_kernels import launch
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch):
+    """Kernels that accept the CPU, and fused forward passes that record their calls and return the torch backend's."""
+    calls = []
+
+    def forward_features(model, x):
+        calls.append(model.backend)
+        return model._torch_features(x)
+
+    def forward(model, x):
+        return model.forward_head(forward_features(model, x))
+
+    stub = types.ModuleType("vit_engine.fused")
+    vars(stub).update(forward_features=forward_features, forward=forward)
+    monkeypatch.setitem(sys.modules, "vit_engine.fused", stub)
+    monkeypatch.setattr(vit_engine, "fused", stub, raising=False)
+    monkeypatch.setattr(launch, "accepts", lambda device: True)
+    monkeypatch.setattr(launch, "interpreting", lambda: False)
+    return types.SimpleNamespace(calls=calls, monkeypatch=monkeypatch)
+
+
+def test_backend_names() -> None:
+    model = small_vit()
+    assert model.backend == "torch"
+    assert model.set_backend("auto") is model
+    assert model.backend == "torch"
+    assert model.set_backend("triton").backend == "triton"
+    assert "backend='triton'" in repr(model)
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'torch', 'triton', 'interpret', got 'cuda'"):
+        model.set_backend("cuda")
+    with pytest.raises(ValueError, match="got 'eager'"):
+        ViT(ViTConfig(**SMALL), backend="eager")
+    with pytest.raises(TypeError, match=r"config must be a ViTConfig, got str; see ViTConfig.preset\(name\)"):
+        ViT("vit_tiny_patch16_224")  # type: ignore[arg-type]
+
+
+def test_auto_follows_the_parameters() -> None:
+    model = ViT(ViTConfig(**SMALL))
+    assert model.backend == "torch"
+    assert model.to("meta").backend == "torch"
+    stand_in = types.SimpleNamespace(_backend="auto", pos_embed=types.SimpleNamespace(device=torch.device("cuda:1")))
+    assert ViT.backend.fget(stand_in) == "triton"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("backend", ["triton", "interpret"])
+def test_kernels_get_the_call(kernels, backend: str) -> None:
+    model = small_vit().set_backend(backend)
+    kernels.monkeypatch.setattr(launch, "interpreting", lambda: backend == "interpret")
+    x = images(2, 3, 32, 32)
+    expected = small_vit()(x)
+    assert kernels.calls == []
+    assert torch.equal(model(x), expected)
+    assert kernels.calls == [backend]
+    assert torch.equal(model.forward_head(model.forward_features(x)), expected)
+    assert kernels.calls == [backend, backend]
+    for call in (model, model.forward_features):
+        with pytest.raises(ValueError, match="do not divide into patches"):
+            call(images(2, 3, 32, 33))
+    assert kernels.calls == [backend, backend]
+
+
+@pytest.mark.parametrize(
+    ("backend", "accepts", "interpreting", "texts"),
+    [
+        (
+            "triton",
+            False,
+            False,
+            ["'triton' cannot run with the model on 'cpu'", "NVIDIA GPU", "model.set_backend('torch')"],
+        ),
+        ("triton", True, True, ["TRITON_INTERPRET=1", "unset the variable", "backend 'interpret'"]),
+        ("interpret", True, False, ["TRITON_INTERPRET=1 before the process imports triton", "use backend 'torch'"]),
+        ("interpret", False, True, ["'interpret' cannot run with the model on 'cpu'"]),
+    ],
+)
+def test_backend_that_cannot_run_says_why(kernels, backend, accepts, interpreting, texts) -> None:
+    kernels.monkeypatch.setattr(launch, "accepts", lambda device: accepts)
+    kernels.monkeypatch.setattr(launch, "interpreting", lambda: interpreting)
+    model = small_vit().set_backend(backend)
+    for call in (model, model.forward_features):
+        with pytest.raises(RuntimeError) as error:
+            call(images(1, 3, 32, 32))
+        for text in texts:
+            assert text in str(error.value)
+    assert kernels.calls == []
+
+
+@pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "head_dropout", "stochastic_depth"])
+def test_kernels_refuse_random_rates(kernels, rate: str) -> None:
+    overrides: dict[str, Any] = {rate: 0.1}
+    model = small_vit(**overrides).set_backend("triton").train()
+    x = images(1, 3, 32, 32)
+    with torch.no_grad(), pytest.raises(RuntimeError) as error:
+        model(x)
+    for text in ("dropout or stochastic depth", "training mode", "model.eval()", "model.set_backend('torch')"):
+        assert text in str(error.value)
+    assert kernels.calls == []
+    model.eval()(x)
+    assert kernels.calls == ["triton"]
+
+
+def test_kernels_refuse_gradients(kernels) -> None:
+    model = small_vit().set_backend("triton").train()
+    x = images(1, 3, 32, 32)
+    for call in (model, model.forward_features):
+        with pytest.raises(RuntimeError) as error:
+            call(x)
+        for text in ("computes no gradients", "model.eval()", "torch.no_grad()", "model.set_backend('torch')"):
+            assert text in str(error.value)
+        with pytest.raises(RuntimeError, match="computes no gradients"):
+            call(x.clone().requires_grad_(True))
+    with pytest.raises(RuntimeError, match="computes no gradients"):
+        model.eval()(x.clone().requires_grad_(True))
+    assert kernels.calls == []
+    with torch.no_grad():
+        model.train()(x)
+    model.eval()(x)
+    assert kernels.calls == ["triton", "triton"]
+
+
+def test_a_head_alone_trains_on_kernel_features(kernels) -> None:
+    model = small_vit().set_backend("triton").requires_grad_(False).train()
+    model.head.requires_grad_(True)
+    x = images(1, 3, 32, 32)
+    with pytest.raises(RuntimeError, match="computes no gradients"):
+        model(x)
+    model.forward_head(model.forward_features(x)).sum().backward()
+    assert model.head.weight.grad is not None
+    assert kernels.calls == ["triton"]
+
+
+def test_tracing_does_not_ask_the_driver(kernels) -> None:
+    def driver(device):
+        raise AssertionError("the driver was asked while a graph was traced")
+
+    model = small_vit(depth=1).set_backend("triton").requires_grad_(False)
+    kernels.monkeypatch.setattr(launch, "accepts", driver)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = images(2, 3, 16, 40)
+    assert relative(compiled(x), small_vit(depth=1)(x)) < 1e-12
