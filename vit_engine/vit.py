@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ViTConfig
+from .derived import DerivedCache
 from .layers import Block, PatchEmbed, init_linear
 from .position import PositionCache
 
@@ -70,6 +71,7 @@ class ViT(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
         self._positions = PositionCache()
+        self.derived = DerivedCache()
 
     # --- backend -------------------------------------------------------------------------------------------------
 
@@ -90,8 +92,11 @@ class ViT(nn.Module):
         self._backend = name
         return self
 
-    def _require_backend(self, name: str, images: Tensor) -> None:
-        """Raises RuntimeError with the reason and the way out unless the kernels can run this forward pass."""
+    def _require_backend(self, name: str, images: Tensor, head: bool) -> None:
+        """Raises RuntimeError with the reason and the way out unless the kernels can run this forward pass.
+
+        head: whether the classifier is part of it.
+        """
         from vit_kernels import launch
 
         device = self.pos_embed.device
@@ -107,29 +112,30 @@ class ViT(nn.Module):
                 "backend 'triton' cannot run: triton was imported with TRITON_INTERPRET=1, so its kernels would be "
                 "interpreted; unset the variable and start again, or say so with backend 'interpret'"
             )
-        if not launch.accepts(device):
+        # A driver cannot be asked while a graph is traced; the launchers ask again whenever it runs.
+        if not torch.compiler.is_compiling() and not launch.accepts(device):
             wanted = "an NVIDIA GPU of compute capability 8.0 or newer" if name == "triton" else "the CPU"
             raise RuntimeError(
                 f"backend {name!r} cannot run with the model on {str(device)!r}: it needs {wanted}; move the model "
                 "there with model.to(device), or use model.set_backend('torch')"
             )
         config = self.config
-        rates = (config.dropout, config.attention_dropout, config.stochastic_depth)
+        rates = (config.dropout, config.attention_dropout, config.stochastic_depth, config.head_dropout if head else 0)
         if self.training and any(rates):
             raise RuntimeError(
                 f"backend {name!r} has no dropout or stochastic depth, and the model is in training mode with rates "
                 "above 0: call model.eval() for inference, or train with model.set_backend('torch')"
             )
-        if torch.is_grad_enabled() and (images.requires_grad or (self.training and self._encoder_needs_grad())):
+        if torch.is_grad_enabled() and (images.requires_grad or (self.training and self._needs_grad(head))):
             raise RuntimeError(
                 f"backend {name!r} computes no gradients: call model.eval() and wrap the call in torch.no_grad() for "
                 "inference, or train with model.set_backend('torch')"
             )
 
-    def _encoder_needs_grad(self) -> bool:
-        """Whether anything in front of the head is being trained; a head alone can train on the kernels' features."""
-        heads = ("fc_norm.", "pre_logits.", "head.")
-        return any(p.requires_grad for name, p in self.named_parameters() if not name.startswith(heads))
+    def _needs_grad(self, head: bool) -> bool:
+        """Whether anything is being trained: in the whole model, or without head in front of the classifier."""
+        apart = () if head else ("fc_norm.", "pre_logits.", "head.")
+        return any(p.requires_grad for name, p in self.named_parameters() if not name.startswith(apart))
 
     # --- what every backend needs --------------------------------------------------------------------------------
 
@@ -158,6 +164,7 @@ class ViT(nn.Module):
     def clear_cache(self) -> None:
         """Forgets what was derived from parameters: needed only after writing to a parameter through `.data`."""
         self._positions.clear()
+        self.derived.clear()
 
     # --- forward -------------------------------------------------------------------------------------------------
 
@@ -175,7 +182,7 @@ class ViT(nn.Module):
         backend = self.backend
         if backend == "torch":
             return self._torch_features(images)
-        self._require_backend(backend, images)
+        self._require_backend(backend, images, head=False)
         from . import fused
 
         return fused.forward_features(self, images)
@@ -209,7 +216,13 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B, C, H, W] -> logits [B, num_classes]; see forward_features()."""
-        return self.forward_head(self.forward_features(images))
+        if self.backend == "torch":
+            return self.forward_head(self.forward_features(images))
+        self.patch_embed.check(images)
+        self._require_backend(self.backend, images, head=True)
+        from . import fused
+
+        return fused.forward(self, images)
 
     def extra_repr(self) -> str:
         return f"backend={self._backend!r}"

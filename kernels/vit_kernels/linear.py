@@ -253,7 +253,10 @@ def linear(
     y_stats = torch.empty((2, stats_partials(n), m), device=x.device, dtype=torch.float32) if emit_stats else None
     if m > 0:
         partials = 1 if stats is None else stats.shape[1]
-        tile = tiles.choose_gemm(m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32)
+        tile = tiles.choose_gemm(
+            m, n, k, x.element_size(), device_of(x),
+            gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
+        )  # fmt: skip
         grid = (triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)
         with launching_on(x):
             linear_kernel[grid](

@@ -127,8 +127,9 @@ def gemm_cycles(
     from L2) and a fixed fill-and-drain latency, which co-resident programs hide behind each other.
     """
     tensor = itemsize == 2 or tf32
-    rate = nearest(_TENSOR_RATE, device.capability) * itemsize_factor(itemsize) if tensor else 0
-    rate = rate or nearest(_FP32_RATE, device.capability)
+    rate: float = nearest(_TENSOR_RATE if tensor else _FP32_RATE, device.capability)
+    if tf32 and itemsize == 4:
+        rate /= 2  # tf32 runs at half the rate of 16-bit operands
     if tile.block_m < 64 and device.capability >= 90:
         rate = rate / 2  # warpgroup matrix instructions need 64 rows; shorter tiles use the older ones
     steps = cdiv(k, tile.block_k)
@@ -142,22 +143,30 @@ def gemm_cycles(
     return per_sm * loop + cdiv(per_sm, resident) * (1200 + epilogue)
 
 
-def itemsize_factor(itemsize: int) -> float:
-    """tf32 runs at half the rate of 16-bit operands."""
-    return 1.0 if itemsize == 2 else 0.5
-
-
 @functools.lru_cache(maxsize=4096)
 def choose_gemm(
-    m: int, n: int, k: int, itemsize: int, device: Device, *, gated: bool = False, tf32: bool = False
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    device: Device,
+    *,
+    gated: bool = False,
+    long_epilogue: bool = False,
+    tf32: bool = False,
 ) -> GemmTile:
-    """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated)."""
+    """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated).
+
+    long_epilogue: a residual is added or row statistics are emitted. That, like the second accumulator of a gated
+    activation, takes registers, so the tiles whose compiled code would spill then are left out.
+    """
     operands = 2 if gated else 1
+    largest = 64 * 128 if gated else 128 * 128 if long_epilogue else 128 * 256
     candidates = [
         tile
         for tile in (_HALF_TILES if itemsize == 2 else _FLOAT_TILES)
         if gemm_shared_bytes(tile, itemsize, operands) <= device.shared_memory - 2048
-        and tile.block_m * tile.block_n * operands <= 128 * 32 * tile.num_warps
+        and tile.block_m * tile.block_n <= largest
     ]
     return min(
         candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32)
@@ -209,7 +218,7 @@ def choose_attention(
     candidates = [
         tile
         for tile in (_HALF_ATTENTION if itemsize == 2 else _FLOAT_ATTENTION)
-        if attention_shared_bytes(tile, width, itemsize) <= device.shared_memory - 2048
+        if attention_shared_bytes(tile, width, itemsize) <= device.shared_memory - 1024
         and tile.block_m * max(padded, tile.block_n) <= 128 * 96
         and not (masked and tile.block_m * tile.block_n > 64 * 64)
     ]
@@ -218,8 +227,8 @@ def choose_attention(
 
 MLP_MAX_WIDTH = 384
 
-_HALF_MLP = (MlpTile(64, 64, 8, 2), MlpTile(64, 32, 8, 2), MlpTile(32, 32, 4, 2), MlpTile(16, 32, 4, 1))
-_FLOAT_MLP = (MlpTile(32, 32, 8, 1), MlpTile(16, 16, 4, 1))
+_HALF_MLP = (MlpTile(64, 32, 8, 2), MlpTile(32, 32, 4, 2), MlpTile(16, 32, 4, 1))
+_FLOAT_MLP = (MlpTile(16, 16, 4, 1),)
 
 
 def mlp_shared_bytes(tile: MlpTile, width: int, itemsize: int, operands: int) -> int:
@@ -241,7 +250,7 @@ def choose_mlp(
     if width > MLP_MAX_WIDTH:
         return None
     for tile in _HALF_MLP if itemsize == 2 else _FLOAT_MLP:
-        fits = mlp_shared_bytes(tile, width, itemsize, 2 if gated else 1) <= device.shared_memory - 2048
+        fits = mlp_shared_bytes(tile, width, itemsize, 2 if gated else 1) <= device.shared_memory - 1024
         if fits and (always or cdiv(m, tile.block_m) >= device.sm_count):
             return tile
     return None

@@ -1,0 +1,67 @@
+"""Tensors derived from parameters, kept until the parameters change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["DerivedCache"]
+
+
+class DerivedCache:
+    """Results of a function of some parameters, by key, rebuilt when any of those parameters changes.
+
+    A change is seen by address and by autograd's version counter, so every ordinary way of writing a parameter counts
+    (optimizers, load_state_dict, in-place operations, a new Parameter, .to()). Writing through `.data` bypasses the
+    counter: call clear() after that. Not part of any state_dict, and left out of copies and pickles.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[list[Tensor | None], list[tuple], tuple[Tensor, ...]]] = {}
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._entries.clear()
+
+    def nbytes(self) -> int:
+        """Bytes that the derived tensors take beside the parameters."""
+        return sum(t.numel() * t.element_size() for _, _, derived in self._entries.values() for t in derived)
+
+    def get(
+        self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """build(), from the cache where that is right.
+
+        It is not while PyTorch traces a graph, nor for tensors without an address or a version counter to ask for
+        (fake and inference tensors): those are built anew.
+        """
+        if torch.compiler.is_compiling() or not all(_plain(t) for t in sources):
+            return build()
+        state = [_state(t) for t in sources]
+        entry = self._entries.get(key)
+        if entry is not None and entry[1] == state:
+            return entry[2]
+        # Outside inference mode, whose tensors could not be used outside it later.
+        with torch.inference_mode(False), torch.no_grad():
+            derived = build()
+        # The aliases keep the storages alive, so that no other tensor can come to lie at a remembered address.
+        self._entries[key] = ([None if t is None else t.detach() for t in sources], state, derived)
+        return derived
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__()
+
+
+def _plain(tensor: Tensor | None) -> bool:
+    return tensor is None or (type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_inference())
+
+
+def _state(tensor: Tensor | None) -> tuple:
+    if tensor is None:
+        return ()
+    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device

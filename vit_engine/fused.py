@@ -1,0 +1,126 @@
+"""The launch plan: a ViT's forward pass on the kernels, five launches per encoder block.
+
+    stem    patch_embed                    tokens z [B * T, D] and their row statistics
+    block   linear(norm1 folded)           qkv [B, T, 3, H, D / H]
+            attention                      o, straight from the packed qkv
+            linear(+ z, LayerScale)        z and its row statistics
+            mlp(norm2 folded, + z, LayerScale), one or two launches: z and its row statistics
+    tail    layer_norm on what the head reads, head
+
+The rows of z are normalised nowhere on their own: each producer leaves the row statistics behind and each consumer
+applies them (see vit_kernels/folding.py). The parameters are the model's own; only the folded weights are copies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from vit_kernels import fold_norm
+
+from . import ops
+from .derived import DerivedCache
+from .layers import Block, LayerScale
+
+if TYPE_CHECKING:
+    from .vit import ViT
+
+__all__ = ["forward", "forward_features", "forward_head"]
+
+
+def forward_features(model: ViT, images: Tensor) -> Tensor:
+    """images [B, C, H, W] -> tokens [B, T, D] after the final norm (before it, if it comes after pooling)."""
+    z = encode(model, images)
+    if isinstance(model.norm, nn.LayerNorm):
+        z = _norm(z.flatten(0, 1), model.norm).view(z.shape)
+    return z
+
+
+def forward(model: ViT, images: Tensor) -> Tensor:
+    """images [B, C, H, W] -> logits. Equation 4 normalises the class token alone, so the other rows are left out."""
+    z = encode(model, images)
+    if model.config.global_pool == "token":
+        x = z[:, 0]
+        norm = model.norm if isinstance(model.norm, nn.LayerNorm) else model.fc_norm
+        return _classify(model, _norm(x, norm) if isinstance(norm, nn.LayerNorm) else x)
+    if isinstance(model.norm, nn.LayerNorm):
+        z = _norm(z.flatten(0, 1), model.norm).view(z.shape)
+    return forward_head(model, z)
+
+
+def forward_head(model: ViT, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+    """tokens [B, T, D] of forward_features() -> logits, or the classifier's input."""
+    x = model.pool(tokens)
+    if isinstance(model.fc_norm, nn.LayerNorm):
+        x = _norm(x, model.fc_norm)
+    return _classify(model, x, pre_logits)
+
+
+def encode(model: ViT, images: Tensor) -> Tensor:
+    """images [B, C, H, W] -> tokens z_L [B, T, D] behind the last block, not normalised (equations 1 to 3)."""
+    stem = model.patch_embed
+    use_constants = images.dtype == torch.uint8
+    z, stats = ops.patch_embed(
+        images, stem.proj.weight, stem.proj.bias, model.prefix_tokens(), model.position_embedding(stem.grid(images)),
+        mean=stem.mean if use_constants else None, std=stem.std if use_constants else None, emit_stats=True,
+    )  # fmt: skip
+    batch, tokens, width = z.shape
+    z = z.view(batch * tokens, width)
+    for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        z, stats = _block(block, z, stats, batch, model.derived, f"blocks.{number}")
+    return z.view(batch, tokens, width)
+
+
+def _block(
+    block: Block, z: Tensor, stats: Tensor, batch: int, derived: DerivedCache, name: str
+) -> tuple[Tensor, Tensor]:
+    """One encoder block on rows z [B * T, D] with their statistics; returns the next rows and theirs."""
+    attn, mlp = block.attn, block.mlp
+    weight, column_sum, bias = _folded(derived, f"{name}.attn.qkv", attn.qkv, block.norm1)
+    qkv = ops.linear(z, weight, bias, norm="layer", stats=stats, column_sum=column_sum, eps=block.norm1.eps)
+    assert isinstance(qkv, Tensor)
+    q, k, v = qkv.view(batch, -1, 3, attn.num_heads, attn.head_dim).unbind(2)
+    o = ops.attention(q, k, v, scale=attn.scale)
+    assert isinstance(o, Tensor)
+    z, stats = ops.linear(
+        o.view(z.shape), attn.proj.weight, attn.proj.bias, layer_scale=_gamma(block.ls1), residual=z, emit_stats=True
+    )
+    weight, column_sum, bias = _folded(derived, f"{name}.mlp.fc1", mlp.fc1, block.norm2)
+    z, stats = ops.mlp(
+        z, weight, bias, mlp.fc2.weight, mlp.fc2.bias, norm="layer", stats=stats, column_sum=column_sum,
+        eps=block.norm2.eps, activation=mlp.activation, layer_scale=_gamma(block.ls2), residual=z, emit_stats=True,
+    )  # fmt: skip
+    return z, stats
+
+
+def _folded(derived: DerivedCache, key: str, linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, ...]:
+    """(W', column sums, bias') of a linear layer with the norm in front of it folded in."""
+    sources = [linear.weight, linear.bias, norm.weight, norm.bias]
+    return derived.get(key, sources, lambda: fold_norm(linear.weight, linear.bias, norm.weight, norm.bias))
+
+
+def _gamma(scale: nn.Module) -> Tensor | None:
+    return scale.gamma if isinstance(scale, LayerScale) else None
+
+
+def _norm(rows: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return ops.layer_norm(rows, norm.weight, norm.bias, eps=norm.eps)
+
+
+def _classify(model: ViT, x: Tensor, pre_logits: bool = False) -> Tensor:
+    """The head on pooled and normalised rows x [B, D]. Its dropout does nothing here: the kernels run in eval mode."""
+    if isinstance(model.pre_logits, nn.Sequential):
+        hidden = model.pre_logits.fc
+        assert isinstance(hidden, nn.Linear)
+        x = torch.tanh(_linear(x, hidden))
+    if pre_logits or not isinstance(model.head, nn.Linear):
+        return x
+    return _linear(x, model.head)
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    y = ops.linear(x, layer.weight, layer.bias)
+    assert isinstance(y, Tensor)
+    return y

@@ -1,0 +1,283 @@
+"""The kernels as PyTorch custom operators: FakeTensor, torch.compile and torch.export see each launch as one op.
+
+The functions below take the arguments of the launchers of the same name in `vit_kernels`, whose docstrings give formula,
+shapes, dtypes and errors. They are for inference: asking for a gradient through one of them raises.
+"""
+
+# No `from __future__ import annotations` here: torch.library reads the schemas from the annotations themselves.
+# An operator's schema cannot say "one result or two", so the ones that may emit row statistics return a list.
+
+from typing import Any
+
+import torch
+import vit_kernels
+from torch import Tensor
+
+__all__ = ["attention", "layer_norm", "linear", "mlp", "patch_embed", "row_stats"]
+
+Result = Tensor | tuple[Tensor, Tensor]
+
+
+def _as_list(result: Result) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _as_result(tensors: list[Tensor]) -> Result:
+    return tensors[0] if len(tensors) == 1 else (tensors[0], tensors[1])
+
+
+def _emitted_stats(like: Tensor, rows: int, columns: int) -> Tensor:
+    return like.new_empty((2, (columns + 63) // 64, rows), dtype=torch.float32)
+
+
+@torch.library.custom_op("vit_engine::patch_embed", mutates_args=())
+def _patch_embed(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    prefix: Tensor | None,
+    position: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    emit_stats: bool,
+    tf32: bool,
+) -> list[Tensor]:
+    return _as_list(
+        vit_kernels.patch_embed(
+            images, weight, bias, prefix, position, mean=mean, std=std, emit_stats=emit_stats, tf32=tf32
+        )
+    )
+
+
+@_patch_embed.register_fake
+def _(images, weight, bias, prefix, position, mean, std, emit_stats, tf32):
+    batch, _, height, width = images.shape
+    features, _, ph, pw = weight.shape
+    tokens = (height // ph) * (width // pw) + (0 if prefix is None else prefix.shape[0])
+    out = weight.new_empty((batch, tokens, features))
+    return [out, _emitted_stats(out, batch * tokens, features)] if emit_stats else [out]
+
+
+@torch.library.custom_op("vit_engine::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    causal: bool,
+    key_lengths: Tensor | None,
+    mask: Tensor | None,
+    return_lse: bool,
+    tf32: bool,
+) -> list[Tensor]:
+    return _as_list(
+        vit_kernels.attention(
+            q, k, v, scale=scale, causal=causal, key_lengths=key_lengths, mask=mask, return_lse=return_lse, tf32=tf32
+        )
+    )
+
+
+@_attention.register_fake
+def _(q, k, v, scale, causal, key_lengths, mask, return_lse, tf32):
+    batch, queries, heads, _ = q.shape
+    out = q.new_empty(q.shape)
+    return [out, q.new_empty((batch, heads, queries), dtype=torch.float32)] if return_lse else [out]
+
+
+@torch.library.custom_op("vit_engine::linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str,
+    stats: Tensor | None,
+    column_sum: Tensor | None,
+    eps: float,
+    activation: str,
+    layer_scale: Tensor | None,
+    residual: Tensor | None,
+    emit_stats: bool,
+    tf32: bool,
+) -> list[Tensor]:
+    return _as_list(
+        vit_kernels.linear(
+            x, weight, bias, norm=norm, stats=stats, column_sum=column_sum, eps=eps, activation=activation,
+            layer_scale=layer_scale, residual=residual, emit_stats=emit_stats, tf32=tf32,
+        )
+    )  # fmt: skip
+
+
+@_linear.register_fake
+def _(x, weight, bias, norm, stats, column_sum, eps, activation, layer_scale, residual, emit_stats, tf32):
+    columns = weight.shape[0] // 2 if activation == "swiglu" else weight.shape[0]
+    out = x.new_empty((x.shape[0], columns))
+    return [out, _emitted_stats(out, x.shape[0], columns)] if emit_stats else [out]
+
+
+@torch.library.custom_op("vit_engine::mlp", mutates_args=())
+def _mlp(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    norm: str,
+    stats: Tensor | None,
+    column_sum: Tensor | None,
+    eps: float,
+    activation: str,
+    layer_scale: Tensor | None,
+    residual: Tensor | None,
+    emit_stats: bool,
+    fused: bool | None,
+    tf32: bool,
+) -> list[Tensor]:
+    return _as_list(
+        vit_kernels.mlp(
+            x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm=norm, stats=stats, column_sum=column_sum, eps=eps,
+            activation=activation, layer_scale=layer_scale, residual=residual, emit_stats=emit_stats, fused=fused,
+            tf32=tf32,
+        )
+    )  # fmt: skip
+
+
+@_mlp.register_fake
+def _(
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm, stats, column_sum, eps, activation, layer_scale, residual,
+    emit_stats, fused, tf32,
+):  # fmt: skip
+    out = x.new_empty(x.shape)
+    return [out, _emitted_stats(out, x.shape[0], x.shape[1])] if emit_stats else [out]
+
+
+@torch.library.custom_op("vit_engine::row_stats", mutates_args=())
+def _row_stats(x: Tensor) -> Tensor:
+    return vit_kernels.row_stats(x)
+
+
+@_row_stats.register_fake
+def _(x):
+    return x.new_empty((2, 1, x.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("vit_engine::layer_norm", mutates_args=())
+def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+    return vit_kernels.layer_norm(x, weight, bias, eps=eps, kind=kind)
+
+
+@_layer_norm.register_fake
+def _(x, weight, bias, eps, kind):
+    return x.new_empty(x.shape)
+
+
+def _refuse_gradient(name: str) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> None:
+        raise NotImplementedError(
+            f"vit_engine.ops.{name} has no backward pass: run the forward pass under torch.no_grad() or "
+            "torch.inference_mode(), or train with the 'torch' backend"
+        )
+
+    return backward
+
+
+for _name, _op in {
+    "patch_embed": _patch_embed,
+    "attention": _attention,
+    "linear": _linear,
+    "mlp": _mlp,
+    "row_stats": _row_stats,
+    "layer_norm": _layer_norm,
+}.items():
+    _op.register_autograd(_refuse_gradient(_name))
+
+
+def patch_embed(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    prefix: Tensor | None = None,
+    position: Tensor | None = None,
+    *,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    emit_stats: bool = False,
+    tf32: bool = False,
+) -> Result:
+    """`vit_kernels.patch_embed` as one operator."""
+    return _as_result(_patch_embed(images, weight, bias, prefix, position, mean, std, emit_stats, tf32))
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    key_lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    return_lse: bool = False,
+    tf32: bool = False,
+) -> Result:
+    """`vit_kernels.attention` as one operator."""
+    return _as_result(_attention(q, k, v, scale, causal, key_lengths, mask, return_lse, tf32))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: str = "none",
+    stats: Tensor | None = None,
+    column_sum: Tensor | None = None,
+    eps: float = 1e-6,
+    activation: str = "none",
+    layer_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    emit_stats: bool = False,
+    tf32: bool = False,
+) -> Result:
+    """`vit_kernels.linear` as one operator."""
+    return _as_result(
+        _linear(x, weight, bias, norm, stats, column_sum, eps, activation, layer_scale, residual, emit_stats, tf32)
+    )
+
+
+def mlp(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None = None,
+    *,
+    norm: str = "layer",
+    stats: Tensor | None = None,
+    column_sum: Tensor | None = None,
+    eps: float = 1e-6,
+    activation: str = "gelu",
+    layer_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    emit_stats: bool = False,
+    fused: bool | None = None,
+    tf32: bool = False,
+) -> Result:
+    """`vit_kernels.mlp` as one operator."""
+    return _as_result(
+        _mlp(
+            x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm, stats, column_sum, eps, activation, layer_scale,
+            residual, emit_stats, fused, tf32,
+        )
+    )  # fmt: skip
+
+
+def row_stats(x: Tensor) -> Tensor:
+    """`vit_kernels.row_stats` as one operator."""
+    return _row_stats(x)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-6, kind: str = "layer"
+) -> Tensor:
+    """`vit_kernels.layer_norm` as one operator."""
+    return _layer_norm(x, weight, bias, eps, kind)
