@@ -1,0 +1,1 @@
+"""The command line ``vit-engine``: run, verify, info."""

@@ -1,0 +1,64 @@
+"""Entry point of ``vit-engine``.
+
+Nothing heavy is imported here or at the top of the command modules: ``vit-engine --help`` must not wait for PyTorch,
+and the interpreter of Triton has to be asked for before anybody imports triton.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .info import info_command
+from .run import run_command
+
+app = typer.Typer(
+    name="vit-engine",
+    help="Vision Transformer forward passes through fused Triton kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run_command)
+app.command("info")(info_command)
+
+
+@app.command(
+    "verify",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def verify(context: typer.Context) -> None:
+    """Compare every kernel and a whole model with float64 references on this machine (see verify --help)."""
+    from .verify import verify_command
+
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command("verify")(verify_command)
+    command(context.args, prog_name="vit-engine verify")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vit_engine import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Vision Transformer forward passes through fused Triton kernels."""
+
+
+def main() -> None:
+    """Run the command line; the exit code is the command's."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
