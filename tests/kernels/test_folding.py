@@ -1,0 +1,76 @@
+"""fold_norm: the folded weights, and the identity they are for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vit_kernels import fold_norm, reference
+
+from ..rung import DEVICE
+from ..weights import Draw
+
+# No kernel is launched here, so every dtype is tested on every rung.
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+
+
+@every_dtype
+def test_pieces(dtype):
+    draw = Draw(dtype, seed=1)
+    weight, bias, gamma, beta = draw.weight(50, 192), draw.bias(50), draw.gamma(192), draw.bias(192)
+    folded, column_sum, shift = fold_norm(weight, bias, gamma, beta)
+    assert (folded.dtype, column_sum.dtype, shift.dtype) == (dtype, torch.float32, torch.float32)
+    assert torch.equal(folded, (weight.double() * gamma.double()).to(dtype))
+    torch.testing.assert_close(column_sum.double(), folded.double().sum(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shift.double(), weight.double() @ beta.double() + bias.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_column_sum_is_of_the_rounded_weight():
+    """The sum of the unrounded products would leave a part of the row's offset behind."""
+    draw = Draw(torch.bfloat16, seed=2)
+    weight, gamma = draw.weight(50, 192), draw.gamma(192)
+    folded, column_sum, _ = fold_norm(weight, None, gamma)
+    rounded, exact = folded.double().sum(1), (weight.double() * gamma.double()).sum(1)
+    assert (column_sum.double() - rounded).abs().max() < 1e-5
+    assert (exact - rounded).abs().max() > 1e-3
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_identity(dtype, kind):
+    """rstd (x W'^T - mean c) + d in float64 is norm(x) W^T + b, up to the rounding of W' alone."""
+    draw = Draw(dtype, seed=3)
+    weight, bias, gamma, beta = draw.weight(50, 192), draw.bias(50), draw.gamma(192), draw.bias(192)
+    x = draw.rows(9, 192, offset=100.0).double()
+    folded, column_sum, shift = (t.double() for t in fold_norm(weight, bias, gamma, beta, kind=kind))
+    mean = x.mean(1, keepdim=True) if kind == "layer" else torch.zeros(9, 1, dtype=torch.float64, device=DEVICE)
+    rstd = ((x - mean).square().mean(1, keepdim=True) + 1e-6).rsqrt()
+    ours = rstd * (x @ folded.t() - mean * column_sum) + shift
+    truth = reference.linear(x, weight.double(), bias.double(), kind, gamma.double(), beta.double())
+    error = torch.linalg.vector_norm(ours - truth) / torch.linalg.vector_norm(truth)
+    # In float32 it is the rounding of c that shows, times the offset.
+    assert error < max(torch.finfo(dtype).eps, 1e-5)
+
+
+@pytest.mark.parametrize("given", ["nothing", "bias", "gamma", "beta"])
+def test_missing_pieces(given):
+    draw = Draw(torch.float32, seed=4)
+    weight = draw.weight(20, 30)
+    bias = draw.bias(20) if given == "bias" else None
+    gamma = draw.gamma(30) if given == "gamma" else None
+    beta = draw.bias(30) if given == "beta" else None
+    folded, column_sum, shift = fold_norm(weight, bias, gamma, beta)
+    expected = {"nothing": torch.zeros(20), "gamma": torch.zeros(20), "bias": bias}.get(given)
+    torch.testing.assert_close(shift, weight @ beta if given == "beta" else expected.to(DEVICE))
+    torch.testing.assert_close(folded, weight * gamma if given == "gamma" else weight)
+    torch.testing.assert_close(column_sum, folded.sum(1))
+
+
+def test_weights_are_not_changed():
+    draw = Draw(torch.float32, seed=5)
+    tensors = [draw.weight(20, 30), draw.bias(20), draw.gamma(30), draw.bias(30)]
+    copies = [t.clone() for t in tensors]
+    for result in fold_norm(*tensors):
+        result.zero_()
+    for tensor, copy in zip(tensors, copies, strict=True):
+        assert torch.equal(tensor, copy)

@@ -1,0 +1,330 @@
+"""linear against float64: shapes, each fused feature on and off, the folded norm, emitted statistics, layouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl  # noqa: F401  (a jitted function must see it)
+
+from vit_kernels import fold_norm, linear, primitives, reference, row_stats, tiles
+
+from ..rung import HALF_DTYPES, RUNG
+from ..tolerance import check
+from ..weights import Draw, nan_framed
+from .common import IEEE_ERROR, every_dtype, in_float64, judge, judge_stats, same_bits
+
+FEATURES = ("norm", "bias", "activation", "layer_scale", "residual")
+FULL = {"norm": "layer", "activation": "gelu", "bias": True, "layer_scale": True, "residual": True}
+NOTHING = {"norm": "none", "activation": "none", "bias": False, "layer_scale": False, "residual": False}
+
+
+def draw_linear(
+    draw: Draw,
+    m: int,
+    k: int,
+    n: int,
+    *,
+    norm: str = "none",
+    activation: str = "none",
+    bias: bool = True,
+    layer_scale: bool = False,
+    residual: bool = False,
+) -> dict[str, Any]:
+    """Arguments of reference.linear: the weights of a model, not folded."""
+    outputs = 2 * n if activation == "swiglu" else n
+    return {
+        "x": draw.rows(m, k) if norm != "none" else draw.normal(m, k),
+        "weight": draw.weight(outputs, k),
+        "bias": draw.bias(outputs) if bias else None,
+        "norm": norm,
+        "norm_weight": draw.gamma(k) if norm != "none" else None,
+        "norm_bias": draw.bias(k) if norm != "none" else None,
+        "activation": activation,
+        "layer_scale": draw.layer_scale(n) if layer_scale else None,
+        "residual": draw.rows(m, n) if residual else None,
+    }
+
+
+def run_linear(arguments: dict[str, Any], *, stats: torch.Tensor | None = None, **options: Any) -> Any:
+    """The kernel on the arguments of its reference: folds the norm and takes the statistics of x, unless given."""
+    arguments = dict(arguments)
+    gamma, beta = arguments.pop("norm_weight"), arguments.pop("norm_bias")
+    if arguments["norm"] != "none":
+        weight, column_sum, bias = fold_norm(
+            arguments["weight"], arguments["bias"], gamma, beta, kind=arguments["norm"]
+        )
+        arguments |= {"weight": weight, "column_sum": column_sum, "bias": bias}
+        arguments["stats"] = row_stats(arguments["x"]) if stats is None else stats
+    return linear(**arguments, **options)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize(
+    ("m", "k", "n"),
+    [
+        pytest.param(1, 192, 100, id="1x192x100"),
+        pytest.param(15, 384, 65, id="15x384x65"),
+        pytest.param(17, 768, 64, id="17x768x64"),
+        pytest.param(50, 1000, 33, id="50x1000x33"),
+        pytest.param(197, 192, 48, id="197x192x48"),
+        pytest.param(257, 64, 20, id="257x64x20"),
+        pytest.param(577, 40, 16, id="577x40x16"),
+        pytest.param(3, 1152, 130, id="3x1152x130"),
+        pytest.param(2, 1280, 7, id="2x1280x7"),
+        pytest.param(13, 37, 11, id="odd-13x37x11"),
+        pytest.param(5, 1, 3, id="one-input-feature"),
+        pytest.param(5, 33, 1, id="one-output-feature"),
+        pytest.param(0, 192, 64, id="no-rows"),
+    ],
+)
+def test_shapes(dtype, m, k, n):
+    arguments = draw_linear(Draw(dtype, seed=m + k + n), m, k, n)
+    y = run_linear(arguments)
+    assert y.shape == (m, n)
+    assert y.is_contiguous()
+    judge(y, reference.linear, arguments)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_the_smallest_tile(dtype, activation, monkeypatch):
+    """5 x 3 tiles in groups of two rows, the last group of one, whatever the tile choice prefers."""
+    monkeypatch.setattr(tiles, "choose_gemm", lambda *a, **k: tiles.GemmTile(16, 64, 32, 4, 2, group_m=2))
+    arguments = draw_linear(Draw(dtype, seed=14), 70, 40, 140, **FULL | {"activation": activation})
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@pytest.mark.slow
+@every_dtype
+def test_the_widest_projection_of_a_tiny_model(dtype):
+    """197 tokens, 192 -> 576: several tiles in both directions, in groups."""
+    arguments = draw_linear(Draw(dtype, seed=1), 197, 192, 576, norm="layer")
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(FULL, id="everything"),
+        pytest.param(NOTHING, id="nothing"),
+        *(pytest.param(NOTHING | {f: FULL[f]}, id=f"only-{f}") for f in FEATURES),
+        *(pytest.param(FULL | {f: NOTHING[f]}, id=f"all-but-{f}") for f in FEATURES),
+    ],
+)
+def test_each_feature_on_and_off(dtype, options):
+    arguments = draw_linear(Draw(dtype, seed=2), 19, 100, 70, **options)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize("norm", ["none", "layer", "rms"])
+@pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu"])
+def test_activations_behind_norms(dtype, activation, norm):
+    arguments = draw_linear(Draw(dtype, seed=3), 9, 72, 40, norm=norm, activation=activation)
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+@pytest.mark.sanitize
+@every_dtype
+def test_swiglu_with_everything(dtype):
+    arguments = draw_linear(Draw(dtype, seed=4), 17, 100, 130, **FULL | {"activation": "swiglu"})
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+def _activation_inputs(span: float, dtype: torch.dtype) -> torch.Tensor:
+    """Values from -span to span and 0, shuffled: rows and columns with some of all sizes, as hidden features have."""
+    values = torch.cat([torch.linspace(-span, span, 1023), torch.zeros(1)])
+    order = torch.randperm(1024, generator=torch.Generator().manual_seed(0))
+    return values[order].to(dtype).reshape(32, 32)
+
+
+def _activate_by_kernel(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """act(x) through a linear layer that is the identity; for swiglu the values it multiplies are one."""
+    columns = x.shape[1]
+    identity = torch.eye(columns, dtype=x.dtype, device=x.device)
+    if activation != "swiglu":
+        return linear(x, identity, activation=activation)
+    ones = torch.cat([torch.zeros(columns), torch.ones(columns)]).to(x)
+    return linear(x, torch.cat([identity, torch.zeros_like(identity)]), ones, activation=activation)
+
+
+def _judge_activation(x: torch.Tensor, activation: str) -> None:
+    formula = "silu" if activation == "swiglu" else activation
+    ours, eager, truth = _activate_by_kernel(x, activation), *(reference.activate(v, formula) for v in (x, x.double()))
+    check(ours, eager, truth, name=activation)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize("span", [1.0, 3.0, 12.0, 20.0, 6e4])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu"])
+def test_activation_over_its_range(dtype, activation, span):
+    """+-20 is past what real models reach; +-6e4 is the end of float16, where a polynomial without a clamp explodes."""
+    draw = Draw(dtype)
+    _judge_activation(_activation_inputs(span, dtype).to(draw.device), activation)
+
+
+_exact_tanh = primitives.tanh
+
+
+@triton.jit
+def _tanh_too_small(x, FAST):
+    return _exact_tanh(x, FAST) * (1.0 - 2.0**-11)
+
+
+@triton.jit
+def _tanh_too_large(x, FAST):
+    return _exact_tanh(x, FAST) * (1.0 + 2.0**-11)
+
+
+@pytest.mark.interpreted_only
+@pytest.mark.parametrize("tanh", [_tanh_too_small, _tanh_too_large], ids=["too-small", "too-large"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "silu"])
+def test_the_hardware_tanh_may_be_as_bad_as_promised(monkeypatch, activation, tanh):
+    """PTX promises tanh.approx to 2^-11 relative; the interpreter's is exact, so the error is injected here."""
+    x = _activation_inputs(3.0, torch.float16)
+    good = _activate_by_kernel(x, activation)
+    monkeypatch.setattr(primitives, "tanh", tanh)
+    assert not torch.equal(_activate_by_kernel(x, activation), good)
+    for span in (3.0, 12.0, 20.0):
+        _judge_activation(_activation_inputs(span, torch.float16), activation)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("columns", [64, 100, 192, 130], ids=lambda n: f"{n}-columns")
+def test_emitted_statistics_serve_the_next_norm(dtype, norm, columns):
+    """One partial per 64 columns, the last of them narrower: linear -> norm -> linear without reading x for
+    statistics.
+    """
+    draw = Draw(dtype, seed=5)
+    first = draw_linear(draw, 17, 48, columns, layer_scale=True, residual=True)
+    x, stats = run_linear(first, emit_stats=True)
+    assert stats.shape == (2, -(-columns // 64), 17)
+    second = draw_linear(draw, 17, columns, 40, norm=norm) | {"x": x}
+    judge(run_linear(second, stats=stats), reference.linear, second)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_folded_norm_with_a_large_common_offset(dtype, activation):
+    """x W'^T and mean c are hundreds of times their difference; it survives because c is summed from the rounded W'."""
+    draw = Draw(dtype, seed=6)
+    arguments = draw_linear(draw, 9, 192, 50, norm="layer", activation=activation)
+    arguments["x"] = draw.rows(9, 192, offset=300.0, outlier=1.0)
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("offset", [0.0, 20.0, 1000.0])
+def test_what_the_fold_costs_in_float32(offset):
+    """x W'^T and mean c are each rounded to float32 before they are subtracted: a few roundings of their own size,
+    which no longer is the size of the result once the common offset dwarfs the deviations. The separate layer_norm is
+    there then.
+    """
+    draw = Draw(torch.float32, seed=6)
+    arguments = draw_linear(draw, 9, 192, 50, norm="layer")
+    arguments["x"] = x = draw.rows(9, 192, offset=offset, outlier=1.0)
+    folded, column_sum, _ = fold_norm(*(arguments[n] for n in ("weight", "bias", "norm_weight", "norm_bias")))
+    rstd = x.double().var(1, correction=0, keepdim=True).rsqrt()
+    size = rstd * (
+        x.double().abs() @ folded.double().abs().t() + x.double().mean(1, keepdim=True).abs() * column_sum.abs()
+    )
+    error = (run_linear(arguments).double() - reference.linear(**in_float64(arguments))).abs()
+    assert (error / size).max() < 4 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.sanitize
+@every_dtype
+def test_eps_belongs_to_the_norm(dtype):
+    draw = Draw(dtype, seed=7)
+    arguments = draw_linear(draw, 5, 64, 20, norm="layer") | {"x": draw.normal(5, 64), "eps": 0.7}
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+@every_dtype
+@pytest.mark.parametrize("parameter", ["x", "weight", "bias", "norm_weight", "norm_bias", "layer_scale", "residual"])
+def test_a_zeroed_parameter_is_noticed(dtype, parameter):
+    arguments = draw_linear(Draw(dtype, seed=8), 17, 192, 70, **FULL)
+    y = run_linear(arguments | {parameter: torch.zeros_like(arguments[parameter])})
+    with pytest.raises(AssertionError, match="over the allowed"):
+        judge(y, reference.linear, arguments)
+
+
+@every_dtype
+@pytest.mark.parametrize("lost", ["stats", "column_sum"])
+def test_zeroed_pieces_of_the_folded_norm_are_noticed(dtype, lost):
+    arguments = draw_linear(Draw(dtype, seed=9), 17, 192, 70, norm="layer")
+    weight, column_sum, bias = fold_norm(*(arguments[n] for n in ("weight", "bias", "norm_weight", "norm_bias")))
+    pieces = {"stats": row_stats(arguments["x"]), "column_sum": column_sum}
+    pieces[lost] = torch.zeros_like(pieces[lost])
+    y = linear(arguments["x"], weight, bias, norm="layer", **pieces)
+    with pytest.raises(AssertionError, match="over the allowed"):
+        judge(y, reference.linear, arguments)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize("columns", [64, 37], ids=["even-K", "odd-K"])
+def test_foreign_values_change_no_bit(dtype, columns):
+    """NaN on every side of every tensor, where the masks of partial tiles must keep it out."""
+    draw = Draw(dtype, seed=10)
+    x, weight, bias = draw.normal(17, columns), draw.weight(70, columns), draw.bias(70)
+    scale, residual = draw.layer_scale(70), draw.rows(17, 70)
+    clean = linear(x, weight, bias, activation="gelu", layer_scale=scale, residual=residual, emit_stats=True)
+    framed = [nan_framed(t) for t in (x, weight, bias, scale, residual)]
+    ours = linear(*framed[:3], activation="gelu", layer_scale=framed[3], residual=framed[4], emit_stats=True)
+    for mine, expected in zip(ours, clean, strict=True):
+        same_bits(mine, expected)
+
+
+@pytest.mark.sanitize
+@every_dtype
+@pytest.mark.parametrize("layout", ["transposed-weight", "transposed-x", "every-other-row", "offset-by-one"])
+def test_strides_change_no_bit(dtype, layout):
+    draw = Draw(dtype, seed=11)
+    x, weight, bias = draw.normal(17, 48), draw.weight(40, 48), draw.bias(40)
+    clean = linear(x, weight, bias)
+    if layout == "transposed-weight":
+        weight = weight.t().contiguous().t()
+    elif layout == "transposed-x":
+        x = x.t().contiguous().t()
+    elif layout == "every-other-row":
+        x = torch.stack([x, torch.full_like(x, float("nan"))], 1).flatten(0, 1)[::2]
+        weight = torch.stack([weight, torch.full_like(weight, float("nan"))], 1).flatten(0, 1)[::2]
+    else:
+        one = torch.full((1,), float("nan"), dtype=dtype, device=x.device)
+        x, weight = (torch.cat([one, t.flatten()])[1:].view(t.shape) for t in (x, weight))
+    same_bits(linear(x, weight, bias), clean)
+
+
+def test_float32_is_computed_at_ieee_precision():
+    arguments = draw_linear(Draw(torch.float32, seed=12), 17, 768, 64)
+    assert judge(run_linear(arguments), reference.linear, arguments).row < IEEE_ERROR
+
+
+@pytest.mark.sanitize
+def test_tf32_on_request():
+    """The interpreter forgives it; the sanitizer and a GPU round the operands to 10 bits, and then it must show."""
+    arguments = draw_linear(Draw(torch.float32, seed=13), 17, 192, 40)
+    truth = reference.linear(**in_float64(arguments))
+    error = float((run_linear(arguments, tf32=True).double() - truth).norm() / truth.norm())
+    assert error < 2e-3
+    if RUNG != "interpreted":
+        assert error > 1e-5
