@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import torch
 from vit_bench import records
 from vit_bench.cases import Case, cases_for, run_case, tile_case
 from vit_bench.recording import gpu
+from vit_bench.sanitizer import sanitized
 from vit_bench.tile_choices import forced, shipped_choices
 from vit_engine.config import PRESETS
 from vit_kernels.device import interpreting
@@ -84,22 +86,6 @@ def examine(
     )
 
 
-def sanitizer(capability: int) -> Session:
-    """ttsem's session for one GPU generation; a launch that it could not check for races fails the case."""
-    sanitize = importlib.import_module("ttsem.sanitize")
-
-    @contextlib.contextmanager
-    def checked() -> Any:
-        with sanitize.session(cc=capability) as state:
-            yield
-        if not hasattr(state, "races_unchecked"):
-            raise RuntimeError("this ttsem does not count launches that were not checked for races; 0.1.0 does")
-        if state.races_unchecked:
-            raise AssertionError(f"{state.races_unchecked} launch(es) were not checked for races")
-
-    return checked
-
-
 def _sessions(options: argparse.Namespace) -> list[tuple[int | None, Session, str]]:
     """(GPU generation, session, device of the tensors) for each run that the options ask for."""
     if options.rung == "interpreted":
@@ -114,15 +100,11 @@ def _sessions(options: argparse.Namespace) -> list[tuple[int | None, Session, st
         major, minor = torch.cuda.get_device_capability()
         return [(10 * major + minor, contextlib.nullcontext, "cuda")]
     if options.rung == "sanitized":
-        return [(capability, sanitizer(capability), "cuda") for capability in options.capability]
+        return [(capability, partial(sanitized, capability), "cuda") for capability in options.capability]
     if not options.driver:
         raise SystemExit("emulated: name the driver, --driver MODULE:CONTEXTMANAGER")
     driver = load_driver(options.driver)
-
-    def session(capability: int) -> Session:
-        return lambda: driver(capability=capability, races=True)
-
-    return [(capability, session(capability), "cpu") for capability in options.capability]
+    return [(c, partial(driver, capability=c, races=True), "cpu") for c in options.capability]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -74,6 +74,8 @@ def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str =
     )
     yield Call("mlp", "mlp", partial(feed_forward, x, new(hidden, width), sums, new(width, inner), vector))
     yield Call("layer_norm", "final norm", partial(vit_kernels.layer_norm, x, vector, vector))
+    first = x.view(batch, tokens, width)[:, 0]
+    yield Call("layer_norm", "final norm, class token", partial(vit_kernels.layer_norm, first, vector, vector))
     if config.num_classes:
         head = new(config.num_classes, width), new(config.num_classes)
         yield Call("linear", "head", partial(vit_kernels.linear, new(batch, width), *head))

@@ -1,4 +1,4 @@
-"""The compile matrix finds what must not ship: spills, shared memory over the limit, compile errors, missing tensor cores."""
+"""The compile matrix finds what must not ship: spills, too much shared memory, compile errors, no tensor cores."""
 
 from __future__ import annotations
 

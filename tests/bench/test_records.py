@@ -78,7 +78,7 @@ def test_modules_that_are_not_imported_do_not_change_the_hash(folder: Path) -> N
 
 
 def test_a_kernel_without_a_launcher_is_named(folder: Path) -> None:
-    with pytest.raises(ValueError, match="no module in .* defines a function 'attention'"):
+    with pytest.raises(ValueError, match=r"no module in .* defines a function 'attention'"):
         records.source_hash("attention", folder)
 
 
@@ -105,5 +105,5 @@ def test_a_missing_file_holds_no_records(tmp_path: Path) -> None:
 
 
 def test_an_unknown_rung_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rung must be one of interpreted, .*; got 'guessed'"):
+    with pytest.raises(ValueError, match=r"rung must be one of interpreted, .*; got 'guessed'"):
         records.merge(tmp_path / "x.json", "guessed", [])

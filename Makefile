@@ -1,0 +1,55 @@
+# What CI does and what it does not, one target each. PYTHON chooses the environment.
+PYTHON ?= python
+# Kernels run on one core at a time without a GPU; threads only get in each other's way.
+export OMP_NUM_THREADS ?= 1
+# A Triton driver that executes compiled code on CPU tensors, as MODULE:CONTEXTMANAGER; see CONTRIBUTING.md.
+DRIVER ?=
+EMULATED ?= 80 86 89 90
+GENERATIONS = 80 86 89 90 100 120
+
+.PHONY: check lint test slow sanitize matrix matrix-quick evidence executed table bench
+
+check: lint test
+	$(PYTHON) -m vit_bench.support_table --check
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pyright
+	$(PYTHON) -m codespell_lib
+
+test:
+	$(PYTHON) -m pytest
+
+slow:
+	$(PYTHON) -m pytest -m slow
+
+# The numerical tests under ttsem: bounds, races, reads of memory that nobody wrote, exact bfloat16.
+sanitize:
+	$(PYTHON) -m ttsem.sanitize pytest -m sanitize
+
+# Every kernel as every preset launches it, for every GPU generation and dtype.
+matrix:
+	$(PYTHON) -m vit_bench.compile_matrix --json out/matrix.json --evidence bench/evidence/compiled.json
+
+matrix-quick:
+	$(PYTHON) -m vit_bench.compile_matrix --gpu sm_80 sm_90 --dtype float16 float32 \
+	    --model vit_tiny_patch16_224 vit_base_patch16_224 --batch 1 64
+
+# What a machine without a GPU can show, written down, and the README's table from it.
+evidence: matrix
+	TRITON_INTERPRET=1 $(PYTHON) -m vit_bench.evidence interpreted --out bench/evidence/interpreted.json
+	$(PYTHON) -m vit_bench.evidence sanitized --capability $(GENERATIONS) --out bench/evidence/sanitized.json
+	$(if $(DRIVER),$(PYTHON) -m vit_bench.evidence emulated --driver $(DRIVER) --capability $(EMULATED) \
+	    --out bench/evidence/emulated.json)
+	$(MAKE) table
+
+# On a machine with a GPU.
+executed:
+	$(PYTHON) -m vit_bench.evidence executed --out bench/evidence/executed.json
+	$(MAKE) table
+
+table:
+	$(PYTHON) -m vit_bench.support_table
+
+bench:
+	$(PYTHON) -m pytest bench/bench_kernels.py

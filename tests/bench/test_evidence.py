@@ -1,0 +1,175 @@
+"""Evidence runs: what passed is recorded as passed, what failed is kept with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.bench.child import run
+from tests.rung import DEVICE, DTYPES, RUNG, child_environment
+from vit_bench import records
+from vit_bench.cases import CASES, cases_for, merged_stats, partial_stats, run_case
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case, dtype) -> None:
+    figures = run_case(case, dtype, DEVICE)
+    assert figures and all(0 <= found.row <= found.row_allowed for found in figures.values())
+
+
+def test_every_kernel_has_cases_with_names_of_their_own() -> None:
+    for kernel in records.KERNELS:
+        names = [case.name for case in cases_for(kernel)]
+        assert len(names) >= 3 and len(set(names)) == len(names)
+
+
+@pytest.mark.sanitize
+def test_a_wrong_result_fails_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vit_kernels
+
+    right = vit_kernels.layer_norm
+    case = next(cases_for("layer_norm"))
+    run_case(case, torch.float16, DEVICE)
+    monkeypatch.setattr(vit_kernels, "layer_norm", lambda x, weight, bias: right(x, weight))
+    with pytest.raises(AssertionError, match=r"layer_norm: .* is over the allowed"):
+        run_case(case, torch.float16, DEVICE)
+
+
+@pytest.mark.sanitize
+def test_wrong_emitted_statistics_fail_their_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vit_kernels
+
+    right = vit_kernels.linear
+    case = next(case for case in cases_for("linear") if case.launch_options.get("emit_stats"))
+
+    def wrong(*arguments, **options):
+        y, stats = right(*arguments, **options)
+        stats[1] *= 1.01
+        return y, stats
+
+    monkeypatch.setattr(vit_kernels, "linear", wrong)
+    with pytest.raises(AssertionError, match=r"m2 .* is over the allowed"):
+        run_case(case, torch.float16, DEVICE)
+
+
+def test_partial_statistics_merge_to_those_of_whole_rows() -> None:
+    x = torch.randn(5, 150, dtype=torch.float64) + 3
+    mean, m2 = merged_stats(partial_stats(x), 150)[:, 0]
+    torch.testing.assert_close(mean.double(), x.mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(m2.double(), (x - x.mean(1, keepdim=True)).square().sum(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.interpreted_only
+def test_command_writes_passing_records_for_the_source_at_hand(tmp_path: Path) -> None:
+    out = tmp_path / "interpreted.json"
+    command = [sys.executable, "-m", "vit_bench.evidence", "interpreted", "--out", str(out)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [*command, "--kernel", "layer_norm", "row_stats"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = records.load(out)
+    assert {(r.kernel, r.dtype) for r in found} == {
+        (k, d) for k in ("layer_norm", "row_stats") for d in ("float32", "float16")
+    }
+    for record in found:
+        assert record.passed and record.capability is None and record.source == records.source_hash(record.kernel)
+        assert set(record.detail["passed"]) == {case.name for case in cases_for(record.kernel)}
+        assert record.versions["triton"] != "not installed"
+    text = out.read_text()
+    assert str(Path.home()) not in text and str(tmp_path) not in text
+
+
+@pytest.mark.interpreted_only
+def test_bfloat16_is_not_claimed_from_the_interpreter(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vit_bench.evidence", "interpreted", "--out", str(tmp_path / "x.json")]
+    done = subprocess.run(
+        [*command, "--dtype", "bfloat16"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0 and "bfloat16 is not computed rightly" in done.stderr
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.compiled
+def test_a_rung_without_its_means_says_so(tmp_path: Path) -> None:
+    def message(*arguments: str) -> str:
+        command = [sys.executable, "-m", "vit_bench.evidence", *arguments, "--out", str(tmp_path / "x.json")]
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode != 0
+        return done.stderr
+
+    assert "set TRITON_INTERPRET=1" in message("interpreted")
+    assert "name the driver" in message("emulated")
+    assert "must be written MODULE:CONTEXTMANAGER" in message("emulated", "--driver", "nowhere")
+    if RUNG != "executed":
+        assert "finds no CUDA GPU" in message("executed")
+
+
+@pytest.mark.compiled
+def test_a_driver_that_computes_nothing_gives_no_passing_record() -> None:
+    """The recording driver compiles and never executes, so every case must fail under it."""
+    record = run(
+        """
+        import json
+        from dataclasses import asdict
+        from unittest import mock
+        import torch
+        from vit_bench.cases import cases_for
+        from vit_bench.evidence import examine
+        from vit_bench.recording import gpu, recording
+        import contextlib
+        # What was never written is NaN, as it may be on a GPU.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        work = [(case, contextlib.nullcontext()) for case in cases_for("layer_norm")]
+        record = examine("layer_norm", "float16", 80, lambda: recording(gpu("sm_80")), "cpu", work)
+        print(json.dumps(asdict(record)))
+        """
+    )
+    assert record["passed"] is False and record["detail"]["passed"] == {}
+    assert set(record["detail"]["failed"]) == {case.name for case in cases_for("layer_norm")}
+
+
+@pytest.mark.compiled
+def test_shipped_tiles_are_found_and_can_be_forced_on_a_small_problem() -> None:
+    seen = run(
+        """
+        import json, torch, vit_kernels
+        from vit_bench.cases import tile_case
+        from vit_bench.recording import gpu, recording
+        from vit_bench.tile_choices import forced, shipped_choices
+        choices = shipped_choices("linear", torch.float16, gpu("sm_90"), ["vit_base_patch16_224"])
+        tall = max(choices, key=lambda choice: choice.tile.block_m * choice.tile.block_n)
+        x, weight = torch.zeros(3, 64, dtype=torch.float16), torch.zeros(5, 64, dtype=torch.float16)
+        with recording(gpu("sm_90")) as recorder:
+            vit_kernels.linear(x, weight)
+            with forced("linear", tall.tile):
+                vit_kernels.linear(x, weight)
+        print(json.dumps([
+            len(choices), [tall.tile.block_m, tall.tile.block_n],
+            [[launch.arguments["BLOCK_M"], launch.arguments["BLOCK_N"]] for launch in recorder.launches],
+        ]))
+        """
+    )
+    count, tall, (natural, forced_tile) = seen
+    assert count >= 2 and forced_tile == tall and natural != tall
+
+
+def test_committed_evidence_names_no_driver_and_no_path() -> None:
+    folder = Path(__file__).resolve().parents[2] / "bench" / "evidence"
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        assert content["rung"] == path.stem
+        assert "driver" not in path.read_text() and "/" not in "".join(r["kernel"] for r in content["records"])
