@@ -41,8 +41,8 @@ RTX_5090 = Device("RTX 5090", 120, 170, 101_376)
 
 KNOWN_DEVICES = (A100, RTX_3090, RTX_4090, H100, B200, RTX_5090)
 
-# The interpreter pays for every program it starts, so it is described as a GPU of few SMs: that gets the largest tiles.
-INTERPRETED = Device("Triton interpreter", 80, 2, 166_912)
+# Where kernels run as numpy code. The tile choice knows it by name: the interpreter pays for every program it starts.
+INTERPRETED = Device("Triton interpreter", 80, 1, 1 << 30)
 
 MIN_CAPABILITY = 80
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from .device import Device
+from .device import INTERPRETED, Device
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ def choose_gemm(
     long_epilogue: a residual is added or row statistics are emitted. That, like the second accumulator of a gated
     activation, takes registers, so the tiles whose compiled code would spill then are left out.
     """
+    if device == INTERPRETED:
+        return GemmTile(128, 128, 128, 4, 1)
     operands = 2 if gated else 1
     largest = 64 * 128 if gated else 128 * 128 if long_epilogue else 128 * 256
     candidates = [
@@ -214,6 +216,8 @@ def choose_attention(
     heads: int, queries: int, keys: int, width: int, itemsize: int, device: Device, *, masked: bool = False
 ) -> AttentionTile:
     """The candidate with the least modelled time for `heads` independent heads (batch included)."""
+    if device == INTERPRETED:
+        return AttentionTile(128, 128, 4, 1)
     padded = sum(split_width(width))
     candidates = [
         tile
@@ -245,10 +249,13 @@ def choose_mlp(
     """The one-kernel MLP's tile, or None where two GEMMs serve better.
 
     Every program reads all weights, so the tallest tile that fits is the best one; with fewer row tiles than SMs the
-    GEMMs, which also split the columns, keep more of the GPU busy (`always` skips that rule).
+    GEMMs, which also split the columns, keep more of the GPU busy (`always` skips that rule). In fp32 the registers
+    hold so few rows that two GEMMs always serve better.
     """
-    if width > MLP_MAX_WIDTH:
+    if width > MLP_MAX_WIDTH or (itemsize == 4 and not always):
         return None
+    if device == INTERPRETED:
+        return MlpTile(128, 128, 4, 1)
     for tile in _HALF_MLP if itemsize == 2 else _FLOAT_MLP:
         fits = mlp_shared_bytes(tile, width, itemsize, 2 if gated else 1) <= device.shared_memory - 1024
         if fits and (always or cdiv(m, tile.block_m) >= device.sm_count):
@@ -263,5 +270,7 @@ _PATCH_TILES_FLOAT = (GemmTile(32, 64, 32, 4, 2), GemmTile(16, 64, 32, 4, 2))
 @functools.lru_cache(maxsize=4096)
 def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *, tf32: bool = False) -> GemmTile:
     """As `choose_gemm`, among tiles that leave registers for the gathered addresses of the pixels."""
+    if device == INTERPRETED:
+        return GemmTile(128, 128, 128, 4, 1)
     candidates = _PATCH_TILES_HALF if itemsize == 2 else _PATCH_TILES_FLOAT
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, tf32=tf32))
