@@ -175,16 +175,21 @@ def choose_gemm(
     )
 
 
+# (tile, widest head that compiles without spills, the same with a mask to add, oldest GPU)
 _HALF_ATTENTION = (
-    AttentionTile(128, 64, 4, 3),
-    AttentionTile(128, 32, 4, 3),
-    AttentionTile(64, 64, 4, 3),
-    AttentionTile(64, 32, 4, 3),
-    AttentionTile(16, 64, 4, 3),
+    (AttentionTile(128, 64, 4, 3), 80, 0, 90),
+    (AttentionTile(128, 64, 8, 3), 128, 64, 80),
+    (AttentionTile(128, 32, 4, 3), 64, 0, 80),
+    (AttentionTile(64, 64, 4, 3), 96, 64, 80),
+    (AttentionTile(64, 64, 8, 3), 128, 0, 80),
+    (AttentionTile(64, 32, 4, 3), 96, 0, 80),
+    (AttentionTile(64, 32, 8, 2), 128, 128, 80),
+    (AttentionTile(16, 64, 4, 3), 128, 128, 80),
+    (AttentionTile(16, 32, 4, 2), 128, 128, 80),
 )
 _FLOAT_ATTENTION = (
-    AttentionTile(32, 32, 4, 2),
-    AttentionTile(16, 32, 4, 2),
+    (AttentionTile(32, 32, 4, 2), 64, 0, 80),
+    (AttentionTile(16, 32, 4, 2), 128, 128, 80),
 )
 
 
@@ -221,10 +226,10 @@ def choose_attention(
     padded = sum(split_width(width))
     candidates = [
         tile
-        for tile in (_HALF_ATTENTION if itemsize == 2 else _FLOAT_ATTENTION)
-        if attention_shared_bytes(tile, width, itemsize) <= device.shared_memory - 1024
-        and tile.block_m * max(padded, tile.block_n) <= 128 * 96
-        and not (masked and tile.block_m * tile.block_n > 64 * 64)
+        for tile, widest, widest_masked, oldest in (_HALF_ATTENTION if itemsize == 2 else _FLOAT_ATTENTION)
+        if padded <= (widest_masked if masked else widest)
+        and device.capability >= oldest
+        and attention_shared_bytes(tile, width, itemsize) <= device.shared_memory - 1024
     ]
     return min(candidates, key=lambda t: attention_cycles(t, heads, queries, keys, width, itemsize, device))
 

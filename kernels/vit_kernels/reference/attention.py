@@ -27,11 +27,11 @@ def attention(
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     nq, nk, heads = q.shape[1], k.shape[1], q.shape[2]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     k = k.repeat_interleave(heads // k.shape[2], dim=2)  # [B, Nk, H, D]
     v = v.repeat_interleave(heads // v.shape[2], dim=2)  # [B, Nk, H, D]
 
-    scores = scale * torch.einsum("bihd,bjhd->bhij", q.to(wide), k.to(wide))  # [B, H, Nq, Nk]
+    scores = factor * torch.einsum("bihd,bjhd->bhij", q.to(wide), k.to(wide))  # [B, H, Nq, Nk]
     allowed = torch.ones_like(scores, dtype=torch.bool)  # [B, H, Nq, Nk]
     if mask is not None and mask.dtype == torch.bool:
         allowed = allowed & mask
