@@ -44,6 +44,7 @@ def _hidden(
     stride_w1k,
     stride_bias,
     NORM: tl.constexpr,
+    CENTRED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDTH: tl.constexpr,
     MAIN: tl.constexpr,
@@ -61,7 +62,7 @@ def _hidden(
             row + d.to(tl.int64)[:, None] * stride_w1k, mask=keep_hidden[None, :] & (d < WIDTH)[:, None], other=0.0
         )
         h = tl.dot(x_tail, w1_tail, h, input_precision=PRECISION)
-    if NORM == "layer":
+    if NORM == "layer" and not CENTRED:
         column_sum = tl.load(column_sum_ptr + hidden, mask=keep_hidden, other=0.0)
         h -= shift[:, None] * column_sum[None, :]
     if NORM != "none":
@@ -177,19 +178,25 @@ def mlp_kernel(
             apart = tl.where((d_tail < WIDTH)[None, :], x_tail.to(tl.float32) - mean[:, None], 0.0)
             m2 += tl.sum(product(apart, apart), 1)
         shift, rstd = shift_and_scale(mean, m2, WIDTH, eps, NORM)
+    # As in `linear`: fp32 rows are centred before the product, others after it.
+    CENTRE: tl.constexpr = NORM == "layer" and x.dtype == tl.float32
+    if CENTRE:
+        x -= shift[:, None]
+        if TAIL:
+            x_tail -= shift[:, None]
 
     for start in range(0, HIDDEN, BLOCK_H):
         hidden = start + tl.arange(0, BLOCK_H)
         keep_hidden = hidden < HIDDEN
         h = _hidden(
             x, x_tail, w1_ptr, bias1_ptr, column_sum_ptr, hidden, keep_hidden, shift, rstd,
-            stride_w1n, stride_w1k, stride_bias1, NORM, HAS_BIAS1, WIDTH, MAIN, TAIL, PRECISION,
+            stride_w1n, stride_w1k, stride_bias1, NORM, CENTRE, HAS_BIAS1, WIDTH, MAIN, TAIL, PRECISION,
         )  # fmt: skip
         h = activate(h, ACTIVATION, FAST)
         if ACTIVATION == "swiglu":
             h *= _hidden(
                 x, x_tail, w1_ptr, bias1_ptr, column_sum_ptr, hidden + HIDDEN, keep_hidden, shift, rstd,
-                stride_w1n, stride_w1k, stride_bias1, NORM, HAS_BIAS1, WIDTH, MAIN, TAIL, PRECISION,
+                stride_w1n, stride_w1k, stride_bias1, NORM, CENTRE, HAS_BIAS1, WIDTH, MAIN, TAIL, PRECISION,
             )  # fmt: skip
         # Features past the end are zero here (zero weights, no bias) for every activation, so W2's zeros meet zeros.
         h = h.to(x.dtype)

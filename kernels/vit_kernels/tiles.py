@@ -89,6 +89,9 @@ def choose_rows(m: int, n: int, itemsize: int, device: Device) -> RowsTile:
 _TENSOR_RATE = {80: 2048, 86: 512, 89: 512, 90: 4096, 100: 8192, 120: 512}
 _FP32_RATE = {80: 128, 86: 256, 89: 256, 90: 256, 100: 256, 120: 256}
 _L2_BYTES_PER_CLOCK = 48
+# Cycles that a step of the K loop, or a block of keys with its softmax, costs whatever its size: barriers and latency.
+_GEMM_STEP = 100
+_ATTENTION_STEP = 250
 
 
 def nearest(table: dict[int, int], capability: int) -> int:
@@ -135,7 +138,7 @@ def gemm_cycles(
     steps = cdiv(k, tile.block_k)
     flops = 2 * tile.block_m * tile.block_n * operands * tile.block_k
     loads = (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
-    loop = steps * max(flops / rate, loads / _L2_BYTES_PER_CLOCK)
+    loop = steps * (max(flops / rate, loads / _L2_BYTES_PER_CLOCK) + _GEMM_STEP)
     epilogue = tile.block_m * tile.block_n * 16 / 128
     per_sm = cdiv(cdiv(m, tile.block_m) * cdiv(n, tile.block_n), device.sm_count)
     resident = max(1, device.shared_memory // gemm_shared_bytes(tile, itemsize, operands))
@@ -208,7 +211,7 @@ def attention_cycles(
         rate /= 2
     padded = sum(split_width(width))
     scores = tile.block_m * tile.block_n
-    per_block = max(scores * 4 * padded / rate, scores / 16, scores * 7 / 128) + 60
+    per_block = max(scores * 4 * padded / rate, scores / 16, scores * 7 / 128) + _ATTENTION_STEP
     blocks = cdiv(keys, tile.block_n)
     per_sm = cdiv(cdiv(queries, tile.block_m) * heads, device.sm_count)
     # Rows of one program amortise the loads of its keys.

@@ -1,0 +1,147 @@
+"""``vit-engine verify``: every kernel and a whole model against float64 references, on this machine's best rung.
+
+That is the GPU where there is one the kernels run on, and Triton's interpreter otherwise (in a child process, because
+Triton decides at its import).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def verify_command(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Also run this preset with drawn weights, whole (default: a small ViT)."),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None, typer.Option("--kernel", help="Only these operations, and no model; repeatable.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", help="fp32, fp16 or bf16; repeatable (default: all that the rung has).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Compare every kernel and a whole model with float64 references; exit code 1 if anything misses its tolerance."""
+    for name in dtype or ():
+        if name not in _DTYPES:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
+    raise typer.Exit(_dispatch(model, kernel or [], dtype or [], as_json))
+
+
+def _dispatch(model: str | None, kernels: list[str], dtypes: list[str], as_json: bool) -> int:
+    import torch
+
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return _verify(model, kernels, dtypes, as_json)
+    arguments = ["--json"] * as_json + ([] if model is None else ["--model", model])
+    arguments += [word for name in kernels for word in ("--kernel", name)]
+    arguments += [word for name in dtypes for word in ("--dtype", name)]
+    command = [sys.executable, "-m", "vit_engine.cli", "verify", *arguments]
+    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
+
+
+def _verify(model: str | None, kernels: list[str], dtypes: list[str], as_json: bool) -> int:
+    from vit_bench.cases import CASES
+
+    known = list(dict.fromkeys(case.kernel for case in CASES))
+    unknown = [name for name in kernels if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: the operations are {', '.join(known)}", param_hint="--kernel")
+    rung, device, allowed = _rung()
+    wanted = dtypes or allowed
+    refused = [name for name in wanted if name not in allowed]
+    if refused:
+        raise typer.BadParameter(
+            f"{', '.join(refused)} cannot be verified here: the interpreter computes bfloat16 wrongly; use a GPU",
+            param_hint="--dtype",
+        )
+    if not as_json:
+        typer.echo(f"rung: {rung}")
+        typer.echo(f"{'what':<52}{'dtype':<7}{'max error':>11}{'row error':>11}{'allowed':>11}{'eager':>11}{'s':>7}  verdict")
+    rows = []
+    for row in _results(known if not kernels else kernels, model, bool(kernels), wanted, device):
+        rows.append(row)
+        if not as_json:
+            _print_row(row)
+    failed = sum(not row["passed"] for row in rows)
+    if as_json:
+        print(json.dumps({"rung": rung, "passed": len(rows) - failed, "failed": failed, "results": rows}))
+    else:
+        typer.echo(f"{len(rows) - failed} passed, {failed} failed ({rung})")
+    return 1 if failed else 0
+
+
+def _rung() -> tuple[str, str, list[str]]:
+    """(name of the rung, device, dtypes that can be verified on it)."""
+    import torch
+    from vit_kernels import accepts, interpreting
+
+    if interpreting():
+        # numpy mentions the infinities and overflows that the formulas mean to have.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
+        return "interpreted (no GPU used)", "cpu", ["fp32", "fp16"]
+    if not accepts("cuda"):
+        raise typer.BadParameter("this GPU is older than compute capability 8.0, which the kernels need")
+    return f"executed on {torch.cuda.get_device_name()}", "cuda", list(_DTYPES)
+
+
+def _results(
+    kernels: list[str], model: str | None, only_kernels: bool, dtypes: list[str], device: str
+) -> Iterator[dict[str, Any]]:
+    import torch
+    from vit_bench.cases import cases_for, run_case
+    from vit_bench.whole_model import SMALL, run_model
+    from vit_engine import ViTConfig
+
+    for kernel in kernels:
+        for case in cases_for(kernel):
+            for dtype in dtypes:
+                yield _judged(str(case), dtype, lambda c=case, d=dtype: run_case(c, getattr(torch, _DTYPES[d]), device))
+    if not only_kernels:
+        config = SMALL if model is None else ViTConfig.preset(model)
+        backend = "interpret" if device == "cpu" else "triton"
+        for dtype in dtypes:
+            yield _judged(
+                f"whole model: {model or 'small ViT'}",
+                dtype,
+                lambda d=dtype: {"logits": run_model(config, getattr(torch, _DTYPES[d]), device, backend)},
+            )
+
+
+def _judged(name: str, dtype: str, run: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "dtype": dtype, "passed": True}
+    started = time.perf_counter()
+    try:
+        errors = run()
+    except AssertionError as error:
+        row |= {"passed": False, "reason": str(error)}
+    else:
+        worst = max(errors.values(), key=lambda e: e.row / e.row_allowed if e.row_allowed else 0.0)
+        row |= {
+            "max_abs_error": max(e.largest for e in errors.values()),
+            "row_error": worst.row,
+            "row_allowed": worst.row_allowed,
+            "row_eager": worst.row_eager,
+        }
+    return {**row, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    start = f"{row['name'][:51]:<52}{row['dtype']:<7}"
+    if row["passed"]:
+        figures = (row["max_abs_error"], row["row_error"], row["row_allowed"], row["row_eager"])
+        typer.echo(start + "".join(f"{value:>11.2e}" for value in figures) + f"{row['seconds']:>7.1f}  ok")
+    else:
+        typer.echo(f"{start}FAILED: {row['reason']}")
