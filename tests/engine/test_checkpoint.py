@@ -171,6 +171,20 @@ def test_save_refuses(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(small_vit(), tmp_path / "m.safetensors")
+
+    def disk_full(tensors, path, metadata):
+        Path(path).write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("vit_engine.checkpoint.save_file", disk_full)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(blank(), tmp_path / "m.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+    assert equal(load_model(tmp_path / "m.safetensors"), small_vit())
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     save_checkpoint(small_vit(), tmp_path / "m.safetensors")
     content = (tmp_path / "m.safetensors").read_bytes()

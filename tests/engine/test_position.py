@@ -129,6 +129,9 @@ CHANGES = {
     "assigned state": lambda model: model.load_state_dict(small_vit(seed=9).state_dict(), assign=True),
     "dtype": lambda model: model.float(),
     "replaced": _replace,
+    "strides": lambda model: setattr(
+        model.pos_embed, "data", model.pos_embed.data.as_strided((1, 17, 48), (816, 1, 17))
+    ),
     "data replaced": lambda model: setattr(model.pos_embed, "data", table(17, 48, seed=4)),
 }
 
