@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
 from vit_kernels import fold_norm
 
 from . import ops

@@ -1,7 +1,7 @@
 """The kernels as PyTorch custom operators: FakeTensor, torch.compile and torch.export see each launch as one op.
 
-The functions below take the arguments of the launchers of the same name in `vit_kernels`, whose docstrings give formula,
-shapes, dtypes and errors. They are for inference: asking for a gradient through one of them raises.
+The functions below take the arguments of the launchers of the same name in `vit_kernels`, whose docstrings give
+formula, shapes, dtypes and errors. They are for inference: asking for a gradient through one of them raises.
 """
 
 # No `from __future__ import annotations` here: torch.library reads the schemas from the annotations themselves.
@@ -10,8 +10,9 @@ shapes, dtypes and errors. They are for inference: asking for a gradient through
 from typing import Any
 
 import torch
-import vit_kernels
 from torch import Tensor
+
+import vit_kernels
 
 __all__ = ["attention", "layer_norm", "linear", "mlp", "patch_embed", "row_stats"]
 

@@ -99,7 +99,8 @@ def _attend(
         # With an additive mask s is finished; without, its scale is left to one multiply-add per score below.
         scale = 1.0 if MASK == "additive" else logit_scale
         new_max = tl.maximum(row_max, tl.max(s, 1) * scale)
-        # A row that has met no allowed key keeps the maximum -inf; -inf - -inf would be NaN where exp2(-inf) = 0 is meant.
+        # A row that has met no allowed key keeps the maximum -inf; -inf - -inf would be NaN where exp2(-inf) = 0 is
+        # meant.
         offset = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED or MASK != "none" else new_max
         p = tl.exp2(s * scale - offset[:, None])
         rescale = tl.exp2(row_max - offset)
@@ -202,12 +203,14 @@ def attention_kernel(
         stop = tl.minimum(stop, (tile + 1) * BLOCK_M + diagonal)
         whole = tl.maximum(tl.minimum(whole, (tile * BLOCK_M + diagonal + 1) // BLOCK_N * BLOCK_N), 0)
     acc, acc_tail, row_sum, row_max = _attend(
-        acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr, query, keep_query, 0, whole, length, diagonal,
+        acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
+        query, keep_query, 0, whole, length, diagonal,
         stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
         WIDTH, MAIN, TAIL, MASK, CAUSAL, False, PRECISION, BLOCK_N,
     )  # fmt: skip
     acc, acc_tail, row_sum, row_max = _attend(
-        acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr, query, keep_query, whole, stop, length, diagonal,
+        acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
+        query, keep_query, whole, stop, length, diagonal,
         stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
         WIDTH, MAIN, TAIL, MASK, CAUSAL, True, PRECISION, BLOCK_N,
     )  # fmt: skip
@@ -247,8 +250,8 @@ def attention(
     """o = softmax(scale q k^T + mask) v per head, with fp32 statistics.
 
     q [B, Nq, H, D]; k, v [B, Nk, Hk, D] of one dtype (fp32, fp16, bf16) and any strides, so that the three views of a
-    packed projection [B, N, 3, H, D] go in as they are. D from 1 to 128 (16 and more run at full speed); H a multiple of
-    Hk: query heads h share the key head h // (H / Hk). Returns o [B, Nq, H, D] contiguous, or (o, lse).
+    packed projection [B, N, 3, H, D] go in as they are. D from 1 to 128 (16 and more at full speed); H a multiple of
+    Hk: query head h reads the key head h // (H / Hk). Returns o [B, Nq, H, D] contiguous, or (o, lse).
 
     scale: positive, default D**-0.5. causal: query i sees keys up to i + Nk - Nq (aligned bottom-right).
     key_lengths [B] int32 or int64: keys from there on are never read (values are clamped to [0, Nk]).

@@ -51,16 +51,13 @@ def check_attention(
         if mask.ndim > 4 or any(m not in (1, w) for m, w in zip(reversed(mask.shape), reversed(wanted), strict=False)):
             raise ValueError(f"mask must be broadcastable to (B, H, Nq, Nk) = {wanted}; got {tuple(mask.shape)}")
     check_same_device("q", q, {"k": k, "v": v, "key_lengths": key_lengths, "mask": mask})
-    if scale is None:
-        scale = width**-0.5
-    if not (scale > 0 and math.isfinite(scale)):
+    factor = 1 / math.sqrt(width) if scale is None else float(scale)
+    if not (factor > 0 and math.isfinite(factor)):
         raise ValueError(f"scale must be a positive finite number; got {scale}")
-    return check_tf32(tf32, q.dtype), float(scale)
+    return check_tf32(tf32, q.dtype), factor
 
 
-def expand_mask(
-    mask: torch.Tensor | None, shape: tuple[int, int, int, int]
-) -> tuple[str, torch.Tensor | None]:
+def expand_mask(mask: torch.Tensor | None, shape: tuple[int, int, int, int]) -> tuple[str, torch.Tensor | None]:
     """("none" | "boolean" | "additive", the mask as a view of the full shape: broadcast axes have stride 0)."""
     if mask is None:
         return "none", None

@@ -47,9 +47,9 @@ INTERPRETED = Device("Triton interpreter", 80, 1, 1 << 30)
 MIN_CAPABILITY = 80
 
 
-# Triton decides when a function is decorated: its own library when triton is imported, our kernels just after this line.
+# Triton decides when a function is decorated: its own library when triton is imported, our kernels after this line.
 _INTERPRETING = bool(triton.knobs.runtime.interpret)
-if _INTERPRETING == isinstance(tl.sum, triton.JITFunction):
+if isinstance(tl.sum, triton.JITFunction) == _INTERPRETING:
     raise RuntimeError(
         "TRITON_INTERPRET was changed after triton had been imported (by timm, transformers or torch, perhaps). "
         "Set TRITON_INTERPRET=1 in the environment before Python starts, or not at all."
@@ -76,9 +76,7 @@ def _describe(driver: object, index: int) -> Device:
             "Use the 'torch' backend of vit_engine here."
         )
     properties = driver.utils.get_device_properties(index)  # type: ignore[attr-defined]
-    return Device(
-        f"sm_{capability}", capability, properties["multiprocessor_count"], properties["max_shared_mem"]
-    )
+    return Device(f"sm_{capability}", capability, properties["multiprocessor_count"], properties["max_shared_mem"])
 
 
 def device_of(tensor: torch.Tensor) -> Device:

@@ -87,15 +87,15 @@ def linear_kernel(
     keep_rows = rows < M
     keep_columns = columns < N
 
-    # Rows and columns past the end repeat the last one: their results are dropped, and the K loop needs no mask for them.
+    # Rows and columns past the end repeat the last one: their results are dropped, and the K loop needs no mask.
     safe_rows = tl.minimum(rows, M - 1)
     safe_columns = tl.minimum(columns, N - 1).to(tl.int64)
     k = tl.arange(0, BLOCK_K).to(tl.int64)
     x_at = x_ptr + safe_rows[:, None] * stride_xm + k[None, :] * stride_xk
     w_at = w_ptr + safe_columns[None, :] * stride_wn + k[:, None] * stride_wk
     step = tl.full((), BLOCK_K, tl.int64)
-    # In fp32 the subtraction of the mean is cheap beside the product, and before it nothing cancels. 16-bit operands go
-    # to the tensor cores as they are; the mean is taken out of the fp32 sum, where cancelling costs far less than a bit.
+    # In fp32 the subtraction of the mean is cheap beside the product, and before it nothing cancels. 16-bit operands
+    # go to the tensor cores as they are; the mean is taken out of their fp32 sum, which has bits to spare for that.
     CENTRE: tl.constexpr = NORM == "layer" and x_ptr.dtype.element_ty == tl.float32
     if CENTRE:
         mean, m2 = merge_moments(stats_ptr, rows, keep_rows, M, K, PARTIALS, PARTIALS_PADDED)
@@ -156,9 +156,7 @@ def linear_kernel(
     y = acc.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=keep)
     if EMIT_STATS:
-        store_partial_moments(
-            y_stats_ptr, y.to(tl.float32), rows, keep_rows, tile_n * BLOCK_N, M, N, BLOCK_M, BLOCK_N
-        )
+        store_partial_moments(y_stats_ptr, y.to(tl.float32), rows, keep_rows, tile_n * BLOCK_N, M, N, BLOCK_M, BLOCK_N)
 
 
 def stats_partials(columns: int) -> int:

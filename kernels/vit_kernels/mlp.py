@@ -1,8 +1,8 @@
 """The MLP of an encoder block as one call: y = residual + layer_scale * (act(norm(x) W1^T + b1) W2^T + b2).
 
 For narrow models one kernel does it all, and the hidden features never leave the SM: it is shaped like attention, with
-rows of W1 for keys, an activation for the softmax and columns of W2 for values. Wide models run two fused GEMMs: there a
-tile of fp32 results would not fit the register file.
+rows of W1 for keys, an activation for the softmax and columns of W2 for values. Wide models run two fused GEMMs: there
+a tile of fp32 results would not fit the register file.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def _hidden(
     """Hidden features before the activation [BLOCK_M, BLOCK_H], with the norm finished per row."""
     row = w1_ptr + hidden.to(tl.int64)[None, :] * stride_w1n
     d = tl.arange(0, MAIN)
-    w1 = tl.load(row + d.to(tl.int64)[:, None] * stride_w1k, mask=keep_hidden[None, :] & (d < WIDTH)[:, None], other=0.0)
+    keep = keep_hidden[None, :] & (d < WIDTH)[:, None]
+    w1 = tl.load(row + d.to(tl.int64)[:, None] * stride_w1k, mask=keep, other=0.0)
     h = tl.dot(x, w1, input_precision=PRECISION)
     if TAIL:
         d = MAIN + tl.arange(0, TAIL)
-        w1_tail = tl.load(
-            row + d.to(tl.int64)[:, None] * stride_w1k, mask=keep_hidden[None, :] & (d < WIDTH)[:, None], other=0.0
-        )
+        keep = keep_hidden[None, :] & (d < WIDTH)[:, None]
+        w1_tail = tl.load(row + d.to(tl.int64)[:, None] * stride_w1k, mask=keep, other=0.0)
         h = tl.dot(x_tail, w1_tail, h, input_precision=PRECISION)
     if NORM == "layer" and not CENTRED:
         column_sum = tl.load(column_sum_ptr + hidden, mask=keep_hidden, other=0.0)
@@ -245,8 +245,8 @@ def mlp(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """y = residual + layer_scale * (act(norm(x) W1^T + b1) W2^T + b2)
 
-    x [M, D]; fc1_weight [H, D] (swiglu: [2H, D], gate rows first); fc2_weight [D, H]; all of one dtype (fp32, fp16, bf16),
-    any strides. Biases, layer_scale of any supported dtype; residual [M, D] in the dtype of x. Returns y [M, D]
+    x [M, D]; fc1_weight [H, D] (swiglu: [2H, D], gate rows first); fc2_weight [D, H]; all of one dtype (fp32, fp16,
+    bf16), any strides. Biases, layer_scale of any supported dtype; residual [M, D] in the dtype of x. Returns y [M, D]
     contiguous, or (y, stats) with emit_stats: the row statistics [2, ceil(D / 64), M] of y.
 
     norm "layer" or "rms": fc1_weight, column_sum and fc1_bias come from `fold_norm`. stats are the row statistics of x;

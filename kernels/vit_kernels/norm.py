@@ -1,8 +1,8 @@
 """Row statistics and LayerNorm / RMSNorm over rows of any width.
 
-    mean_m = 1/N sum_n x_mn      M2_m = sum_n (x_mn - mean_m)^2
-    LayerNorm: y = (x - mean) / sqrt(M2/N + eps) * gamma + beta        (arXiv 1607.06450, equations 3 and 4)
-    RMSNorm:   y = x / sqrt(1/N sum_n x_mn^2 + eps) * gamma + beta     (arXiv 1910.07467, equation 4)
+mean_m = 1/N sum_n x_mn      M2_m = sum_n (x_mn - mean_m)^2
+LayerNorm: y = (x - mean) / sqrt(M2/N + eps) * gamma + beta        (arXiv 1607.06450, equations 3 and 4)
+RMSNorm:   y = x / sqrt(1/N sum_n x_mn^2 + eps) * gamma + beta     (arXiv 1910.07467, equation 4)
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     tokens[b] = [prefix ; patches(image_b) W^T + bias] + position
 
-An implicit im2col matrix product: the patch matrix [B * L, C * Ph * Pw] is never written, its elements are gathered from
-the image while they are multiplied. Row r of the result is token r % T of image r // T.
+An implicit im2col matrix product: the patch matrix [B * L, C * Ph * Pw] is never written, its elements are gathered
+from the image while they are multiplied. Row r of the result is token r % T of image r // T.
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ STATS_COLUMNS = tl.constexpr(64)
 def tanh(x, FAST: tl.constexpr):
     """tanh(x) in fp32. FAST: the hardware's tanh.approx, 2^-11 relative by the PTX manual."""
     if FAST and USE_TANH_APPROX:
-        return tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     # exp overflows to inf for large x, and 1 - 2 / inf is the right limit.
     return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
 

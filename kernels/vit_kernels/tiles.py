@@ -1,8 +1,8 @@
 """Tile choice: pure functions (problem, dtype size, device) -> tile.
 
-A GEMM-shaped operation takes the candidate with the least modelled time (`gemm_cycles`); nothing is measured at run time
-and nothing here asks the machine. The candidates are few, and every one compiles without register spills for every
-supported GPU whose shared memory it fits.
+A GEMM-shaped operation takes the candidate with the least modelled time (`gemm_cycles`); nothing is measured at run
+time and nothing here asks the machine. The candidates are few, and those that a preset model gets compile without
+register spills for every supported GPU.
 """
 
 from __future__ import annotations
@@ -173,9 +173,7 @@ def choose_gemm(
         if gemm_shared_bytes(tile, itemsize, operands) <= device.shared_memory - 2048
         and tile.block_m * tile.block_n <= largest
     ]
-    return min(
-        candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32)
-    )
+    return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32))
 
 
 # (tile, widest head that compiles without spills, the same with a mask to add, oldest GPU)
@@ -191,7 +189,7 @@ _HALF_ATTENTION = (
     (AttentionTile(16, 32, 4, 2), 128, 128, 80),
 )
 _FLOAT_ATTENTION = (
-    (AttentionTile(32, 32, 4, 2), 64, 0, 80),
+    (AttentionTile(32, 32, 4, 2), 80, 0, 80),
     (AttentionTile(16, 32, 4, 2), 128, 128, 80),
 )
 

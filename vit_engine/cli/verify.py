@@ -29,7 +29,7 @@ def verify_command(
         list[str] | None, typer.Option("--kernel", help="Only these operations, and no model; repeatable.")
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option("--dtype", help="fp32, fp16 or bf16; repeatable (default: all that the rung has).")
+        list[str] | None, typer.Option("--dtype", help="fp32, fp16 or bf16; repeatable (default: all the rung has).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -69,9 +69,10 @@ def _verify(model: str | None, kernels: list[str], dtypes: list[str], as_json: b
         )
     if not as_json:
         typer.echo(f"rung: {rung}")
-        typer.echo(f"{'what':<52}{'dtype':<7}{'max error':>11}{'row error':>11}{'allowed':>11}{'eager':>11}{'s':>7}  verdict")
+        heads = "".join(f"{head:>11}" for head in ("max error", "row error", "allowed", "eager"))
+        typer.echo(f"{'what':<52}{'dtype':<7}{heads}{'s':>7}  verdict")
     rows = []
-    for row in _results(known if not kernels else kernels, model, bool(kernels), wanted, device):
+    for row in _results(kernels or known, model, bool(kernels), wanted, device):
         rows.append(row)
         if not as_json:
             _print_row(row)
@@ -86,6 +87,7 @@ def _verify(model: str | None, kernels: list[str], dtypes: list[str], as_json: b
 def _rung() -> tuple[str, str, list[str]]:
     """(name of the rung, device, dtypes that can be verified on it)."""
     import torch
+
     from vit_kernels import accepts, interpreting
 
     if interpreting():
@@ -101,6 +103,7 @@ def _results(
     kernels: list[str], model: str | None, only_kernels: bool, dtypes: list[str], device: str
 ) -> Iterator[dict[str, Any]]:
     import torch
+
     from vit_bench.cases import cases_for, run_case
     from vit_bench.whole_model import SMALL, run_model
     from vit_engine import ViTConfig
