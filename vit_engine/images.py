@@ -28,7 +28,7 @@ _OTHER_SUFFIXES = (".avif", ".dib", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm")
 SUFFIXES = frozenset(_COMMON_SUFFIXES + _OTHER_SUFFIXES)
 """Suffixes (lower case) that :func:`find_images` takes for images inside a folder."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Formats that are decoded. Pillow knows more, but some start other programs (EPS runs Ghostscript)."""
 
 MAX_PIXELS = 89_478_485

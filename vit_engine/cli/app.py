@@ -6,6 +6,8 @@ and the interpreter of Triton has to be asked for before anybody imports triton.
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -57,6 +59,10 @@ def root(
 
 def main() -> None:
     """Run the command line; the exit code is the command's."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name that the terminal's encoding lacks is printed with escapes instead of ending the run.
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -228,8 +228,8 @@ def agreement(source: Source, outcome: Outcome, device: torch.device, dtype: tor
     if outcome.sample is None or outcome.sample_logits is None:
         return None
     plain = source.open(backend="torch", device=device, dtype=torch.float32)
-    # cuDNN's convolutions take fp32 as tf32 unless told otherwise: the patch embedding would lose 13 bits.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    # cuDNN's convolutions take fp32 as tf32 unless told otherwise, which would cost the patch embedding 13 bits.
+    with torch.backends.cudnn.flags(enabled=False):
         reference = Timed(plain)(outcome.sample)
     kernels, logits = outcome.backend, outcome.sample_logits
     if kernels == "torch" and device.type == "cuda":

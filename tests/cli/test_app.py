@@ -1,0 +1,34 @@
+"""The commands and their options, before any of them does anything."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+from typer.testing import CliRunner
+
+import vit_engine
+from vit_engine.cli.app import app
+
+
+def test_version_and_help():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout.strip()) == (0, vit_engine.__version__)
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in ("run", "verify", "info"))
+
+
+def test_verify_passes_its_options_on(monkeypatch):
+    seen = []
+
+    def verify_command(model: str = "none", as_json: bool = False) -> None:
+        seen.append((model, as_json))
+        raise SystemExit(5)
+
+    module = types.ModuleType("vit_engine.cli.verify")
+    vars(module)["verify_command"] = verify_command
+    monkeypatch.setitem(sys.modules, "vit_engine.cli.verify", module)
+    result = CliRunner().invoke(app, ["verify", "--model", "vit_tiny", "--as-json"])
+    assert (result.exit_code, seen) == (5, [("vit_tiny", True)])
+    assert "--model" in CliRunner().invoke(app, ["verify", "--help"]).stdout
