@@ -16,7 +16,6 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -214,15 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     variants: list[Variant] = []
     # A fresh process per GPU and dtype: Triton keeps what it compiled for as long as the process lives.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
         jobs = [
-            pool.submit(compile_for, name, dtype, options.model, options.kernel, options.batch, options.verbose)
+            pool.apply_async(compile_for, (name, dtype, options.model, options.kernel, options.batch, options.verbose))
             for name in options.gpu
             for dtype in options.dtype
         ]
         for job in jobs:
-            for variant in job.result():
+            for variant in job.get():
                 variants.append(variant)
                 print(_line(variant), flush=True)
     if options.json:

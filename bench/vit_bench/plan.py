@@ -43,7 +43,7 @@ def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str =
     stats = new_fp32(2, -(-width // 64), rows)
 
     size = (batch, config.in_channels, *config.image_hw)
-    stem = [new(width, config.in_channels, *config.patch_hw), vector]
+    stem: list[torch.Tensor | None] = [new(width, config.in_channels, *config.patch_hw), vector]
     stem.append(new(config.num_prefix_tokens, width) if config.num_prefix_tokens else None)
     stem.append(new(config.num_patches + config.num_position_prefix, width))
     constants = new_fp32(config.in_channels)

@@ -9,7 +9,7 @@ import pytest
 from vit_bench import records, support_table
 
 ROOT = Path(__file__).resolve().parents[2]
-HASHES = dict.fromkeys(records.KERNELS, "current")
+HASHES: dict[str, str] = dict.fromkeys(records.KERNELS, "current")
 
 
 def write(
