@@ -70,19 +70,19 @@ def encode(model: ViT, images: Tensor) -> Tensor:
     z = z.view(batch * tokens, width)
     for number, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        z, stats = _block(block, z, stats, batch, model.derived, f"blocks.{number}")
+        z, stats = _block(block, z, stats, (batch, tokens), model.derived, f"blocks.{number}")
     return z.view(batch, tokens, width)
 
 
 def _block(
-    block: Block, z: Tensor, stats: Tensor, batch: int, derived: DerivedCache, name: str
+    block: Block, z: Tensor, stats: Tensor, batch_tokens: tuple[int, int], derived: DerivedCache, name: str
 ) -> tuple[Tensor, Tensor]:
     """One encoder block on rows z [B * T, D] with their statistics; returns the next rows and theirs."""
     attn, mlp = block.attn, block.mlp
     weight, column_sum, bias = _folded(derived, f"{name}.attn.qkv", attn.qkv, block.norm1)
     qkv = ops.linear(z, weight, bias, norm="layer", stats=stats, column_sum=column_sum, eps=block.norm1.eps)
     assert isinstance(qkv, Tensor)
-    q, k, v = qkv.view(batch, -1, 3, attn.num_heads, attn.head_dim).unbind(2)
+    q, k, v = qkv.view(*batch_tokens, 3, attn.num_heads, attn.head_dim).unbind(2)
     o = ops.attention(q, k, v, scale=attn.scale)
     assert isinstance(o, Tensor)
     z, stats = ops.linear(

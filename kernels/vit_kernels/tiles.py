@@ -146,6 +146,15 @@ def gemm_cycles(
     return per_sm * loop + cdiv(per_sm, resident) * (1200 + epilogue)
 
 
+def _interpreted_block(size: int) -> int:
+    """The interpreter pays for every program and every element: few programs, little padding."""
+    return min(128, max(16, next_power_of_2(size)))
+
+
+def _interpreted_gemm(m: int, n: int, k: int) -> GemmTile:
+    return GemmTile(_interpreted_block(m), max(64, _interpreted_block(n)), _interpreted_block(k), 4, 1)
+
+
 @functools.lru_cache(maxsize=4096)
 def choose_gemm(
     m: int,
@@ -164,7 +173,7 @@ def choose_gemm(
     activation, takes registers, so the tiles whose compiled code would spill then are left out.
     """
     if device == INTERPRETED:
-        return GemmTile(128, 128, 128, 4, 1)
+        return _interpreted_gemm(m, n, k)
     operands = 2 if gated else 1
     largest = 64 * 128 if gated else 128 * 128 if long_epilogue else 128 * 256
     candidates = [
@@ -223,7 +232,7 @@ def choose_attention(
 ) -> AttentionTile:
     """The candidate with the least modelled time for `heads` independent heads (batch included)."""
     if device == INTERPRETED:
-        return AttentionTile(128, 128, 4, 1)
+        return AttentionTile(_interpreted_block(queries), _interpreted_block(keys), 4, 1)
     padded = sum(split_width(width))
     candidates = [
         tile
@@ -261,7 +270,7 @@ def choose_mlp(
     if width > MLP_MAX_WIDTH or (itemsize == 4 and not always):
         return None
     if device == INTERPRETED:
-        return MlpTile(128, 128, 4, 1)
+        return MlpTile(_interpreted_block(m), _interpreted_block(hidden), 4, 1)
     for tile in _HALF_MLP if itemsize == 2 else _FLOAT_MLP:
         fits = mlp_shared_bytes(tile, width, itemsize, 2 if gated else 1) <= device.shared_memory - 1024
         if fits and (always or cdiv(m, tile.block_m) >= device.sm_count):
@@ -277,6 +286,6 @@ _PATCH_TILES_FLOAT = (GemmTile(32, 64, 32, 4, 2), GemmTile(16, 64, 32, 4, 2))
 def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *, tf32: bool = False) -> GemmTile:
     """As `choose_gemm`, among tiles that leave registers for the gathered addresses of the pixels."""
     if device == INTERPRETED:
-        return GemmTile(128, 128, 128, 4, 1)
+        return _interpreted_gemm(m, n, k)
     candidates = _PATCH_TILES_HALF if itemsize == 2 else _PATCH_TILES_FLOAT
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, tf32=tf32))

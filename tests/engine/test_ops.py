@@ -1,0 +1,89 @@
+"""The kernels as custom operators: PyTorch's own checks, what tracing sees, and no silent gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.rung import DEVICE
+from vit_engine import ops
+
+pytestmark = pytest.mark.interpreted_only
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
+
+
+def _patch_embed() -> tuple:
+    return ops._patch_embed, (draw(2, 3, 8, 8), draw(12, 3, 4, 4), draw(12), draw(1, 12), draw(5, 12), None, None)
+
+
+CASES = {
+    "patch_embed": (*_patch_embed(), (True, False)),
+    "patch_embed, no stats": (*_patch_embed(), (False, False)),
+    "attention": (ops._attention, tuple(draw(1, 5, 2, 16) for _ in "qkv"), (None, True, None, None, True, False)),
+    "attention, no lse": (
+        ops._attention,
+        tuple(draw(1, 5, 2, 16) for _ in "qkv"),
+        (0.5, False, torch.tensor([3], device=DEVICE), draw(5, 5), False, False),
+    ),
+    "linear": (
+        ops._linear,
+        (draw(5, 12), draw(6, 12), draw(6)),
+        ("none", None, None, 1e-6, "gelu", draw(6), draw(5, 6), True, False),
+    ),
+    "linear, norm": (
+        ops._linear,
+        (draw(5, 12), draw(12, 12), draw(12)),
+        ("layer", draw(2, 1, 5).abs(), draw(12), 1e-6, "swiglu", None, None, False, False),
+    ),
+    "mlp": (
+        ops._mlp,
+        (draw(5, 12), draw(20, 12), draw(20), draw(12, 20), draw(12)),
+        ("layer", None, draw(20), 1e-6, "silu", None, draw(5, 12), True, True, False),
+    ),
+    "row_stats": (ops._row_stats, (draw(5, 12),), ()),
+    "layer_norm": (ops._layer_norm, (draw(5, 12), draw(12), None), (1e-6, "layer")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name: str) -> None:
+    """Schema, fake results (shapes, strides, dtypes) and dispatch agree with what the launcher does."""
+    op, tensors, rest = CASES[name]
+    torch.library.opcheck(op, (*tensors, *rest))
+
+
+def test_wrappers_return_what_the_launchers_do() -> None:
+    x, weight = draw(5, 12), draw(70, 12)
+    y = ops.linear(x, weight)
+    assert isinstance(y, torch.Tensor)
+    both = ops.linear(x, weight, emit_stats=True)
+    assert isinstance(both, tuple) and torch.equal(both[0], y) and both[1].shape == (2, 2, 5)
+    torch.testing.assert_close(y, x @ weight.T)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_refused(name: str) -> None:
+    op, tensors, rest = CASES[name]
+    result = op(tensors[0].clone().requires_grad_(), *tensors[1:], *rest)
+    first = result if isinstance(result, torch.Tensor) else result[0]
+    with pytest.raises(NotImplementedError, match=rf"vit_engine.ops.{name.split(',')[0]} has no backward .*no_grad"):
+        first.sum().backward()
+
+
+def test_a_traced_graph_holds_one_node_per_launch() -> None:
+    """Exported with a dynamic number of rows, without running a kernel."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            y = ops.linear(x, weight, activation="gelu")
+            assert isinstance(y, torch.Tensor)
+            return ops.layer_norm(y)
+
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(Layer(), (draw(5, 12), draw(6, 12)), dynamic_shapes={"x": {0: rows}, "weight": None})
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    names = [str(target) for target in called if str(target).startswith("vit_engine")]
+    assert names == ["vit_engine.linear.default", "vit_engine.layer_norm.default"]
