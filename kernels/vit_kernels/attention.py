@@ -196,7 +196,7 @@ def attention_kernel(
     diagonal = keys - queries
     stop = keys
     if HAS_LENGTHS:
-        stop = tl.minimum(tl.load(key_lengths_ptr + image).to(tl.int32), keys)
+        stop = tl.maximum(tl.minimum(tl.load(key_lengths_ptr + image), keys), 0).to(tl.int32)
     length = stop
     whole = stop // BLOCK_N * BLOCK_N
     if CAUSAL:

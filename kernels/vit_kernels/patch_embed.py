@@ -27,8 +27,8 @@ def patch_embed_kernel(
     bias_ptr,  # [D]
     prefix_ptr,  # [PREFIX, D]
     position_ptr,  # [T, D], or [T - PREFIX, D] for patches only
-    mean_ptr,  # [C]
-    std_ptr,  # [C]
+    mean_ptr,  # [C], contiguous
+    std_ptr,  # [C], contiguous
     tokens_ptr,  # [B, T, D]
     stats_ptr,  # [2, ceil(D / 64), B * T]
     M,
@@ -50,6 +50,7 @@ def patch_embed_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_POSITION: tl.constexpr,
     POSITION_HAS_PREFIX: tl.constexpr,
+    FROM_BYTES: tl.constexpr,
     NORMALISE: tl.constexpr,
     EMIT_STATS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -87,6 +88,8 @@ def patch_embed_kernel(
             + (k % PW).to(tl.int64) * stride_iw
         )
         pixel = tl.load(corner[:, None] + offset[None, :], mask=read & (k < K)[None, :], other=0)
+        if FROM_BYTES:
+            pixel = pixel.to(tl.float32) / 255.0
         if NORMALISE:
             mean = tl.load(mean_ptr + channel, mask=k < K, other=0.0)
             std = tl.load(std_ptr + channel, mask=k < K, other=1.0)
@@ -127,6 +130,8 @@ def _check_images(images: torch.Tensor, weight: torch.Tensor) -> None:
     if images.shape[1] != channels:
         raise ValueError(f"images must have C = {channels} channels like weight; got shape {tuple(images.shape)}")
     height, width = images.shape[2:]
+    if height == 0 or width == 0:
+        raise ValueError(f"images must have at least one patch of {ph}x{pw} pixels; got {height}x{width}")
     if height % ph or width % pw:
         raise ValueError(
             f"images must have a size that the patch size {ph}x{pw} divides; got {height}x{width}. "
@@ -185,15 +190,13 @@ def patch_embed(
         check_vector(name, value, channels, "C, the channels of images")
         if value is not None and value.dtype != torch.float32:
             raise TypeError(f"{name} must have dtype float32; got {short(value.dtype)}")
+        if value is not None and not value.is_contiguous():
+            raise ValueError(f"{name} must be contiguous; call .contiguous() on it")
     check_same_device(
         "images",
         images,
         {"weight": weight, "bias": bias, "prefix": prefix, "position": position, "mean": mean, "std": std},
     )
-    if images.dtype == torch.uint8:
-        # (v / 255 - mean) / std = (v - 255 mean) / (255 std)
-        mean = torch.zeros(channels, device=images.device) if mean is None else mean * 255
-        std = torch.full((channels,), 255.0, device=images.device) if std is None else std * 255
     k = channels * ph * pw
     matrix = weight.reshape(features, k)
     prefix = None if prefix is None or count == 0 else _unit_columns(prefix)
@@ -214,6 +217,7 @@ def patch_embed(
                 0 if position is None else position.stride(0),
                 PH=ph, PW=pw, PREFIX=count, HAS_BIAS=bias is not None, HAS_POSITION=position is not None,
                 POSITION_HAS_PREFIX=position is not None and position.shape[0] == tokens_per_image,
+                FROM_BYTES=images.dtype == torch.uint8,
                 NORMALISE=mean is not None, EMIT_STATS=emit_stats, PRECISION=precision,
                 BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
