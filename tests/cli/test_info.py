@@ -117,7 +117,7 @@ def test_without_triton(machine, monkeypatch):
 
 @pytest.mark.parametrize(
     ("script", "expected"),
-    [("echo 580.82.07; echo 580.82.07", "580.82.07"), ("echo failed >&2; exit 9", None), ("true", None)],
+    [("echo 580.82.07; echo 580.82.07", "580.82.07"), ("echo NVIDIA-SMI has failed; exit 9", None), ("true", None)],
 )
 def test_the_driver_is_asked_of_nvidia_smi(monkeypatch, tmp_path, script, expected):
     program = tmp_path / "nvidia-smi"
