@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ast
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,10 +135,18 @@ def load(path: Path) -> list[Record]:
 
 
 def merge(path: Path, rung: str, new: list[Record]) -> None:
-    """Write `new` into an evidence file: a record replaces the one of the same kernel, dtype and capability."""
+    """Write `new` into an evidence file: a record replaces the one of the same kernel, dtype and capability.
+
+    Runs for different GPU generations may write to one file at the same time.
+    """
     if rung not in RUNGS:
         raise ValueError(f"rung must be one of {', '.join(RUNGS)}; got {rung!r}")
-    records = {record.key: record for record in [*load(path), *new]}
-    ordered = [asdict(records[key]) for key in sorted(records)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rung": rung, "records": ordered}, indent=1) + "\n", encoding="utf-8")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        records = {record.key: record for record in [*load(path), *new]}
+        ordered = [asdict(records[key]) for key in sorted(records)]
+        path.write_text(json.dumps({"rung": rung, "records": ordered}, indent=1) + "\n", encoding="utf-8")
+    finally:
+        os.close(folder)

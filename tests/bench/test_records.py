@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,13 @@ def test_a_missing_file_holds_no_records(tmp_path: Path) -> None:
 def test_an_unknown_rung_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rung must be one of interpreted, .*; got 'guessed'"):
         records.merge(tmp_path / "x.json", "guessed", [])
+
+
+def test_runs_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "sanitized.json"
+    claims = [
+        record(kernel=k, dtype=d, capability=c) for k in records.KERNELS for d in records.DTYPES for c in (80, 90)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda claim: records.merge(path, "sanitized", [claim]), claims))
+    assert len(records.load(path)) == len(claims)
