@@ -59,6 +59,8 @@ def _verify(model: str | None, kernels: list[str], dtypes: list[str], as_json: b
     unknown = [name for name in kernels if name not in known]
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: the operations are {', '.join(known)}", param_hint="--kernel")
+    if model is not None:
+        _check_preset(model)
     rung, device, allowed = _rung()
     wanted = dtypes or allowed
     refused = [name for name in wanted if name not in allowed]
@@ -82,6 +84,15 @@ def _verify(model: str | None, kernels: list[str], dtypes: list[str], as_json: b
     else:
         typer.echo(f"{len(rows) - failed} passed, {failed} failed ({rung})")
     return 1 if failed else 0
+
+
+def _check_preset(name: str) -> None:
+    from vit_engine import ViTConfig
+
+    try:
+        ViTConfig.preset(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--model") from error
 
 
 def _rung() -> tuple[str, str, list[str]]:

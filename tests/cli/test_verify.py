@@ -1,0 +1,78 @@
+"""``vit-engine verify``: figures per case, and an exit code that tells."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import vit_kernels
+from tests.rung import RUNG
+from vit_engine.cli.app import app
+
+pytestmark = pytest.mark.skipif(RUNG == "sanitized", reason="verify itself decides where kernels run")
+
+
+def verify(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["verify", *arguments])
+    return result.exit_code, result.output
+
+
+def test_a_kernel_that_agrees() -> None:
+    code, output = verify("--kernel", "row_stats", "--kernel", "layer_norm", "--dtype", "fp32", "--json")
+    assert code == 0, output
+    report = json.loads(output)
+    assert report["failed"] == 0 and report["passed"] == len(report["results"]) >= 6
+    assert RUNG in report["rung"]
+    for row in report["results"]:
+        assert row["passed"] and row["dtype"] == "fp32"
+        assert 0 <= row["row_error"] <= row["row_allowed"]
+
+
+def test_a_kernel_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = vit_kernels.layer_norm
+
+    def wrong(x: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+        return right(x, *rest, **options) * 1.001  # type: ignore[arg-type]
+
+    monkeypatch.setattr(vit_kernels, "layer_norm", wrong)
+    code, output = verify("--kernel", "layer_norm", "--kernel", "row_stats", "--dtype", "fp32")
+    assert code == 1
+    assert "layer_norm: width 192" in output and "FAILED" in output and "is over the allowed" in output
+    assert "3 passed, 3 failed" in output
+
+
+def test_the_whole_model() -> None:
+    from vit_bench.whole_model import SMALL
+    from vit_engine.cli.verify import _results
+
+    backend_device = "cpu" if RUNG == "interpreted" else "cuda"
+    rows = list(_results([], None, False, ["fp32"], backend_device))
+    assert [row["name"] for row in rows] == ["whole model: small ViT"]
+    assert rows[0]["passed"], rows[0]
+    assert SMALL.num_register_tokens and SMALL.layer_scale
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dtype", "fp64"], ("'fp64'", "fp32, fp16, bf16")),
+        (["--kernel", "softmax"], ("softmax", "attention", "mlp")),
+        (["--model", "vit_medium"], ("vit_medium",)),
+    ],
+    ids=["dtype", "kernel", "model"],
+)
+def test_unknown_names_are_refused(arguments: list[str], words: tuple[str, ...]) -> None:
+    code, output = verify(*arguments)
+    assert code == 2, output
+    for word in words:
+        assert word in output
+
+
+@pytest.mark.interpreted_only
+def test_bfloat16_is_not_verified_by_the_interpreter() -> None:
+    code, output = verify("--kernel", "row_stats", "--dtype", "bf16")
+    assert code == 2
+    assert "bf16" in output and "GPU" in output
