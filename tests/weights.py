@@ -71,7 +71,7 @@ def float64(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     return [x if x is None or not x.is_floating_point() else x.double() for x in tensors]
 
 
-def nan_framed(x: torch.Tensor, *, before: int = 3, after: int = 5) -> torch.Tensor:
+def nan_framed(x: torch.Tensor, *, before: int = 1, after: int = 2) -> torch.Tensor:
     """The same values as a view into a larger buffer of NaN (255 for bytes): every axis has foreign values on both
     sides.
 

@@ -8,11 +8,35 @@ from typing import Any
 import pytest
 import torch
 
+import vit_kernels
+
 from ..rung import DTYPES
 from ..tolerance import Errors, check, ulp
 from ..weights import moments
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+# The launchers as tests call them, with dictionaries of arguments: what they return depends on those, which no type
+# checker can follow.
+attention: Any = vit_kernels.attention
+layer_norm: Any = vit_kernels.layer_norm
+linear: Any = vit_kernels.linear
+mlp: Any = vit_kernels.mlp
+patch_embed: Any = vit_kernels.patch_embed
+
+
+def _parametrize_dtype(*sanitized: torch.dtype) -> pytest.MarkDecorator:
+    cases = []
+    for dtype in DTYPES:
+        marks = [pytest.mark.sanitize] if dtype in sanitized else []
+        cases.append(pytest.param(dtype, id=str(dtype).removeprefix("torch."), marks=marks))
+    return pytest.mark.parametrize("dtype", cases)
+
+
+# A test in every dtype of the rung. The sanitizer compiles every variant of a kernel anew, so under `-m sanitize` all
+# three dtypes go through the tests that switch each feature of a kernel, and bfloat16, which the interpreter cannot do,
+# through the others.
+every_dtype = _parametrize_dtype()
+sanitize_every_dtype = _parametrize_dtype(torch.float32, torch.float16, torch.bfloat16)
+sanitize_bfloat16 = _parametrize_dtype(torch.bfloat16)
 
 # With IEEE dots a float32 kernel is this close to float64, whatever the inputs of these tests; a tf32 dot would be off
 # by 1e-4 to 1e-3. Tests with ordinary inputs ask for IEEE_ERROR.

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from vit_kernels import fold_norm, mlp, reference, row_stats, tiles
+from vit_kernels import fold_norm, reference, row_stats, tiles
 
 from ..weights import Draw, nan_framed
-from .common import IEEE_ERROR, every_dtype, judge, judge_stats, same_bits
+from .common import IEEE_ERROR, every_dtype, judge, judge_stats, mlp, same_bits, sanitize_bfloat16, sanitize_every_dtype
 
 both_forms = pytest.mark.parametrize("fused", [True, False], ids=["one-kernel", "two-gemms"])
 
@@ -56,8 +56,7 @@ def run_mlp(arguments: dict[str, Any], **options: Any) -> Any:
     return mlp(**arguments, **options)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @both_forms
 @pytest.mark.parametrize(
     ("m", "width", "hidden"),
@@ -81,8 +80,7 @@ def test_narrow(dtype, fused, m, width, hidden):
         judge_stats(stats, y)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize(
     ("m", "width", "hidden"),
     [
@@ -98,8 +96,7 @@ def test_wide(dtype, m, width, hidden):
     judge_stats(stats, y)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_every_dtype
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 def test_the_smallest_tile(dtype, activation, monkeypatch):
     """Several tiles of rows and many steps through the hidden features, whatever the tile choice prefers."""
@@ -110,7 +107,6 @@ def test_the_smallest_tile(dtype, activation, monkeypatch):
     judge_stats(stats, y)
 
 
-@pytest.mark.slow
 @every_dtype
 @both_forms
 @pytest.mark.parametrize("tokens", [197, 257, 577])
@@ -121,7 +117,6 @@ def test_many_tokens(dtype, fused, tokens):
     judge_stats(stats, y)
 
 
-@pytest.mark.slow
 @every_dtype
 @both_forms
 def test_the_feed_forward_block_of_a_tiny_model(dtype, fused):
@@ -129,8 +124,7 @@ def test_the_feed_forward_block_of_a_tiny_model(dtype, fused):
     judge(run_mlp(arguments, fused=fused), reference.mlp, arguments)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_every_dtype
 @both_forms
 @pytest.mark.parametrize(
     "options",
@@ -153,8 +147,7 @@ def test_each_feature_off(dtype, fused, options):
     judge_stats(stats, y)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @both_forms
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu"])
 def test_activations(dtype, fused, activation):
@@ -196,8 +189,7 @@ def test_a_zeroed_parameter_is_noticed(dtype, fused, parameter):
         judge(y, reference.mlp, arguments)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @both_forms
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 def test_foreign_values_change_no_bit(dtype, fused, activation):

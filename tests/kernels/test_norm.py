@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from vit_kernels import layer_norm, reference, row_stats
+from vit_kernels import reference, row_stats
 
 from ..rung import DEVICE
 from ..tolerance import check
 from ..weights import Draw, nan_framed
-from .common import every_dtype, judge, judge_stats, same_bits
+from .common import (
+    every_dtype,
+    in_float64,
+    judge,
+    judge_stats,
+    layer_norm,
+    same_bits,
+    sanitize_bfloat16,
+    sanitize_every_dtype,
+)
 
 SHAPES = [
     pytest.param(1, 192, id="1x192"),
@@ -34,7 +45,6 @@ MANY_ROWS = [
 ]
 
 
-@pytest.mark.slow
 @every_dtype
 @pytest.mark.parametrize(("m", "n"), MANY_ROWS)
 def test_many_rows(dtype, m, n):
@@ -44,8 +54,7 @@ def test_many_rows(dtype, m, n):
     judge_stats(row_stats(arguments["x"]), arguments["x"])
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_layer_norm(dtype, kind, m, n):
@@ -57,8 +66,7 @@ def test_layer_norm(dtype, kind, m, n):
     judge(y, reference.layer_norm, arguments)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_every_dtype
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(
     ("gamma", "beta"),
@@ -79,8 +87,7 @@ def test_layer_norm_without_parameters(dtype, kind, gamma, beta):
     judge(layer_norm(**arguments), reference.layer_norm, arguments)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_layer_norm_eps(dtype, kind):
     """An eps as large as the variance; and constant rows, where it is all that is left of the root."""
@@ -91,16 +98,14 @@ def test_layer_norm_eps(dtype, kind):
     judge(layer_norm(**arguments), reference.layer_norm, arguments)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 def test_layer_norm_with_a_large_common_offset(dtype):
     """E[x^2] - E[x]^2 has no correct digit left in float32 here; the two-pass form loses nothing."""
     draw = Draw(dtype, seed=5)
     x = draw.rows(8, 384, offset=4000.0 if dtype == torch.float32 else 500.0, outlier=1.0)
-    arguments = {"x": x, "weight": draw.gamma(384), "bias": draw.bias(384)}
+    arguments: dict[str, Any] = {"x": x, "weight": draw.gamma(384), "bias": draw.bias(384)}
     y = layer_norm(**arguments)
-    eager, truth = (reference.layer_norm(*(t.to(d) for t in arguments.values())) for d in (dtype, torch.float64))
-    check(y, eager, truth)
+    check(y, reference.layer_norm(**arguments), reference.layer_norm(**in_float64(arguments)))
     judge_stats(row_stats(x), x)
 
 
@@ -130,8 +135,7 @@ def _layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize("layout", ["framed-by-nan", "every-other-row", "every-third-column", "transposed"])
 def test_strides_and_foreign_values_change_no_bit(dtype, layout):
     draw = Draw(dtype, seed=7)
@@ -142,8 +146,7 @@ def test_strides_and_foreign_values_change_no_bit(dtype, layout):
     same_bits(row_stats(view), row_stats(x))
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_row_stats(dtype, m, n):
     x = Draw(dtype, seed=m + n).rows(m, n)

@@ -9,11 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from vit_kernels import linear, patch_embed, reference, tiles
+from vit_kernels import reference, tiles
 
 from ..rung import DEVICE
 from ..weights import Draw, nan_framed
-from .common import IEEE_ERROR, every_dtype, in_float64, judge, judge_stats, same_bits
+from .common import (
+    IEEE_ERROR,
+    every_dtype,
+    in_float64,
+    judge,
+    judge_stats,
+    linear,
+    patch_embed,
+    same_bits,
+    sanitize_bfloat16,
+    sanitize_every_dtype,
+)
 
 MEAN = torch.tensor([0.485, 0.456, 0.406], device=DEVICE)
 STD = torch.tensor([0.229, 0.224, 0.225], device=DEVICE)
@@ -53,8 +64,7 @@ def judge_patch_embed(arguments: dict[str, Any]) -> torch.Tensor:
     return tokens
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize(
     ("batch", "grid", "patch", "width", "prefix"),
     [
@@ -76,23 +86,20 @@ def test_shapes(dtype, batch, grid, patch, width, prefix):
     assert tokens.shape == (batch, prefix + grid[0] * grid[1], width)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_every_dtype
 def test_the_smallest_tile(dtype, monkeypatch):
     """Tiles that cross from one image into the next, in groups of two rows, whatever the tile choice prefers."""
     monkeypatch.setattr(tiles, "choose_patch_embed", lambda *a, **k: tiles.GemmTile(16, 64, 32, 4, 2, group_m=2))
     judge_patch_embed(draw_patch_embed(Draw(dtype, seed=15), 3, (3, 5), (4, 4), 140, prefix=5))
 
 
-@pytest.mark.slow
 @every_dtype
 def test_the_stem_of_a_tiny_model(dtype):
     """224 x 224 in patches of 16 to 192 features."""
     judge_patch_embed(draw_patch_embed(Draw(dtype, seed=1), 1, (14, 14), (16, 16), 192))
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_every_dtype
 @pytest.mark.parametrize(
     "options",
     [
@@ -112,15 +119,13 @@ def test_what_is_added(dtype, options):
     judge_patch_embed(draw_patch_embed(Draw(dtype, seed=2), 2, (3, 2), (4, 4), 70, **options))
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize("patch", [(2, 6), (5, 3), (1, 1)], ids=lambda p: f"{p[0]}x{p[1]}")
 def test_patches_that_are_no_square(dtype, patch):
     judge_patch_embed(draw_patch_embed(Draw(dtype, seed=3), 2, (3, 4), patch, 33))
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize("normalised", [True, False], ids=["mean-std", "plain"])
 def test_bytes(dtype, normalised):
     """uint8 pixels: divided by 255, then (x - mean) / std, rounded to the dtype of the weights before the product."""
@@ -129,8 +134,7 @@ def test_bytes(dtype, normalised):
     judge_patch_embed(arguments | ({"mean": MEAN, "std": STD} if normalised else {}))
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 def test_floating_images_are_normalised_too(dtype):
     arguments = draw_patch_embed(Draw(dtype, seed=5), 2, (3, 2), (4, 4), 70)
     judge_patch_embed(arguments | {"mean": MEAN, "std": STD})
@@ -145,8 +149,7 @@ def test_bytes_at_the_ends_of_their_range(dtype, value):
     judge_patch_embed(arguments)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize("layout", ["channels-last", "framed-by-nan", "cropped", "flipped-axes", "bytes-channels-last"])
 def test_image_layouts_change_no_bit(dtype, layout):
     draw = Draw(dtype, seed=7)
@@ -169,8 +172,7 @@ def test_image_layouts_change_no_bit(dtype, layout):
     same_bits(patch_embed(**arguments | {"images": view}), clean)
 
 
-@pytest.mark.sanitize
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize("position", ["all", "patches"])
 def test_foreign_values_change_no_bit(dtype, position):
     """NaN on every side of every tensor, in tiles that are full in no direction."""

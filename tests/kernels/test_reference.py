@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import timm.layers
 import torch
 import torch.nn.functional as F
+from timm.layers.activations import quick_gelu
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp, SwiGLUPacked
 
 from vit_kernels import reference
 
@@ -60,7 +62,7 @@ ACTIVATIONS = {
     "none": lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": timm.layers.quick_gelu,
+    "quick_gelu": quick_gelu,
     "silu": F.silu,
 }
 
@@ -84,7 +86,7 @@ def test_linear_with_everything(draw):
     norm.load_state_dict({"weight": gamma, "bias": beta})
     fc = torch.nn.Linear(40, 24, dtype=FLOAT64)
     fc.load_state_dict({"weight": weight, "bias": bias})
-    layer_scale = timm.layers.LayerScale(24)
+    layer_scale = LayerScale(24)
     layer_scale.gamma = torch.nn.Parameter(scale)
     theirs = residual + layer_scale(F.gelu(fc(norm(x))))
     ours = reference.linear(x, weight, bias, "layer", gamma, beta, 1e-5, "gelu", scale, residual)
@@ -92,7 +94,7 @@ def test_linear_with_everything(draw):
 
 
 def test_mlp_is_timms(draw):
-    module = timm.layers.Mlp(40, 70).double()
+    module = Mlp(40, 70).double()
     module.load_state_dict(
         {
             "fc1.weight": draw.weight(70, 40),
@@ -107,7 +109,7 @@ def test_mlp_is_timms(draw):
 
 
 def test_swiglu_mlp_is_timms(draw):
-    module = timm.layers.SwiGLUPacked(40, 60).double()
+    module = SwiGLUPacked(40, 60).double()
     module.load_state_dict(
         {
             "fc1.weight": draw.weight(60, 40),
