@@ -16,6 +16,7 @@ from . import tiles
 from .attention_checks import check_attention, expand_mask
 from .device import device_of
 from .launch import launching_on
+from .primitives import accumulate
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
@@ -109,12 +110,12 @@ def _attend(
 
         v = _load_keys(v_ptr + row * stride_vn + d[None, :] * stride_vd, d, keep_key, WIDTH, MAIN, MASKED)
         p = p.to(v.dtype)
-        acc = tl.dot(p, v, acc * rescale[:, None], input_precision=PRECISION)
+        acc = accumulate(p, v, acc * rescale[:, None], PRECISION)
         if TAIL:
             d_tail = MAIN + tl.arange(0, TAIL)
             at = v_ptr + row * stride_vn + d_tail[None, :] * stride_vd
             v_tail = _load_keys(at, d_tail, keep_key, WIDTH, MAIN + TAIL, MASKED)
-            acc_tail = tl.dot(p, v_tail, acc_tail * rescale[:, None], input_precision=PRECISION)
+            acc_tail = accumulate(p, v_tail, acc_tail * rescale[:, None], PRECISION)
     return acc, acc_tail, row_sum, row_max
 
 

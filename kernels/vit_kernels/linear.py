@@ -29,6 +29,7 @@ from .device import device_of
 from .launch import launching_on
 from .primitives import (
     STATS_COLUMNS,
+    accumulate,
     activate,
     grouped_tile,
     merge_moments,
@@ -98,7 +99,7 @@ def linear_kernel(
     # go to the tensor cores as they are; the mean is taken out of their fp32 sum, which has bits to spare for that.
     CENTRE: tl.constexpr = NORM == "layer" and x_ptr.dtype.element_ty == tl.float32
     if CENTRE:
-        mean, m2 = merge_moments(stats_ptr, rows, keep_rows, M, K, PARTIALS, PARTIALS_PADDED)
+        mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, PARTIALS, PARTIALS_PADDED)
         shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if GATED:
@@ -113,20 +114,20 @@ def linear_kernel(
             w = tl.load(w_at, mask=(k < K - start)[:, None], other=0.0)
         if CENTRE:
             x -= shift[:, None]
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+        acc = accumulate(x, w, acc, PRECISION)
         if GATED:
             if EVEN_K:
                 w_up = tl.load(up_at)
             else:
                 w_up = tl.load(up_at, mask=(k < K - start)[:, None], other=0.0)
-            up = tl.dot(x, w_up, up, input_precision=PRECISION)
+            up = accumulate(x, w_up, up, PRECISION)
             up_at += step * stride_wk
         x_at += step * stride_xk
         w_at += step * stride_wk
 
     if NORM != "none":
         if not CENTRE:
-            mean, m2 = merge_moments(stats_ptr, rows, keep_rows, M, K, PARTIALS, PARTIALS_PADDED)
+            mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, PARTIALS, PARTIALS_PADDED)
             shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
         if NORM == "layer" and not CENTRE:
             column_sum = tl.load(column_sum_ptr + columns, mask=keep_columns, other=0.0)

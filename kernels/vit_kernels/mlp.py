@@ -26,7 +26,7 @@ from .device import device_of
 from .launch import launching_on
 from .linear import ACTIVATIONS, check_norm, linear, stats_partials
 from .norm import row_stats
-from .primitives import activate, product, shift_and_scale, store_partial_moments
+from .primitives import accumulate, activate, product, shift_and_scale, store_partial_moments
 
 
 @triton.jit
@@ -203,12 +203,12 @@ def mlp_kernel(
         w2_row = w2_ptr + hidden.to(tl.int64)[:, None] * stride_w2k
         keep = keep_hidden[:, None]
         w2 = tl.load(w2_row + d.to(tl.int64)[None, :] * stride_w2n, mask=keep & (d < WIDTH)[None, :], other=0.0)
-        acc = tl.dot(h, w2, acc, input_precision=PRECISION)
+        acc = accumulate(h, w2, acc, PRECISION)
         if TAIL:
             w2_tail = tl.load(
                 w2_row + d_tail.to(tl.int64)[None, :] * stride_w2n, mask=keep & (d_tail < WIDTH)[None, :], other=0.0
             )
-            acc_tail = tl.dot(h, w2_tail, acc_tail, input_precision=PRECISION)
+            acc_tail = accumulate(h, w2_tail, acc_tail, PRECISION)
 
     y = _finish(
         acc, d, d < WIDTH, rows, keep_rows, bias2_ptr, scale_ptr, residual_ptr, y_ptr, WIDTH,
@@ -266,6 +266,11 @@ def mlp(
     tile = None
     if fused is not False and width <= tiles.MLP_MAX_WIDTH and m > 0:
         tile = tiles.choose_mlp(m, width, hidden, x.element_size(), device_of(x), gated=gated, always=fused is True)
+    if fused and m > 0 and tile is None:
+        raise ValueError(
+            f"fused=True: no tile of the one-kernel MLP for D = {width} and {x.dtype} fits the shared memory of "
+            f"{device_of(x).name} ({device_of(x).shared_memory} bytes): leave fused at None or False"
+        )
     if tile is None:
         if norm != "none" and stats is None:
             stats = row_stats(x)

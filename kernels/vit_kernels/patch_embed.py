@@ -17,7 +17,7 @@ from .checks import check_floating, check_same_device, check_same_dtype, check_s
 from .device import device_of
 from .launch import launching_on
 from .linear import stats_partials
-from .primitives import grouped_tile, store_partial_moments
+from .primitives import accumulate, grouped_tile, store_partial_moments
 
 
 @triton.jit
@@ -95,7 +95,7 @@ def patch_embed_kernel(
             std = tl.load(std_ptr + channel, mask=k < K, other=1.0)
             pixel = (pixel.to(tl.float32) - mean[None, :]) / std[None, :]
         w = tl.load(w_row + k[:, None], mask=(k < K)[:, None], other=0.0)
-        acc = tl.dot(pixel.to(w.dtype), w, acc, input_precision=PRECISION)
+        acc = accumulate(pixel.to(w.dtype), w, acc, PRECISION)
 
     if HAS_BIAS:
         bias = tl.load(bias_ptr + columns.to(tl.int64) * stride_bias, mask=keep_columns, other=0.0)
