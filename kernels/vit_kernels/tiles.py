@@ -198,8 +198,8 @@ _HALF_ATTENTION = (
     (AttentionTile(16, 32, 4, 2), 128, 128, 80),
 )
 _FLOAT_ATTENTION = (
-    (AttentionTile(32, 32, 4, 2), 80, 0, 80),
-    (AttentionTile(16, 32, 4, 2), 128, 128, 80),
+    (AttentionTile(32, 32, 8, 2), 96, 64, 80),
+    (AttentionTile(16, 32, 8, 2), 128, 128, 80),
 )
 
 
@@ -241,6 +241,8 @@ def choose_attention(
         and device.capability >= oldest
         and attention_shared_bytes(tile, width, itemsize) <= device.shared_memory - 1024
     ]
+    if itemsize == 4:
+        return candidates[0]  # the next one spills on some GPUs where this one fits
     return min(candidates, key=lambda t: attention_cycles(t, heads, queries, keys, width, itemsize, device))
 
 
@@ -279,7 +281,7 @@ def choose_mlp(
 
 
 _PATCH_TILES_HALF = (GemmTile(64, 128, 32, 8, 3), GemmTile(64, 64, 32, 4, 3), GemmTile(16, 64, 32, 4, 3))
-_PATCH_TILES_FLOAT = (GemmTile(32, 64, 32, 4, 2), GemmTile(16, 64, 32, 4, 2))
+_PATCH_TILES_FLOAT = (GemmTile(32, 64, 16, 4, 2), GemmTile(16, 64, 32, 4, 2))
 
 
 @functools.lru_cache(maxsize=4096)
