@@ -46,11 +46,13 @@ class Draw:
     def layer_scale(self, n: int) -> torch.Tensor:
         return self.uniform(n, low=0.1, high=1.0)
 
-    def rows(self, m: int, k: int) -> torch.Tensor:
-        """Rows of a residual stream [M, K]: N(0, 1), one channel a hundred times that, each row moved by N(4, 1)."""
+    def rows(self, m: int, k: int, *, offset: float = 4.0, outlier: float = 100.0) -> torch.Tensor:
+        """Rows of a residual stream [M, K]: N(0, 1), one channel `outlier` times that, and each row moved by a common
+        offset N(offset, 1)."""
         x = torch.randn(m, k, generator=self.generator)
-        x[:, k // 3] *= 100.0
-        return self._own(x + 4.0 + torch.randn(m, 1, generator=self.generator))
+        if k > 1:
+            x[:, k // 3] *= outlier
+        return self._own(x + offset + torch.randn(m, 1, generator=self.generator))
 
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """Uniform integers in [low, high)."""

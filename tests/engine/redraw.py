@@ -9,29 +9,13 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vit_bench import whole_model
 from vit_engine import ViT, ViTConfig
 
-TOKENS = ("cls_token", "reg_token", "pos_embed")
 
-
-@torch.no_grad()
 def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Biases N(0, 0.5), norm weights 1 +- 0.5, LayerScale 0.1 to 1, tokens and positions N(0, 1), weights N(0, 1/K)."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in sorted(model.named_parameters()):
-        normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        uniform = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-        if name in TOKENS:
-            value = normal
-        elif name.endswith(".bias"):
-            value = 0.5 * normal
-        elif name.endswith(".gamma"):
-            value = 0.1 + 0.9 * uniform
-        elif parameter.dim() == 1:
-            value = 0.5 + uniform
-        else:
-            value = normal * parameter[0].numel() ** -0.5
-        parameter.copy_(value)
+    """Every parameter gets values that matter, in place; returns the model (see `vit_bench.whole_model.redraw`)."""
+    whole_model.redraw(model, seed)
     return model
 
 

@@ -13,7 +13,6 @@ from tests.engine.redraw import redraw
 from tests.rung import DEVICE, DTYPES, RUNG
 from vit_bench.tolerance import check
 from vit_bench.whole_model import SMALL
-from vit_bench.whole_model import redraw as redraw_vit
 from vit_engine import ViT, ViTConfig, fused
 
 BACKEND = "interpret" if RUNG == "interpreted" else "triton"
@@ -36,7 +35,7 @@ TINY = dataclasses.replace(SMALL, depth=1, embed_dim=32, num_heads=2, image_size
 def models(config: ViTConfig, dtype: torch.dtype) -> tuple[ViT, ViT, ViT]:
     """(through the kernels, eager in the same dtype, truth in float64) with the same parameters."""
     eager = ViT(config, backend="torch").eval()
-    redraw_vit(eager)
+    redraw(eager)
     eager = eager.to(dtype)
     ours = copy.deepcopy(eager).to(DEVICE).set_backend(BACKEND)
     return ours, eager, copy.deepcopy(eager).double()

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import vit_kernels
+from vit_bench.tolerance import Errors, check, ulp
 
 from ..rung import DTYPES
-from ..tolerance import Errors, check, ulp
 from ..weights import moments
 
 # The launchers as tests call them, with dictionaries of arguments: what they return depends on those, which no type

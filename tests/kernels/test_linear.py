@@ -9,10 +9,10 @@ import torch
 import triton
 import triton.language as tl  # noqa: F401  (a jitted function must see it)
 
+from vit_bench.tolerance import check
 from vit_kernels import fold_norm, primitives, reference, row_stats, tiles
 
 from ..rung import HALF_DTYPES, RUNG
-from ..tolerance import check
 from ..weights import Draw, nan_framed
 from .common import (
     IEEE_ERROR,

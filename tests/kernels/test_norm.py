@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from vit_bench.tolerance import check
 from vit_kernels import reference, row_stats
 
 from ..rung import DEVICE
-from ..tolerance import check
 from ..weights import Draw, nan_framed
 from .common import (
     every_dtype,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from .tolerance import check, ulp
+from vit_bench.tolerance import check, ulp
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
