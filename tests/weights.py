@@ -12,7 +12,7 @@ from .rung import DEVICE
 class Draw(draw.Draw):
     """`vit_bench.draw.Draw` on the device of this test run, and images."""
 
-    def __init__(self, dtype: torch.dtype, device: str | torch.device = DEVICE, seed: int = 0) -> None:
+    def __init__(self, dtype: torch.dtype, seed: int = 0, device: str | torch.device = DEVICE) -> None:
         super().__init__(dtype, device, seed)
 
     def images(self, *shape: int) -> torch.Tensor:

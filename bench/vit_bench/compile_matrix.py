@@ -151,7 +151,7 @@ def compile_for(
     return [*found.values(), *failures.values()]
 
 
-def evidence(variants: list[Variant], models: Sequence[str]) -> list[records.Record]:
+def evidence(variants: list[Variant], models: Sequence[str], batches: Sequence[int]) -> list[records.Record]:
     """One record per kernel, dtype and GPU: passed when every variant may ship."""
     groups: dict[tuple[str, str, str], list[Variant]] = {}
     for variant in variants:
@@ -168,7 +168,8 @@ def evidence(variants: list[Variant], models: Sequence[str]) -> list[records.Rec
                 versions=records.versions(),
                 date=records.today(),
                 detail={
-                    "models": len(models),
+                    "models": list(models),
+                    "batches": list(batches),
                     "variants": len(group),
                     "most_registers": max(v.registers for v in group),
                     "most_shared": max(v.shared for v in group),
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps([asdict(v) for v in variants], indent=1, default=str) + "\n")
     if options.evidence:
-        records.merge(options.evidence, "compiled", evidence(variants, options.model))
+        records.merge(options.evidence, "compiled", evidence(variants, options.model, options.batch))
     bad = sum(bool(v.error) for v in variants)
     print(f"{len(variants)} kernel variants compiled, {bad} of them unfit to ship")
     return 1 if bad or not variants else 0

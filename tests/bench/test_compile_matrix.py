@@ -56,7 +56,7 @@ def test_shared_memory_over_the_limit_and_compile_errors_fail_and_do_not_stop_th
         for tile in (GemmTile(128, 128, 64, 8, 5), GemmTile(128, 100, 64, 8, 3)):
             with forced("linear", tile):
                 found += compile_for("sm_86", "float16", ["vit_tiny_patch16_224"], ["linear", "row_stats"], [1])
-        records = evidence(found, ["vit_tiny_patch16_224"])
+        records = evidence(found, ["vit_tiny_patch16_224"], [1])
         print(json.dumps([[asdict(v) for v in found], {r.kernel: r.passed for r in records}]))
         """
     )

@@ -93,8 +93,8 @@ def test_folded_weights_follow_their_parameters() -> None:
     assert torch.equal(ours(x.to(DEVICE)), before)
     assert ours.derived.nbytes() > 0
     for model in (ours, eager):
-        model.blocks[0].norm2.weight.mul_(1.5)
-        model.blocks[0].attn.qkv.bias.add_(0.25)
+        model.get_parameter("blocks.0.norm2.weight").mul_(1.5)
+        model.get_parameter("blocks.0.attn.qkv.bias").add_(0.25)
     after = ours(x.to(DEVICE))
     assert (after - before).abs().max() > 1e-3
     torch.testing.assert_close(after.cpu(), eager(x), rtol=1e-4, atol=1e-4)
