@@ -191,6 +191,7 @@ PATCH_EMBED = {
             images=t(1, 3, 8, 12, dtype=HALF),
         ),
         case(ValueError, "images must have C = 3 channels ... got shape (1, 4, 8, 12)", images=t(1, 4, 8, 12)),
+        case(ValueError, "at least one patch of 4x4 pixels ... got 0x12", images=t(1, 3, 0, 12)),
         case(ValueError, "the patch size 4x4 divides ... got 10x12 ... 12x12", images=t(1, 3, 10, 12)),
         case(ValueError, "the patch size 4x4 divides ... got 8x13 ... 8x16", images=t(1, 3, 8, 13)),
         case(ValueError, "weight must have 4 dimensions ... got shape (6, 48)", weight=t(6, 48)),
@@ -205,6 +206,7 @@ PATCH_EMBED = {
         case(ValueError, "mean and std must be given together ... only std", mean=None),
         case(ValueError, "mean must have shape (3,) ... got (1,)", mean=t(1)),
         case(TypeError, "std must have dtype float32 ... got float16", std=t(3, dtype=HALF)),
+        case(ValueError, "mean must be contiguous", mean=t(3, 2)[:, 0]),
         case(TypeError, "tf32 must be True or False ... got None", tf32=None),
     ],
 )
@@ -286,3 +288,9 @@ def test_tensors_on_different_devices(name):
     launcher, good, argument = META_CASES[name]
     text = f"{argument} must be on the device of ... cpu ... got meta"
     refused(launcher, ValueError, text, good, {argument: good[argument].to("meta")})
+
+
+def test_mlp_fused_without_a_tile_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel was asked for: two are not run instead."""
+    monkeypatch.setattr("vit_kernels.tiles.choose_mlp", lambda *args, **options: None)
+    refused(mlp, ValueError, "fused=True ... D = 8 ... shared memory", MLP | {"fused": None}, {"fused": True})

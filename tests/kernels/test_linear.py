@@ -12,7 +12,7 @@ import triton.language as tl  # noqa: F401  (a jitted function must see it)
 from vit_bench.tolerance import check
 from vit_kernels import fold_norm, primitives, reference, row_stats, tiles
 
-from ..rung import HALF_DTYPES, RUNG
+from ..rung import DEVICE, HALF_DTYPES, RUNG
 from ..weights import Draw, nan_framed
 from .common import (
     IEEE_ERROR,
@@ -171,6 +171,15 @@ def _judge_activation(x: torch.Tensor, activation: str) -> None:
     formula = "silu" if activation == "swiglu" else activation
     ours, eager, truth = _activate_by_kernel(x, activation), *(reference.activate(v, formula) for v in (x, x.double()))
     check(ours, eager, truth, name=activation)
+
+
+def test_gelu_in_float32_is_exact_to_rounding() -> None:
+    """With W = 1 the layer is GELU itself, on a grid fine enough to meet both branches of erf and their seam."""
+    x = torch.linspace(-7, 7, 20001, device=DEVICE)[:, None]
+    truth = torch.nn.functional.gelu(x.cpu().double())
+    y = linear(x, torch.ones(1, 1, device=DEVICE), activation="gelu").cpu().double()
+    # Of the factor 1 + erf, rounding leaves one unit in the last place of 1 or 2, and the product rounds once more.
+    assert ((y - truth).abs() <= 1.2e-7 * x.cpu().abs().double() + 1e-12).all()
 
 
 @sanitize_bfloat16
