@@ -23,7 +23,9 @@ def test_kernels_of_the_smallest_preset_compile_cleanly() -> None:
     for variant in variants:
         assert variant["error"] == "" and variant["stack"] == 0, variant
         assert 0 < variant["shared"] <= variant["shared_limit"] and 0 < variant["registers"] <= 255, variant
-        assert variant["load_bytes"] == 16 or variant["tma"], variant
+        # One row of 192 16-bit numbers on four warps leaves a thread four bytes of it.
+        widest = 16 if variant["function"] == "linear_kernel" else 4
+        assert variant["load_bytes"] >= widest or variant["tma"], variant
         assert variant["constants"]["BLOCK_M"] >= 1
     assert {v["tensor"] for v in variants if v["function"] == "linear_kernel"} <= {"HMMA", "HGMMA"}
 

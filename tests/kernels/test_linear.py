@@ -137,7 +137,8 @@ def test_each_feature_on_and_off(dtype, options):
 @pytest.mark.parametrize("norm", ["none", "layer", "rms"])
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu"])
 def test_activations_behind_norms(dtype, activation, norm):
-    arguments = draw_linear(Draw(dtype, seed=3), 9, 72, 40, norm=norm, activation=activation)
+    # Large enough that the largest error of eager PyTorch, which sets the allowance, is no matter of luck.
+    arguments = draw_linear(Draw(dtype, seed=3), 33, 72, 70, norm=norm, activation=activation)
     judge(run_linear(arguments), reference.linear, arguments)
 
 
