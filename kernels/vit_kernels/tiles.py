@@ -99,6 +99,10 @@ def nearest(table: dict[int, int], capability: int) -> int:
     return table[max(c for c in table if c <= max(capability, min(table)))]
 
 
+# Data-centre Blackwell keeps accumulators in tensor memory and reads all of one back for the epilogue:
+# the largest tiles spill there.
+_TENSOR_MEMORY = range(100, 120)
+
 _HALF_TILES = (
     GemmTile(128, 256, 64, 8, 3),
     GemmTile(128, 256, 32, 8, 3),
@@ -175,6 +179,7 @@ def choose_gemm(
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
     operands = 2 if gated else 1
+    long_epilogue |= device.capability in _TENSOR_MEMORY
     largest = 64 * 128 if gated else 128 * 128 if long_epilogue else 128 * 256
     candidates = [
         tile
@@ -185,21 +190,22 @@ def choose_gemm(
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32))
 
 
-# (tile, widest head that compiles without spills, the same with a mask to add, oldest GPU)
+# (tile, widest head that compiles without spills, the same with a mask to add)
 _HALF_ATTENTION = (
-    (AttentionTile(128, 64, 4, 3), 80, 0, 90),
-    (AttentionTile(128, 64, 8, 3), 128, 64, 80),
-    (AttentionTile(128, 32, 4, 3), 64, 0, 80),
-    (AttentionTile(64, 64, 4, 3), 96, 64, 80),
-    (AttentionTile(64, 64, 8, 3), 128, 0, 80),
-    (AttentionTile(64, 32, 4, 3), 96, 0, 80),
-    (AttentionTile(64, 32, 8, 2), 128, 128, 80),
-    (AttentionTile(16, 64, 4, 3), 128, 128, 80),
-    (AttentionTile(16, 32, 4, 2), 128, 128, 80),
+    (AttentionTile(128, 64, 8, 3), 128, 64),
+    (AttentionTile(128, 32, 4, 3), 64, 0),
+    (AttentionTile(64, 64, 4, 3), 96, 64),
+    (AttentionTile(64, 64, 8, 3), 128, 0),
+    (AttentionTile(64, 32, 4, 3), 96, 0),
+    (AttentionTile(64, 32, 8, 2), 128, 128),
+    (AttentionTile(16, 64, 4, 3), 128, 128),
+    (AttentionTile(16, 32, 4, 2), 128, 128),
 )
+# Two warpgroup products of 64 rows in four warps: only there is one compiled without spills.
+_HOPPER_ATTENTION = ((AttentionTile(128, 64, 4, 3), 80, 0), *_HALF_ATTENTION)
 _FLOAT_ATTENTION = (
-    (AttentionTile(32, 32, 8, 2), 96, 64, 80),
-    (AttentionTile(16, 32, 8, 2), 128, 128, 80),
+    (AttentionTile(32, 32, 8, 2), 96, 64),
+    (AttentionTile(16, 32, 8, 2), 128, 128),
 )
 
 
@@ -234,11 +240,12 @@ def choose_attention(
     if device == INTERPRETED:
         return AttentionTile(_interpreted_block(queries), _interpreted_block(keys), 4, 1)
     padded = sum(split_width(width))
+    hopper = 90 <= device.capability < 100
+    table = _FLOAT_ATTENTION if itemsize == 4 else _HOPPER_ATTENTION if hopper else _HALF_ATTENTION
     candidates = [
         tile
-        for tile, widest, widest_masked, oldest in (_HALF_ATTENTION if itemsize == 2 else _FLOAT_ATTENTION)
+        for tile, widest, widest_masked in table
         if padded <= (widest_masked if masked else widest)
-        and device.capability >= oldest
         and attention_shared_bytes(tile, width, itemsize) <= device.shared_memory - 1024
     ]
     if itemsize == 4:
@@ -290,4 +297,6 @@ def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *,
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
     candidates = _PATCH_TILES_HALF if itemsize == 2 else _PATCH_TILES_FLOAT
+    if device.capability in _TENSOR_MEMORY:
+        candidates = candidates[1:]
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, tf32=tf32))
