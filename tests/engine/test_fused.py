@@ -47,7 +47,7 @@ def images(batch: int, size: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", list(VARIANTS)[:2])
+@pytest.mark.parametrize("name", list(VARIANTS)[:1])
 @torch.inference_mode()
 def test_logits(name: str, dtype: torch.dtype) -> None:
     ours, eager, truth = models(VARIANTS[name], dtype)
@@ -55,7 +55,7 @@ def test_logits(name: str, dtype: torch.dtype) -> None:
     check(ours(x.to(DEVICE)).cpu(), eager(x), truth(x.double()), name=name)
 
 
-@pytest.mark.parametrize("name", list(VARIANTS)[2:])
+@pytest.mark.parametrize("name", list(VARIANTS)[1:])
 @torch.inference_mode()
 def test_variants(name: str) -> None:
     ours, eager, truth = models(dataclasses.replace(VARIANTS[name], depth=1), torch.float32)
