@@ -9,25 +9,25 @@ from vit_kernels.device import Device
 
 @dataclass(frozen=True)
 class _Limits:
-    """ctas, warps: most that are resident on one SM; shared: bytes of shared memory of one SM."""
+    """Most CTAs and warps that are resident on one SM."""
 
     ctas: int
     warps: int
-    shared: int
 
 
 # CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": maximum number of resident blocks
-# and warps per SM, maximum amount of shared memory per SM.
+# and warps per SM.
 _LIMITS = {
-    80: _Limits(32, 64, 164 << 10),
-    86: _Limits(16, 48, 100 << 10),
-    89: _Limits(24, 48, 100 << 10),
-    90: _Limits(32, 64, 228 << 10),
-    100: _Limits(32, 64, 228 << 10),
-    120: _Limits(24, 48, 100 << 10),
+    80: _Limits(32, 64),
+    86: _Limits(16, 48),
+    89: _Limits(24, 48),
+    90: _Limits(32, 64),
+    100: _Limits(32, 64),
+    120: _Limits(24, 48),
 }
-# The same table: 64K registers per SM, at most 255 per thread; section "Shared Memory" of each capability: 1 KiB of
-# system use per CTA. Granularities and the four parts of an SM: cuda_occupancy.h of the CUDA toolkit.
+# The same table: 64K registers per SM, at most 255 per thread, and on all of these capabilities an SM with 1 KiB more
+# shared memory than one CTA may ask for, which is what the system uses per CTA. Granularities and the four parts of an
+# SM: cuda_occupancy.h of the CUDA toolkit.
 _REGISTERS_PER_SM = 65_536
 _MOST_REGISTERS = 255
 _SUB_CORES = 4
@@ -58,17 +58,14 @@ def ctas_per_sm(device: Device, registers: int, shared: int, num_warps: int) -> 
     if device.capability not in _LIMITS:
         known = ", ".join(f"sm_{capability}" for capability in _LIMITS)
         raise ValueError(f"device must have one of the capabilities {known}; got sm_{device.capability}")
-    if registers > _MOST_REGISTERS or shared > device.shared_memory:
+    if registers > _MOST_REGISTERS:
         return 0
     limits = _LIMITS[device.capability]
     per_warp = _up(max(registers, 1) * 32, _REGISTERS_GRANULARITY)
-    # A launch is refused when its warps, rounded up to fill all four sub-cores, would need more than all registers.
-    if per_warp * _up(num_warps, _SUB_CORES) > _REGISTERS_PER_SM:
-        return 0
     warps_by_registers = _REGISTERS_PER_SM // _SUB_CORES // per_warp * _SUB_CORES
     return min(
         limits.ctas,
         limits.warps // num_warps,
         warps_by_registers // num_warps,
-        limits.shared // _up(shared + _SHARED_RESERVED, _SHARED_GRANULARITY),
+        (device.shared_memory + _SHARED_RESERVED) // _up(shared + _SHARED_RESERVED, _SHARED_GRANULARITY),
     )

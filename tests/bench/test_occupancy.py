@@ -50,9 +50,11 @@ from vit_kernels.device import A100, B200, H100, KNOWN_DEVICES, RTX_3090, RTX_40
         # 32 warps of 72 registers: 72 x 32 = 2304 each, 73,728 together
         (H100, 72, 0, 32, 0),
         (H100, 64, 0, 32, 1),
-        # five warps of 255 registers would fit the file, but the check rounds them up to eight, which just fit
-        (H100, 255, 0, 5, 1),
-        (H100, 255, 0, 9, 0),
+        # 15 warps of 4352 would fit the whole register file, but not the four parts of it
+        (H100, 129, 0, 1, 12),
+        # nine warps of 6912 would, too, but some sub-core has to take three of them
+        (H100, 216, 0, 9, 0),
+        (H100, 216, 0, 8, 1),
         (H100, 256, 0, 4, 0),
     ],
 )
@@ -60,11 +62,15 @@ def test_by_hand(device, registers, shared, num_warps, expected):
     assert ctas_per_sm(device, registers, shared, num_warps) == expected
 
 
+# Shared memory of one SM in KiB, by the guide's table.
+PER_SM = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
+
+
 @pytest.mark.parametrize("device", KNOWN_DEVICES, ids=lambda device: device.name)
-def test_the_opt_in_limit_and_the_reserved_kilobyte_make_up_the_sm(device):
-    assert ctas_per_sm(device, 32, device.shared_memory, 4) == 1
-    assert ctas_per_sm(device, 32, device.shared_memory // 2 - 512, 4) == 2
-    assert ctas_per_sm(device, 32, device.shared_memory // 2, 4) == 1
+def test_shared_memory_of_the_sm(device):
+    half = (PER_SM[device.capability] << 10) // 2 - 1024
+    assert ctas_per_sm(device, 32, half, 4) == 2
+    assert ctas_per_sm(device, 32, half + 1, 4) == 1
 
 
 @pytest.mark.parametrize(
