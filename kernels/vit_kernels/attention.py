@@ -15,7 +15,7 @@ import triton.language as tl
 from . import tiles
 from .attention_checks import check_attention, expand_mask
 from .device import device_of
-from .launch import launching_on
+from .launch import allocate, launch
 from .primitives import accumulate
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -267,21 +267,21 @@ def attention(
     precision, scale = check_attention(q, k, v, scale, causal, key_lengths, mask, tf32)
     batch, queries, heads, width = q.shape
     keys, heads_k = k.shape[1], k.shape[2]
-    o = torch.empty((batch, queries, heads, width), device=q.device, dtype=q.dtype)
-    lse = torch.empty((batch, heads, queries), device=q.device, dtype=torch.float32) if return_lse else None
+    o = allocate(q, (batch, queries, heads, width))
+    lse = allocate(q, (batch, heads, queries), torch.float32) if return_lse else None
     if o.numel() > 0:
         kind, mask = expand_mask(mask, (batch, heads, queries, keys))
         main, tail = tiles.split_width(width)
         tile = tiles.choose_attention(
             batch * heads, queries, keys, width, q.element_size(), device_of(q), masked=kind != "none"
         )
-        with launching_on(q):
-            attention_kernel[(triton.cdiv(queries, tile.block_m) * batch * heads,)](
-                q, k, v, key_lengths, mask, o, lse, heads, queries, keys,
-                *q.stride(), *k.stride(), *v.stride(), *((0, 0, 0, 0) if mask is None else mask.stride()),
-                scale * LOG2_E.value,
-                WIDTH=width, MAIN=main, TAIL=tail, GROUP=heads // heads_k, CAUSAL=causal,
-                HAS_LENGTHS=key_lengths is not None, MASK=kind, RETURN_LSE=return_lse, PRECISION=precision,
-                BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
-            )  # fmt: skip
+        launch(
+            q, attention_kernel, triton.cdiv(queries, tile.block_m) * batch * heads,
+            q, k, v, key_lengths, mask, o, lse, heads, queries, keys,
+            *q.stride(), *k.stride(), *v.stride(), *((0, 0, 0, 0) if mask is None else mask.stride()),
+            scale * LOG2_E.value,
+            WIDTH=width, MAIN=main, TAIL=tail, GROUP=heads // heads_k, CAUSAL=causal,
+            HAS_LENGTHS=key_lengths is not None, MASK=kind, RETURN_LSE=return_lse, PRECISION=precision,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
     return o if lse is None else (o, lse)

@@ -1,15 +1,58 @@
-"""Where a launch happens: is this device usable, and which device must be current while launching."""
+"""How a launcher launches: on which device, with which memory, and noted on a tape when somebody wants to repeat it.
+
+Triton's own launch path binds and specialises every argument anew; on the host that costs more than the launch itself.
+A `Tape` keeps what that path arrived at, so that `repeat` can launch the same kernels again on other addresses.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
+import triton
 
 from .device import UnsupportedDeviceError, device_of, interpreting
 
-__all__ = ["accepts", "interpreting", "launching_on"]
+__all__ = ["Launched", "Tape", "accepts", "allocate", "interpreting", "launch", "launching_on", "repeat", "taped"]
+
+
+class Launched(NamedTuple):
+    """One launch as it was made.
+
+    compiled: Triton's compiled kernel, None where launches are not Triton's (interpreter, sanitizer); arguments: all of
+    the kernel's, constants too, in its own order.
+    """
+
+    compiled: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+
+
+@dataclass
+class Tape:
+    """What the launchers of one thread did while it ran: their launches in order, and the tensors they allocated."""
+
+    launches: list[Launched] = field(default_factory=list)
+    allocated: list[torch.Tensor] = field(default_factory=list)
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def taped() -> Iterator[Tape]:
+    """Notes every launch and allocation that launchers make in this block, on this thread, on a tape of its own."""
+    before, tape = getattr(_thread, "tape", None), Tape()
+    _thread.tape = tape
+    try:
+        yield tape
+    finally:
+        _thread.tape = before
 
 
 def accepts(device: torch.device | str) -> bool:
@@ -26,3 +69,44 @@ def launching_on(tensor: torch.Tensor) -> AbstractContextManager[object]:
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
     return contextlib.nullcontext()
+
+
+def allocate(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Memory for a result beside `like`, in its dtype unless told otherwise; a launch must write all that is read."""
+    result = torch.empty(shape, device=like.device, dtype=like.dtype if dtype is None else dtype)
+    tape = getattr(_thread, "tape", None)
+    if tape is not None:
+        tape.allocated.append(result)
+    return result
+
+
+def launch(on: torch.Tensor, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Launches `programs` programs of a kernel on the GPU and current stream of the tensor `on`.
+
+    arguments: the kernel's run-time arguments in order; constants: its compile-time ones, num_warps and num_stages.
+    """
+    grid = (programs, 1, 1)
+    with launching_on(on):
+        compiled = kernel[grid](*arguments, **constants)
+    tape = getattr(_thread, "tape", None)
+    if tape is not None:
+        named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+        tape.launches.append(Launched(compiled, grid, tuple(named[name] for name in kernel.arg_names)))
+
+
+def repeat(launches: Iterable[Launched]) -> None:
+    """Launches again, on the current device and its current stream, without binding or specialising anything.
+
+    Pointers may be given as integers. They must be aligned as those of the first launch were, and the other arguments
+    the same, because the compiled code relies on both.
+    """
+    active = triton.runtime.driver.active
+    stream = active.get_current_stream(active.get_current_device())
+    runtime = triton.knobs.runtime
+    if getattr(runtime.launch_enter_hook, "calls", None) or getattr(runtime.launch_exit_hook, "calls", None):
+        # A profiler listens: the launch that tells it everything.
+        for compiled, grid, arguments in launches:
+            compiled[grid](*arguments, stream=stream)
+        return
+    for compiled, (x, y, z), arguments in launches:
+        compiled.run(x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)

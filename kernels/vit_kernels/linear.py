@@ -26,7 +26,7 @@ from .checks import (
     check_vector,
 )
 from .device import device_of
-from .launch import launching_on
+from .launch import allocate, launch
 from .primitives import (
     STATS_COLUMNS,
     accumulate,
@@ -258,26 +258,25 @@ def linear(
     others = {"weight": weight, "bias": bias, "stats": stats, "column_sum": column_sum, "layer_scale": layer_scale}
     check_same_device("x", x, others | {"residual": residual})
 
-    y = torch.empty((m, n), device=x.device, dtype=x.dtype)
-    y_stats = torch.empty((2, stats_partials(n), m), device=x.device, dtype=torch.float32) if emit_stats else None
+    y = allocate(x, (m, n))
+    y_stats = allocate(x, (2, stats_partials(n), m), torch.float32) if emit_stats else None
     if m > 0:
         partials = 1 if stats is None else stats.shape[1]
         tile = tiles.choose_gemm(
             m, n, k, x.element_size(), device_of(x),
             gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
         )  # fmt: skip
-        grid = (triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)
-        with launching_on(x):
-            linear_kernel[grid](
-                x, weight, bias, stats, column_sum, layer_scale, residual, y, y_stats, m, n, k,
-                x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
-                0 if bias is None else bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
-                0 if residual is None else residual.stride(0), 0 if residual is None else residual.stride(1), eps,
-                NORM=norm, PARTIALS=partials, PARTIALS_PADDED=triton.next_power_of_2(partials),
-                ACTIVATION=activation, FAST=x.dtype != torch.float32,
-                HAS_BIAS=bias is not None, HAS_SCALE=layer_scale is not None, HAS_RESIDUAL=residual is not None,
-                EMIT_STATS=emit_stats, EVEN_K=k % tile.block_k == 0, PRECISION=precision,
-                BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
-            )  # fmt: skip
+        launch(
+            x, linear_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),
+            x, weight, bias, stats, column_sum, layer_scale, residual, y, y_stats, m, n, k,
+            x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
+            0 if bias is None else bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
+            0 if residual is None else residual.stride(0), 0 if residual is None else residual.stride(1), eps,
+            NORM=norm, PARTIALS=partials, PARTIALS_PADDED=triton.next_power_of_2(partials),
+            ACTIVATION=activation, FAST=x.dtype != torch.float32,
+            HAS_BIAS=bias is not None, HAS_SCALE=layer_scale is not None, HAS_RESIDUAL=residual is not None,
+            EMIT_STATS=emit_stats, EVEN_K=k % tile.block_k == 0, PRECISION=precision,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
     return y if y_stats is None else (y, y_stats)

@@ -23,7 +23,7 @@ from .checks import (
     check_vector,
 )
 from .device import device_of
-from .launch import launching_on
+from .launch import allocate, launch
 from .linear import ACTIVATIONS, check_norm, linear, stats_partials
 from .norm import row_stats
 from .primitives import accumulate, activate, product, shift_and_scale, store_partial_moments
@@ -283,22 +283,22 @@ def mlp(
             h, fc2_weight, fc2_bias, layer_scale=layer_scale, residual=residual, emit_stats=emit_stats, tf32=tf32
         )
 
-    y = torch.empty((m, width), device=x.device, dtype=x.dtype)
-    y_stats = torch.empty((2, stats_partials(width), m), device=x.device, dtype=torch.float32) if emit_stats else None
+    y = allocate(x, (m, width))
+    y_stats = allocate(x, (2, stats_partials(width), m), torch.float32) if emit_stats else None
     main, tail = tiles.split_width(width, 64)
-    with launching_on(x):
-        mlp_kernel[(triton.cdiv(m, tile.block_m),)](
-            x, fc1_weight, fc1_bias, column_sum, fc2_weight, fc2_bias, layer_scale, residual, y, y_stats, m, hidden,
-            x.stride(0), x.stride(1), fc1_weight.stride(0), fc1_weight.stride(1),
-            0 if fc1_bias is None else fc1_bias.stride(0), fc2_weight.stride(0), fc2_weight.stride(1),
-            0 if fc2_bias is None else fc2_bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
-            0 if residual is None else residual.stride(0), 0 if residual is None else residual.stride(1), eps,
-            NORM=norm, ACTIVATION=activation, FAST=x.dtype != torch.float32,
-            HAS_BIAS1=fc1_bias is not None, HAS_BIAS2=fc2_bias is not None, HAS_SCALE=layer_scale is not None,
-            HAS_RESIDUAL=residual is not None, EMIT_STATS=emit_stats, WIDTH=width, MAIN=main, TAIL=tail,
-            PRECISION=precision, BLOCK_M=tile.block_m, BLOCK_H=tile.block_h,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        )  # fmt: skip
+    launch(
+        x, mlp_kernel, triton.cdiv(m, tile.block_m),
+        x, fc1_weight, fc1_bias, column_sum, fc2_weight, fc2_bias, layer_scale, residual, y, y_stats, m, hidden,
+        x.stride(0), x.stride(1), fc1_weight.stride(0), fc1_weight.stride(1),
+        0 if fc1_bias is None else fc1_bias.stride(0), fc2_weight.stride(0), fc2_weight.stride(1),
+        0 if fc2_bias is None else fc2_bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
+        0 if residual is None else residual.stride(0), 0 if residual is None else residual.stride(1), eps,
+        NORM=norm, ACTIVATION=activation, FAST=x.dtype != torch.float32,
+        HAS_BIAS1=fc1_bias is not None, HAS_BIAS2=fc2_bias is not None, HAS_SCALE=layer_scale is not None,
+        HAS_RESIDUAL=residual is not None, EMIT_STATS=emit_stats, WIDTH=width, MAIN=main, TAIL=tail,
+        PRECISION=precision, BLOCK_M=tile.block_m, BLOCK_H=tile.block_h,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
     return y if y_stats is None else (y, y_stats)
 
 

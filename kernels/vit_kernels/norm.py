@@ -14,7 +14,7 @@ import triton.language as tl
 from . import tiles
 from .checks import check_choice, check_eps, check_floating, check_same_device, check_vector
 from .device import device_of
-from .launch import launching_on
+from .launch import allocate, launch
 from .primitives import row_moments, shift_and_scale
 
 
@@ -116,15 +116,14 @@ def row_stats(x: torch.Tensor) -> torch.Tensor:
     m, n = x.shape
     if n == 0:
         raise ValueError("x must have at least one column; got shape " + str(tuple(x.shape)))
-    stats = torch.empty((2, 1, m), device=x.device, dtype=torch.float32)
+    stats = allocate(x, (2, 1, m), torch.float32)
     if m == 0:
         return stats
     tile = tiles.choose_rows(m, n, x.element_size(), device_of(x))
-    with launching_on(x):
-        row_stats_kernel[(triton.cdiv(m, tile.block_m),)](
-            x, stats, m, n, x.stride(0), x.stride(1),
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-        )  # fmt: skip
+    launch(
+        x, row_stats_kernel, triton.cdiv(m, tile.block_m), x, stats, m, n, x.stride(0), x.stride(1),
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+    )  # fmt: skip
     return stats
 
 
@@ -151,15 +150,14 @@ def layer_norm(
     check_vector("weight", weight, n, "N, the columns of x")
     check_vector("bias", bias, n, "N, the columns of x")
     check_same_device("x", x, {"weight": weight, "bias": bias})
-    y = torch.empty((m, n), device=x.device, dtype=x.dtype)
+    y = allocate(x, (m, n))
     if m == 0:
         return y
     tile = tiles.choose_rows(m, n, x.element_size(), device_of(x))
-    with launching_on(x):
-        layer_norm_kernel[(triton.cdiv(m, tile.block_m),)](
-            x, weight, bias, y, m, n, x.stride(0), x.stride(1),
-            0 if weight is None else weight.stride(0), 0 if bias is None else bias.stride(0), y.stride(0), eps,
-            NORM=kind, HAS_GAMMA=weight is not None, HAS_BETA=bias is not None, ONE_TILE=n <= tile.block_n,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
-        )  # fmt: skip
+    launch(
+        x, layer_norm_kernel, triton.cdiv(m, tile.block_m), x, weight, bias, y, m, n, x.stride(0), x.stride(1),
+        0 if weight is None else weight.stride(0), 0 if bias is None else bias.stride(0), y.stride(0), eps,
+        NORM=kind, HAS_GAMMA=weight is not None, HAS_BETA=bias is not None, ONE_TILE=n <= tile.block_n,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+    )  # fmt: skip
     return y

@@ -15,7 +15,7 @@ import triton.language as tl
 from . import tiles
 from .checks import check_floating, check_same_device, check_same_dtype, check_shape, check_tf32, check_vector, short
 from .device import device_of
-from .launch import launching_on
+from .launch import allocate, launch
 from .linear import stats_partials
 from .primitives import accumulate, grouped_tile, store_partial_moments
 
@@ -203,25 +203,25 @@ def patch_embed(
     position = None if position is None else _unit_columns(position)
 
     m = batch * tokens_per_image
-    tokens = torch.empty((batch, tokens_per_image, features), device=images.device, dtype=dtype)
+    tokens = allocate(images, (batch, tokens_per_image, features), dtype)
     stats = None
     if emit_stats:
-        stats = torch.empty((2, stats_partials(features), m), device=images.device, dtype=torch.float32)
+        stats = allocate(images, (2, stats_partials(features), m), torch.float32)
     if m > 0:
         tile = tiles.choose_patch_embed(m, features, k, weight.element_size(), device_of(images), tf32=tf32)
-        with launching_on(images):
-            patch_embed_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),)](
-                images, matrix, bias, prefix, position, mean, std, tokens, stats,
-                m, tokens_per_image, features, k, grid_w, *images.stride(), matrix.stride(0),
-                0 if bias is None else bias.stride(0), 0 if prefix is None else prefix.stride(0),
-                0 if position is None else position.stride(0),
-                PH=ph, PW=pw, PREFIX=count, HAS_BIAS=bias is not None, HAS_POSITION=position is not None,
-                POSITION_HAS_PREFIX=position is not None and position.shape[0] == tokens_per_image,
-                FROM_BYTES=images.dtype == torch.uint8,
-                NORMALISE=mean is not None, EMIT_STATS=emit_stats, PRECISION=precision,
-                BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
-            )  # fmt: skip
+        launch(
+            images, patch_embed_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),
+            images, matrix, bias, prefix, position, mean, std, tokens, stats,
+            m, tokens_per_image, features, k, grid_w, *images.stride(), matrix.stride(0),
+            0 if bias is None else bias.stride(0), 0 if prefix is None else prefix.stride(0),
+            0 if position is None else position.stride(0),
+            PH=ph, PW=pw, PREFIX=count, HAS_BIAS=bias is not None, HAS_POSITION=position is not None,
+            POSITION_HAS_PREFIX=position is not None and position.shape[0] == tokens_per_image,
+            FROM_BYTES=images.dtype == torch.uint8,
+            NORMALISE=mean is not None, EMIT_STATS=emit_stats, PRECISION=precision,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
     return tokens if stats is None else (tokens, stats)
 
 
