@@ -41,12 +41,13 @@ ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
 NORMS = ("none", "layer", "rms")
 
 
-@triton.jit
+# One compiled kernel for every number of rows: which multiples M is of aligns nothing that is loaded or stored wide.
+@triton.jit(do_not_specialize=["M", "partials"])
 def linear_kernel(
     x_ptr,  # [M, K]
     w_ptr,  # [N, K]; swiglu: [2N, K], gate rows first
     bias_ptr,  # [N]; swiglu: [2N]
-    stats_ptr,  # [2, PARTIALS, M]: row statistics of x
+    stats_ptr,  # [2, partials, M]: row statistics of x
     column_sum_ptr,  # [N]; swiglu: [2N], fp32
     scale_ptr,  # [N]: LayerScale
     residual_ptr,  # [M, N]
@@ -55,6 +56,7 @@ def linear_kernel(
     M,
     N,
     K,
+    partials,
     stride_xm,
     stride_xk,
     stride_wn,
@@ -65,7 +67,6 @@ def linear_kernel(
     stride_rn,
     eps,
     NORM: tl.constexpr,
-    PARTIALS: tl.constexpr,
     PARTIALS_PADDED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     FAST: tl.constexpr,
@@ -99,7 +100,7 @@ def linear_kernel(
     # go to the tensor cores as they are; the mean is taken out of their fp32 sum, which has bits to spare for that.
     CENTRE: tl.constexpr = NORM == "layer" and x_ptr.dtype.element_ty == tl.float32
     if CENTRE:
-        mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, PARTIALS, PARTIALS_PADDED)
+        mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, partials, PARTIALS_PADDED)
         shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if GATED:
@@ -127,7 +128,7 @@ def linear_kernel(
 
     if NORM != "none":
         if not CENTRE:
-            mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, PARTIALS, PARTIALS_PADDED)
+            mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, partials, PARTIALS_PADDED)
             shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
         if NORM == "layer" and not CENTRE:
             column_sum = tl.load(column_sum_ptr + columns, mask=keep_columns, other=0.0)
@@ -268,11 +269,11 @@ def linear(
         )  # fmt: skip
         launch(
             x, linear_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),
-            x, weight, bias, stats, column_sum, layer_scale, residual, y, y_stats, m, n, k,
+            x, weight, bias, stats, column_sum, layer_scale, residual, y, y_stats, m, n, k, partials,
             x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
             0 if bias is None else bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
             0 if residual is None else residual.stride(0), 0 if residual is None else residual.stride(1), eps,
-            NORM=norm, PARTIALS=partials, PARTIALS_PADDED=triton.next_power_of_2(partials),
+            NORM=norm, PARTIALS_PADDED=triton.next_power_of_2(partials),
             ACTIVATION=activation, FAST=x.dtype != torch.float32,
             HAS_BIAS=bias is not None, HAS_SCALE=layer_scale is not None, HAS_RESIDUAL=residual is not None,
             EMIT_STATS=emit_stats, EVEN_K=k % tile.block_k == 0, PRECISION=precision,

@@ -109,7 +109,7 @@ def _finish(
     return y.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def mlp_kernel(
     x_ptr,  # [M, D]
     w1_ptr,  # [HIDDEN, D]; swiglu: [2 HIDDEN, D], gate rows first

@@ -36,7 +36,7 @@ def _chunked_moments(row_ptr, keep_rows, stride_n, N, BLOCK_M: tl.constexpr, BLO
     return mean, m2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def row_stats_kernel(
     x_ptr,  # [M, N]
     stats_ptr,  # [2, 1, M]
@@ -54,7 +54,7 @@ def row_stats_kernel(
     tl.store(stats_ptr + M + rows, m2, mask=rows < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def layer_norm_kernel(
     x_ptr,  # [M, N]
     gamma_ptr,  # [N]

@@ -20,7 +20,7 @@ from .linear import stats_partials
 from .primitives import accumulate, grouped_tile, store_partial_moments
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "T", "grid_w"])
 def patch_embed_kernel(
     image_ptr,  # [B, C, H, W]
     w_ptr,  # [D, C * PH * PW], any row stride

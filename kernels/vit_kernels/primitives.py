@@ -136,13 +136,13 @@ def row_moments(values, keep, count, AXIS: tl.constexpr):
 
 
 @triton.jit
-def merge_moments(stats_ptr, rows, M, columns, PARTIALS: tl.constexpr, PARTIALS_PADDED: tl.constexpr):
-    """Mean and M2 of whole rows, all below M, from the partials [2, PARTIALS, M] of their columns (Chan's formula)."""
+def merge_moments(stats_ptr, rows, M, columns, partials, PARTIALS_PADDED: tl.constexpr):
+    """Mean and M2 of whole rows, all below M, from the partials [2, partials, M] of their columns (Chan's formula)."""
     t = tl.arange(0, PARTIALS_PADDED)
-    keep = (t < PARTIALS)[None, :]
+    keep = (t < partials)[None, :]
     means = tl.load(stats_ptr + t[None, :].to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
-    m2s = tl.load(stats_ptr + (t[None, :] + PARTIALS).to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
-    width = columns if PARTIALS == 1 else STATS_COLUMNS
+    m2s = tl.load(stats_ptr + (t[None, :] + partials).to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
+    width = columns if PARTIALS_PADDED == 1 else STATS_COLUMNS
     counts = tl.maximum(tl.minimum(columns - t * width, width), 0).to(tl.float32)
     mean = tl.sum(product(means, counts[None, :]), 1) / columns
     apart = means - mean[:, None]
