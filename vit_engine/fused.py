@@ -40,11 +40,12 @@ def forward_features(model: ViT, images: Tensor) -> Tensor:
 
 def forward(model: ViT, images: Tensor) -> Tensor:
     """images [B, C, H, W] -> logits. Equation 4 normalises the class token alone, so the other rows are left out."""
-    z = encode(model, images)
     if model.config.global_pool == "token":
-        x = z[:, 0]
-        norm = model.norm if isinstance(model.norm, nn.LayerNorm) else model.fc_norm
-        return _classify(model, _norm(x, norm) if isinstance(norm, nn.LayerNorm) else x)
+        if isinstance(model.pre_logits, nn.Identity) and isinstance(model.head, nn.Linear):
+            # Nothing but launches from the pixels to the logits.
+            return model.replays.run("forward", model, images, lambda: _classify_token(model, _encode(model, images)))
+        return _classify_token(model, encode(model, images))
+    z = encode(model, images)
     if isinstance(model.norm, nn.LayerNorm):
         z = _norm(z.flatten(0, 1), model.norm).view(z.shape)
     return forward_head(model, z)
@@ -60,10 +61,14 @@ def forward_head(model: ViT, tokens: Tensor, pre_logits: bool = False) -> Tensor
 
 def encode(model: ViT, images: Tensor) -> Tensor:
     """images [B, C, H, W] -> tokens z_L [B, T, D] behind the last block, not normalised (equations 1 to 3)."""
+    return model.replays.run("encode", model, images, lambda: _encode(model, images))
+
+
+def _encode(model: ViT, images: Tensor) -> Tensor:
     stem = model.patch_embed
     use_constants = images.dtype == torch.uint8
     z, stats = ops.patch_embed(
-        images, stem.proj.weight, stem.proj.bias, model.prefix_tokens(), model.position_embedding(stem.grid(images)),
+        images, stem.proj.weight, stem.proj.bias, _prefix(model), model.position_embedding(stem.grid(images)),
         mean=stem.mean if use_constants else None, std=stem.std if use_constants else None, emit_stats=True,
     )  # fmt: skip
     batch, tokens, width = z.shape
@@ -100,6 +105,20 @@ def _folded(derived: DerivedCache, key: str, linear: nn.Linear, norm: nn.LayerNo
     """(W', column sums, bias') of a linear layer with the norm in front of it folded in."""
     sources = [linear.weight, linear.bias, norm.weight, norm.bias]
     return derived.get(key, sources, lambda: fold_norm(linear.weight, linear.bias, norm.weight, norm.bias))
+
+
+def _prefix(model: ViT) -> Tensor | None:
+    """Class token and registers [R, D] in one table, put together once per change of either."""
+    tokens: list[Tensor | None] = [t for t in (model.cls_token, model.reg_token) if t is not None]
+    if len(tokens) < 2:
+        return model.prefix_tokens()
+    return model.derived.get("prefix", tokens, lambda: (torch.cat([t[0] for t in tokens if t is not None]),))[0]
+
+
+def _classify_token(model: ViT, z: Tensor) -> Tensor:
+    """tokens z_L [B, T, D] -> the head's result on the normalised class token."""
+    norm = model.norm if isinstance(model.norm, nn.LayerNorm) else model.fc_norm
+    return _classify(model, _norm(z[:, 0], norm) if isinstance(norm, nn.LayerNorm) else z[:, 0])
 
 
 def _gamma(scale: nn.Module) -> Tensor | None:

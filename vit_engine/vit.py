@@ -11,6 +11,7 @@ from .config import ViTConfig
 from .derived import DerivedCache
 from .layers import Block, PatchEmbed, init_linear
 from .position import PositionCache
+from .replay import ReplayCache
 
 __all__ = ["BACKENDS", "ViT"]
 
@@ -72,6 +73,7 @@ class ViT(nn.Module):
             nn.init.zeros_(self.head.bias)
         self._positions = PositionCache()
         self.derived = DerivedCache()
+        self.replays = ReplayCache()
 
     # --- backend -------------------------------------------------------------------------------------------------
 
@@ -165,6 +167,7 @@ class ViT(nn.Module):
         """Forgets what was derived from parameters: needed only after writing to a parameter through `.data`."""
         self._positions.clear()
         self.derived.clear()
+        self.replays.clear()
 
     # --- forward -------------------------------------------------------------------------------------------------
 

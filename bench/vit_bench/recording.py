@@ -11,6 +11,7 @@ shared memory against the GPU's limit. Works with Triton 3.6 to 3.9; the private
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Launch:
-    """One recorded launch. shared: bytes per CTA; arguments: by name, tensors as "dtype[shape]", others as they are."""
+    """One recorded launch. shared: bytes per CTA; names, values: the kernel's arguments, as they were passed."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -51,8 +52,17 @@ class Launch:
     shared: int
     device: int
     stream: int
-    arguments: dict[str, Any]
+    names: tuple[str, ...] = field(repr=False)
+    values: tuple[Any, ...] = field(repr=False)
     binary: Binary
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name, tensors as "dtype[shape]", others as they are.
+
+        Put together when it is asked for, so that recording costs the host next to nothing.
+        """
+        return {name: describe_argument(value) for name, value in zip(self.names, self.values, strict=True)}
 
 
 def describe_argument(value: Any) -> Any:
@@ -136,7 +146,7 @@ class RecordingDriver(DriverBase):
 
     def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
         """What Triton calls once per compiled kernel; the result is called once per launch."""
-        names = src.fn.arg_names
+        names = tuple(src.fn.arg_names)
 
         def launch(x: int, y: int, z: int, stream: int, binary: Binary, *rest: Any) -> None:
             _packed, _launch_metadata, _enter_hook, _exit_hook, *arguments = rest
@@ -150,7 +160,8 @@ class RecordingDriver(DriverBase):
                     shared=metadata.shared,
                     device=self._number,
                     stream=stream,
-                    arguments={name: describe_argument(v) for name, v in zip(names, arguments, strict=True)},
+                    names=names,
+                    values=tuple(arguments),
                     binary=binary,
                 )
             )

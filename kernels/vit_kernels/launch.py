@@ -18,7 +18,18 @@ import triton
 
 from .device import UnsupportedDeviceError, device_of, interpreting
 
-__all__ = ["Launched", "Tape", "accepts", "allocate", "interpreting", "launch", "launching_on", "repeat", "taped"]
+__all__ = [
+    "Launched",
+    "Tape",
+    "accepts",
+    "active_driver",
+    "allocate",
+    "interpreting",
+    "launch",
+    "launching_on",
+    "repeat",
+    "taped",
+]
 
 
 class Launched(NamedTuple):
@@ -94,13 +105,18 @@ def launch(on: torch.Tensor, kernel: Any, programs: int, *arguments: Any, **cons
         tape.launches.append(Launched(compiled, grid, tuple(named[name] for name in kernel.arg_names)))
 
 
+def active_driver() -> object:
+    """Triton's driver: whatever was compiled under another one cannot be launched under this one."""
+    return triton.runtime.driver.active
+
+
 def repeat(launches: Iterable[Launched]) -> None:
     """Launches again, on the current device and its current stream, without binding or specialising anything.
 
     Pointers may be given as integers. They must be aligned as those of the first launch were, and the other arguments
     the same, because the compiled code relies on both.
     """
-    active = triton.runtime.driver.active
+    active: Any = active_driver()
     stream = active.get_current_stream(active.get_current_device())
     runtime = triton.knobs.runtime
     if getattr(runtime.launch_enter_hook, "calls", None) or getattr(runtime.launch_exit_hook, "calls", None):

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,12 +33,45 @@ def verify_command(
         list[str] | None, typer.Option("--dtype", help="fp32, fp16 or bf16; repeatable (default: all the rung has).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Everything this machine can check, each in its own process; takes minutes."),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.json", help="With --full: write the results here, and FILE.html."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="GLOB", help="With --full: only checks with such names; repeatable."),
+    ] = None,
+    just_list: Annotated[
+        bool, typer.Option("--list", help="With --full: print the names of the checks and run nothing.")
+    ] = False,
 ) -> None:
-    """Compare every kernel and a whole model with float64 references; exit code 1 if anything misses its tolerance."""
+    """Compare every kernel and a whole model with float64 references; exit code 1 if anything misses its tolerance.
+
+    With --full: all kernels, tiles and preset models, sanitizer, graph capture and throughput, as far as this machine
+    allows; the rest is marked as not run. Exit code 1 if any check failed, crashed or timed out.
+    """
+    if full:
+        _refuse("cannot be combined with --full, which chooses by --only", model, kernel, dtype, as_json)
+        from .verify_full import full_command
+
+        raise typer.Exit(full_command(report, only or [], just_list))
+    for option, value in (("--report", report), ("--only", only), ("--list", just_list)):
+        if value:
+            raise typer.BadParameter("needs --full", param_hint=option)
     for name in dtype or ():
         if name not in _DTYPES:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
     raise typer.Exit(_dispatch(model, kernel or [], dtype or [], as_json))
+
+
+def _refuse(why: str, *values: object) -> None:
+    for option, value in zip(("--model", "--kernel", "--dtype", "--json"), values, strict=True):
+        if value:
+            raise typer.BadParameter(why, param_hint=option)
 
 
 def _dispatch(model: str | None, kernels: list[str], dtypes: list[str], as_json: bool) -> int:
