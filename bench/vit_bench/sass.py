@@ -5,6 +5,7 @@ Uses the disassemblers that come inside the Triton wheel, so no CUDA toolkit and
 
 from __future__ import annotations
 
+import bisect
 import os
 import re
 import subprocess
@@ -24,6 +25,9 @@ _TENSOR = (
 )
 _LOADS = re.compile(r"\b(?:LDG|LDGSTS)\b([.\w]*)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", re.MULTILINE)
+_PARTS = re.compile(r"(?:@(!?U?P\w+)\s+)?([\w.]+)\s*(.*)", re.DOTALL)
+_LABEL = re.compile(r"^(\.L_\w+):", re.MULTILINE)
+_TARGET = re.compile(r"\.L_\w+")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,25 @@ class CodeFacts:
     instructions: int
 
 
+@dataclass(frozen=True)
+class Instruction:
+    """One machine instruction.
+
+    predicate: "P0", "!UP1", "!PT" (never executed), or "" (always); opcode: with its modifiers, such as
+    "HMMA.16816.F32.BF16"; targets: the positions in the listing of the labels that the operands name.
+    """
+
+    predicate: str
+    opcode: str
+    operands: str
+    targets: tuple[int, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The opcode without modifiers."""
+        return self.opcode.partition(".")[0]
+
+
 def _run_tool(tool: str, arguments: list[str], cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kernel.cubin")
@@ -75,6 +98,27 @@ def resources(cubin: bytes) -> Resources:
 def disassemble(cubin: bytes) -> list[str]:
     """The instructions of a cubin in order, one string each."""
     return _INSTRUCTION.findall(_run_tool("nvdisasm", ["--print-code"], cubin))
+
+
+def parse(listing: str) -> list[Instruction]:
+    """The instructions of nvdisasm's listing of one kernel, with the labels resolved."""
+    found = list(_INSTRUCTION.finditer(listing))
+    starts = [match.start() for match in found]
+    labels = {match[1]: bisect.bisect_left(starts, match.start()) for match in _LABEL.finditer(listing)}
+    instructions = []
+    for match in found:
+        parts = _PARTS.fullmatch(match[1])
+        if parts is None:
+            raise ValueError(f"nvdisasm printed an instruction that cannot be read: {match[1]!r}")
+        predicate, opcode, operands = parts.groups()
+        targets = tuple(labels[name] for name in _TARGET.findall(operands))
+        instructions.append(Instruction(predicate or "", opcode, operands, targets))
+    return instructions
+
+
+def instructions(cubin: bytes) -> list[Instruction]:
+    """The instructions of the (single) kernel in a cubin, in order."""
+    return parse(_run_tool("nvdisasm", ["--print-code"], cubin))
 
 
 def load_width(modifiers: str) -> int:
