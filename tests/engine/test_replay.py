@@ -1,0 +1,319 @@
+"""A repeated forward pass computes what the pass as written computes, and notices every change of the model.
+
+The interpreter has no compiled kernel to launch again. A stand-in does it here: it takes the addresses that a replay
+hands out, reads them as the tensors they stand for, and interprets the kernel on that memory, so a buffer that is
+placed or reused wrongly shows in the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import dataclasses
+import importlib
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.engine.redraw import redraw
+from vit_bench.whole_model import SMALL
+from vit_engine import ViT, ViTConfig, replay
+from vit_engine.replay import Fingerprint, Replay
+
+pytestmark = pytest.mark.interpreted_only
+
+KERNELS = {
+    "patch_embed": ["patch_embed_kernel"],
+    "attention": ["attention_kernel"],
+    "linear": ["linear_kernel"],
+    "norm": ["layer_norm_kernel", "row_stats_kernel"],
+    "mlp": ["mlp_kernel"],
+}
+
+
+def at_address(address: int, like: torch.Tensor) -> torch.Tensor:
+    """The memory at an address, seen as a tensor of the shape, strides and dtype of `like`."""
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(like.shape, like.stride(), strict=True))
+    memory = (ctypes.c_byte * (extent * like.element_size())).from_address(address)
+    return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
+
+
+class StandIn:
+    """A kernel that launches like Triton's and leaves behind what can be launched again."""
+
+    def __init__(self, kernel: Any, repeated: list[str]) -> None:
+        self.kernel, self.repeated = kernel, repeated
+        self.arg_names = kernel.arg_names
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        def launch(*arguments: Any, **constants: Any) -> Callable[[tuple[Any, ...]], None]:
+            self.kernel[grid](*arguments, **constants)
+            named = dict(zip(self.arg_names, arguments, strict=False)) | constants
+            likes = [named[name] for name in self.arg_names]
+            # Only shapes are remembered: memory that a replay does not keep alive itself must be gone by then.
+            likes = [v.to("meta") if isinstance(v, torch.Tensor) else v for v in likes]
+
+            def again(values: tuple[Any, ...]) -> None:
+                self.repeated.append(self.kernel.fn.__name__)
+                given = {
+                    name: at_address(value, like) if isinstance(like, torch.Tensor) else value
+                    for name, value, like in zip(self.arg_names, values, likes, strict=True)
+                }
+                self.kernel[grid](**given, **{k: v for k, v in constants.items() if k not in given})
+
+            return again
+
+        return launch
+
+
+@pytest.fixture
+def repeated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the kernels that replays launched again."""
+    names: list[str] = []
+    for module, kernels in KERNELS.items():
+        operation = importlib.import_module(f"vit_kernels.{module}")
+        for kernel in kernels:
+            monkeypatch.setattr(operation, kernel, StandIn(getattr(operation, kernel), names))
+
+    def repeat(launches: Any) -> None:
+        for launched in launches:
+            launched.compiled(launched.arguments)
+
+    monkeypatch.setattr(replay, "interpreting", lambda: False)
+    monkeypatch.setattr(replay, "active_driver", lambda: "stand-in")
+    monkeypatch.setattr(replay, "repeat", repeat)
+    with torch.no_grad():
+        yield names
+
+
+# As little as has every kind of launch: the interpreter takes its time.
+TINY = dataclasses.replace(SMALL, depth=1, embed_dim=32, num_heads=2, image_size=16, num_register_tokens=1)
+
+
+def model(config: ViTConfig = TINY) -> ViT:
+    made = ViT(config, backend="interpret").eval()
+    redraw(made)
+    return made
+
+
+def images(seed: int, batch: int = 1, size: int = 16) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def as_written(vit: ViT, x: torch.Tensor, run: Callable[..., torch.Tensor] = ViT.forward) -> torch.Tensor:
+    """The same pass by a copy that has never seen this shape."""
+    return run(copy.deepcopy(vit), x)
+
+
+PLANS = {
+    "registers, LayerScale": dataclasses.replace(TINY, depth=2),
+    "average pooling": dataclasses.replace(TINY, global_pool="avg", num_register_tokens=0),
+    "two GEMMs for the MLP": dataclasses.replace(TINY, embed_dim=400, num_heads=5, hidden_dim=16),
+    "pre-training head": dataclasses.replace(TINY, head="pretrain", representation_size=40),
+    "no classes": dataclasses.replace(TINY, num_classes=0),
+    "uint8, positions for patches only": dataclasses.replace(TINY, no_embed_class=True),
+}
+
+
+@pytest.mark.parametrize("name", list(PLANS))
+def test_a_repeated_pass_is_the_pass_as_written_bit_for_bit(name: str, repeated: list[str]) -> None:
+    vit = model(PLANS[name])
+    inputs = [images(seed) for seed in range(4)]
+    if "uint8" in name:
+        inputs = [(x * 60 + 128).clamp(0, 255).to(torch.uint8) for x in inputs]
+    results = [vit(x) for x in inputs[:2]]
+    assert not repeated, "the first pass of a shape runs as written, the second is noted"
+    results += [vit(x) for x in inputs[2:]]
+    assert repeated and not vit.replays.refused
+    for x, result in zip(inputs, results, strict=True):
+        assert torch.equal(result, as_written(vit, x))
+    # Earlier results are memory of their own: nothing that followed has touched them.
+    assert len({r.data_ptr() for r in results}) == len(results)
+
+
+def test_every_launch_is_repeated_and_no_other(repeated: list[str]) -> None:
+    vit = model(dataclasses.replace(TINY, depth=2))
+    for seed in range(3):
+        vit(images(seed))
+    block = ["linear_kernel", "attention_kernel", "linear_kernel", "linear_kernel", "linear_kernel"]
+    one_kernel_mlp = block[:3] + ["mlp_kernel"]
+    inside = repeated[1:-2]
+    assert repeated[0] == "patch_embed_kernel" and repeated[-2:] == ["layer_norm_kernel", "linear_kernel"]
+    assert inside in (block * 2, one_kernel_mlp * 2), inside
+
+
+def test_features_are_repeated_too(repeated: list[str]) -> None:
+    vit = model()
+    results = [vit.forward_features(images(seed)) for seed in range(3)]
+    assert repeated
+    assert torch.equal(results[2], as_written(vit, images(2), ViT.forward_features))
+
+
+def test_another_shape_or_alignment_is_another_pass(repeated: list[str]) -> None:
+    vit = model()
+    for _ in range(3):
+        vit(images(0))
+    count = len(repeated)
+    larger = images(1, size=24)
+    unaligned = torch.empty(3 * 16 * 16 + 1)[1:].view(1, 3, 16, 16).copy_(images(2))
+    transposed = images(3).transpose(2, 3)
+    for x in (larger, unaligned, transposed, images(4, batch=2)):
+        assert torch.equal(vit(x), as_written(vit, x))
+    assert len(repeated) == count
+    assert torch.equal(vit(images(5)), as_written(vit, images(5)))
+    assert len(repeated) > count
+
+
+def edit_weight(vit: Any) -> None:
+    vit.blocks[0].mlp.fc1.weight.add_(0.05)
+
+
+def edit_norm(vit: Any) -> None:
+    vit.blocks[0].norm1.weight.mul_(1.5)
+
+
+def replace_head(vit: Any) -> None:
+    vit.head = torch.nn.Linear(TINY.embed_dim, TINY.num_classes)
+
+
+def replace_parameter(vit: Any) -> None:
+    vit.cls_token = torch.nn.Parameter(torch.randn_like(vit.cls_token))
+
+
+def replace_data(vit: Any) -> None:
+    vit.pos_embed.data = torch.randn_like(vit.pos_embed)
+
+
+def change_eps(vit: Any) -> None:
+    vit.blocks[0].norm2.eps = 0.3
+
+
+def change_scale(vit: Any) -> None:
+    vit.blocks[0].attn.scale = 0.9
+
+
+def load(vit: Any) -> None:
+    other = model()
+    redraw(other, seed=5)
+    vit.load_state_dict(other.state_dict())
+
+
+def to_half(vit: Any) -> None:
+    vit.half()
+
+
+CHANGES = [
+    edit_weight, edit_norm, replace_head, replace_parameter, replace_data, change_eps, change_scale, load, to_half
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_of_the_model_is_never_missed(change: Callable[[ViT], None], repeated: list[str]) -> None:
+    vit = model()
+    for _ in range(3):
+        before = vit(images(0))
+    change(vit)
+    x = images(0).to(vit.pos_embed.dtype)
+    count = len(repeated)
+    after = vit(x)
+    assert len(repeated) == count, "the first pass after a change runs as written"
+    assert torch.equal(after, as_written(vit, x)) and not torch.equal(after.float(), before)
+    vit(x)
+    assert torch.equal(vit(x), after) and len(repeated) > count
+
+
+def test_other_work_on_the_device_keeps_a_pass_from_being_repeated(
+    repeated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit = model()
+    original = ViT.position_embedding
+    monkeypatch.setattr(ViT, "position_embedding", lambda self, grid: original(self, grid) * 1.0)
+    for seed in range(4):
+        assert torch.equal(vit(images(seed)), as_written(vit, images(seed)))
+    assert not repeated and "aten.mul" in vit.replays.refused["forward"]
+
+
+def test_passes_that_need_the_host_run_as_written(repeated: list[str]) -> None:
+    vit = model()
+    for _ in range(3):
+        vit(images(0))
+    count = len(repeated)
+    with torch.enable_grad():
+        vit(images(0))
+    with FlopCounterMode(display=False):
+        vit(images(0))
+    assert vit(images(0)[:0]).shape == (0, TINY.num_classes)
+    assert len(repeated) == count
+    with torch.inference_mode():
+        frozen = copy.deepcopy(vit)
+        for _ in range(3):
+            frozen(images(0))
+    assert len(repeated) == count, "inference tensors have no version counter to ask"
+
+
+def test_the_least_recently_used_shape_is_given_up(repeated: list[str]) -> None:
+    vit = model()
+    vit.replays.limit = 2
+    for batch in (1, 2, 1, 2, 1, 3):
+        vit(images(0, batch=batch))
+    count = len(repeated)
+    vit(images(0, batch=2))
+    assert len(repeated) == count, "given up for the third shape"
+
+
+def test_copies_and_pickles_leave_replays_behind(repeated: list[str]) -> None:
+    vit = model()
+    for _ in range(3):
+        expected = vit(images(0))
+    for other in (copy.deepcopy(vit), pickle.loads(pickle.dumps(vit))):
+        assert not other.replays._entries
+        assert torch.equal(other(images(0)), expected)
+    vit.clear_cache()
+    count = len(repeated)
+    vit(images(0))
+    assert len(repeated) == count
+
+
+def test_threads_do_not_share_memory(repeated: list[str]) -> None:
+    vit = model()
+    inputs = [images(seed) for seed in range(3)]
+    expected = [as_written(vit, x) for x in inputs]
+    for _ in range(2):
+        vit(inputs[0])
+    results: dict[int, torch.Tensor] = {}
+
+    def work(number: int) -> None:
+        with torch.no_grad():
+            vit(inputs[number])
+            results[number] = vit(inputs[number])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert repeated and all(torch.equal(results[number], expected[number]) for number in range(3))
+
+
+def test_intermediate_results_share_memory(repeated: list[str]) -> None:
+    """Depth costs no memory: the arena of four blocks is that of two."""
+    sizes = []
+    for depth in (2, 4):
+        vit = model(dataclasses.replace(TINY, depth=depth))
+        for _ in range(3):
+            vit(images(0))
+        replays = [entry for entry in vit.replays._entries.values() if isinstance(entry, Replay)]
+        sizes.append([entry.arena_bytes for entry in replays])
+    assert sizes[0] == sizes[1] and len(sizes[0]) == 1
+
+
+def test_a_fingerprint_of_tensors_without_versions_never_holds() -> None:
+    with torch.inference_mode():
+        layer = torch.nn.Linear(2, 2)
+    assert not Fingerprint(layer).holds()
+    assert Fingerprint(torch.nn.Linear(2, 2)).holds()
