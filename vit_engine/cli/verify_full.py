@@ -87,16 +87,17 @@ def _run(
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the running check is stopped and what was done is kept."""
+    """SIGTERM and a closed terminal end the run as Ctrl-C does: the running check is stopped, what was done is kept."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print_outcome(console: Any, outcome: Any, place: str) -> None:

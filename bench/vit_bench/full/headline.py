@@ -13,9 +13,9 @@ def headline(check: dict[str, Any]) -> str:
     figures = [part["figures"] for part in parts if part["figures"]]
     if not figures:
         return ", ".join(part["name"] for part in parts)
-    judged = [f for f in figures if "row_allowed" in f]
+    judged = [f for f in figures if f.get("row") is not None and f.get("row_allowed")]
     if judged:
-        closest = max(judged, key=lambda f: (f["row"] or 0.0) / (f["row_allowed"] or 1.0))
+        closest = max(judged, key=lambda f: f["row"] / f["row_allowed"])
         count = f"{len(judged)} comparisons, " if len(judged) > 1 else ""
         return f"{count}worst row error {closest['row']:.1e} of {closest['row_allowed']:.1e} allowed"
     if "throughput" in figures[0]:

@@ -37,7 +37,8 @@ dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .
 dd { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
-th { color: var(--dim); font-weight: 500; white-space: nowrap; } td.number { text-align: right; padding-right: 0; white-space: nowrap; }
+th { color: var(--dim); font-weight: 500; white-space: nowrap; }
+td.number { text-align: right; padding-right: 0; white-space: nowrap; }
 td.status { white-space: nowrap; } code, pre { font: .85rem/1.45 ui-monospace, monospace; }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; margin: .4rem 0;
   white-space: pre-wrap; max-height: 28rem; overflow: auto; }

@@ -124,12 +124,12 @@ def run_check(check: Check, command: Command = command) -> Outcome:
                 outputs.append(_tail(output))
             if problem:
                 problems.append(problem)
-            if not problem or problem[0] == TIMED_OUT or plan is None or start in (reached, len(plan)):
+            if not problem or problem[0] == TIMED_OUT or plan is None or not reached < start < len(plan):
                 break
         outcome.parts += _never_reached(plan, start, problems)
     outcome.seconds = round(time.monotonic() - begin, 2)
     outcome.status, outcome.reason = _verdict(outcome.parts, problems)
-    outcome.output = "\n".join(outputs)[-OUTPUT_BYTES:]
+    outcome.output = "\n".join(filter(None, outputs))[-OUTPUT_BYTES:]
     return outcome
 
 
