@@ -28,6 +28,11 @@ CASES = {
         tuple(draw(1, 5, 2, 16) for _ in "qkv"),
         (0.5, False, torch.tensor([3], device=DEVICE), draw(5, 5), False, False),
     ),
+    "attention, packed": (
+        ops._attention,
+        draw(1, 5, 3, 2, 16).unbind(2),
+        (None, False, None, None, False, False),
+    ),
     "linear": (
         ops._linear,
         (draw(5, 12), draw(6, 12), draw(6)),

@@ -1,0 +1,230 @@
+"""What each launcher launches: the tile it was given, chosen for the problem at hand, on the tensor's own device.
+
+A kernel launched with other warps, stages or an unmasked loop left unused computes the same, only slower; so the
+results of the other tests cannot show it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vit_kernels import fold_norm, row_stats, tiles
+from vit_kernels import launch as launch_module
+from vit_kernels.device import device_of
+
+from ..weights import Draw
+from .common import attention, layer_norm, linear, mlp, patch_embed
+
+GEMM = tiles.GemmTile(16, 64, 32, 2, 7, group_m=3)
+ATTENTION = tiles.AttentionTile(16, 32, 2, 7)
+MLP = tiles.MlpTile(16, 32, 2, 7)
+ROWS = tiles.RowsTile(4, 32, 2)
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    on: torch.Tensor
+    programs: int
+    constants: dict[str, Any]
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Every launch from here on, noted and made."""
+    seen: list[Launch] = []
+    original = launch_module.launch
+
+    def note(on: torch.Tensor, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        seen.append(Launch(kernel.__name__, on, programs, constants))
+        original(on, kernel, programs, *arguments, **constants)
+
+    for name in ("attention", "linear", "mlp", "norm", "patch_embed"):
+        monkeypatch.setattr(importlib.import_module(f"vit_kernels.{name}"), "launch", note)
+    return seen
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], list[tuple[Any, ...]]]:
+    """choose(name, tile): `tiles.name` gives this tile; returns the list of what it will have been asked."""
+
+    def replace(name: str, tile: Any) -> list[tuple[Any, ...]]:
+        asked: list[tuple[Any, ...]] = []
+        monkeypatch.setattr(tiles, name, lambda *a, **k: asked.append((*a, k)) or tile)
+        return asked
+
+    return replace
+
+
+def expect(launch: Launch, kernel: str, on: torch.Tensor, programs: int, **constants: Any) -> None:
+    assert (launch.kernel, launch.programs) == (kernel, programs)
+    assert launch.on is on
+    assert {name: launch.constants[name] for name in constants} == constants
+
+
+GEMM_CONSTANTS = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 3, "num_warps": 2, "num_stages": 7}
+DRAW = Draw(torch.float16, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "gated", "long"),
+    [
+        pytest.param({}, False, False, id="plain"),
+        pytest.param({"activation": "swiglu"}, True, False, id="gated"),
+        pytest.param({"residual": True}, False, True, id="residual"),
+        pytest.param({"emit_stats": True}, False, True, id="statistics"),
+    ],
+)
+def test_linear(launches, choose, options, gated, long):
+    asked = choose("choose_gemm", GEMM)
+    x, weight = DRAW.normal(40, 24), DRAW.weight(140, 24)
+    n = 70 if gated else 140
+    linear(x, weight, **options | ({"residual": DRAW.rows(40, n)} if "residual" in options else {}))
+    assert asked == [(40, n, 24, 2, device_of(x), {"gated": gated, "long_epilogue": long, "tf32": False})]
+    expect(launches[0], "linear_kernel", x, 3 * (2 if gated else 3), EVEN_K=False, FAST=True, **GEMM_CONSTANTS)
+
+
+def test_linear_of_a_width_that_the_step_divides(launches, choose):
+    """No mask in the loop, and no padding of the partials."""
+    choose("choose_gemm", GEMM)
+    x = DRAW.rows(8, 192)
+    weight, column_sum, bias = fold_norm(DRAW.weight(30, 192), None, None)
+    stats = linear(DRAW.normal(8, 5), DRAW.weight(192, 5), emit_stats=True)[1]
+    linear(x, weight, bias, norm="layer", stats=stats, column_sum=column_sum)
+    linear(x, weight, bias, norm="layer", stats=row_stats(x), column_sum=column_sum)
+    assert [seen.constants["EVEN_K"] for seen in launches if seen.kernel == "linear_kernel"] == [False, True, True]
+    assert [seen.constants["PARTIALS_PADDED"] for seen in launches if seen.kernel == "linear_kernel"] == [1, 4, 1]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
+def test_attention(launches, choose, masked):
+    asked = choose("choose_attention", ATTENTION)
+    q, k, v = DRAW.normal(2, 20, 6, 40), DRAW.normal(2, 50, 3, 40), DRAW.normal(2, 50, 3, 40)
+    attention(q, k, v, mask=DRAW.normal(50) if masked else None)
+    assert asked == [(12, 20, 50, 40, 2, device_of(q), {"masked": masked})]
+    expect(
+        launches[0], "attention_kernel", q, 2 * 2 * 6,
+        BLOCK_M=16, BLOCK_N=32, num_warps=2, num_stages=7, MAIN=32, TAIL=16, GROUP=2, HAS_LENGTHS=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["gelu", "swiglu"])
+def test_mlp_in_one_kernel(launches, choose, gated):
+    asked = choose("choose_mlp", MLP)
+    x, fc1, fc2 = DRAW.normal(20, 80), DRAW.weight(80 if gated else 40, 80), DRAW.weight(80, 40)
+    activation = "swiglu" if gated else "gelu"
+    for fused in (None, True):
+        mlp(x, fc1, None, fc2, norm="none", activation=activation, fused=fused)
+    assert asked == [(20, 80, 40, 2, device_of(x), {"gated": gated, "always": always}) for always in (False, True)]
+    for launch in launches:
+        expect(
+            launch, "mlp_kernel", x, 2, BLOCK_M=16, BLOCK_H=32, num_warps=2, num_stages=7, MAIN=64, TAIL=16, FAST=True
+        )
+
+
+def test_mlp_of_two_products(launches, choose):
+    """No tile for one kernel, statistics that are not given: three launches, the last with everything at its end."""
+    assert choose("choose_mlp", None) == []
+    choose("choose_rows", ROWS)
+    asked = choose("choose_gemm", GEMM)
+    x = DRAW.rows(20, 100)
+    fc1, column_sum, bias = fold_norm(DRAW.weight(40, 100), None, None)
+    mlp(x, fc1, bias, DRAW.weight(100, 40), column_sum=column_sum, residual=x, emit_stats=True)
+    assert [launch.kernel for launch in launches] == ["row_stats_kernel", "linear_kernel", "linear_kernel"]
+    assert [options["long_epilogue"] for *_, options in asked] == [False, True]
+
+
+@pytest.mark.parametrize(("n", "one_tile"), [(20, True), (32, True), (33, False)])
+def test_norms(launches, choose, n, one_tile):
+    asked = choose("choose_rows", ROWS)
+    x = DRAW.rows(9, n)
+    layer_norm(x)
+    row_stats(x)
+    assert asked == [(9, n, 2, device_of(x), {})] * 2
+    expect(launches[0], "layer_norm_kernel", x, 3, BLOCK_M=4, BLOCK_N=32, num_warps=2, ONE_TILE=one_tile)
+    expect(launches[1], "row_stats_kernel", x, 3, BLOCK_M=4, BLOCK_N=32, num_warps=2)
+
+
+def test_patch_embed(launches, choose):
+    asked = choose("choose_patch_embed", GEMM)
+    images, weight = DRAW.images(2, 3, 16, 24), DRAW.weight(70, 3, 4, 4)
+    patch_embed(images, weight, prefix=DRAW.normal(1, 70))
+    assert asked == [(50, 70, 48, 2, device_of(images), {"tf32": False})]
+    expect(launches[0], "patch_embed_kernel", images, 4 * 2, **GEMM_CONSTANTS)
+
+
+def test_tf32_reaches_the_tile_and_the_kernel(launches, choose):
+    asked, asked_by_patches = choose("choose_gemm", GEMM), choose("choose_patch_embed", GEMM)
+    choose("choose_mlp", None)
+    choose("choose_attention", ATTENTION)
+    draw = Draw(torch.float32, seed=2)
+    x, weight, q = draw.normal(4, 8), draw.weight(8, 8), draw.normal(1, 4, 1, 16)
+    linear(x, weight, tf32=True)
+    mlp(x, weight, None, weight, norm="none", tf32=True)
+    patch_embed(draw.images(1, 1, 4, 4), draw.weight(8, 1, 2, 2), tf32=True)
+    attention(q, q, q, tf32=True)
+    assert [options["tf32"] for *_, options in [*asked, *asked_by_patches]] == [True] * 4
+    assert [launch.constants["PRECISION"] for launch in launches] == ["tf32"] * 5
+    assert not any(launch.constants.get("FAST", False) for launch in launches)
+
+
+def test_nothing_is_launched_for_nothing(launches):
+    empty, weight, q = DRAW.normal(0, 8), DRAW.weight(8, 8), DRAW.normal(0, 4, 1, 16)
+    linear(empty, weight)
+    mlp(empty, weight, None, weight, norm="none")
+    layer_norm(empty)
+    row_stats(empty)
+    attention(q, q, q)
+    patch_embed(DRAW.images(0, 1, 4, 4), DRAW.weight(8, 1, 2, 2))
+    assert launches == []
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_the_tensors_own_gpu_is_made_the_current_one(monkeypatch, current):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    tensor: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    guard = launch_module.launching_on(tensor)
+    if current == 1:
+        assert isinstance(guard, contextlib.nullcontext)
+    else:
+        assert isinstance(guard, torch.cuda.device) and guard.idx == 1
+
+
+@pytest.mark.interpreted_only
+def test_tensors_elsewhere_touch_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: pytest.fail("asked for the current GPU"))
+    assert isinstance(launch_module.launching_on(torch.zeros(1)), contextlib.nullcontext)
+
+
+def test_a_launch_happens_while_its_gpu_is_current(monkeypatch):
+    """And with a grid along x, the one dimension that may pass 65535."""
+    current: list[Any] = []
+
+    @contextlib.contextmanager
+    def guard(tensor: torch.Tensor):
+        current.append(tensor)
+        yield
+        current.clear()
+
+    class Kernel:
+        arg_names = ("a", "b")
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(a: int, **constants: Any) -> None:
+                made.append((grid, a, constants, *current))
+
+            return run
+
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(launch_module, "launching_on", guard)
+    x = torch.zeros(1)
+    launch_module.launch(x, Kernel(), 70000, 5, b=6)
+    assert made == [((70000, 1, 1), 5, {"b": 6}, x)] and current == []

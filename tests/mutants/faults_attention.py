@@ -1,0 +1,139 @@
+"""Named faults of attention: see named.py."""
+
+from __future__ import annotations
+
+ATTENTION = {
+    "masked-keys-are-zero": (
+        "A published ViT kernel pads the keys with 0 instead of -inf: 3 % mean row error, hidden by an MSE test.",
+        's = tl.where(keep_key[None, :], s, float("-inf"))',
+        "s = tl.where(keep_key[None, :], s, 0.0)",
+    ),
+    "padded-keys-not-masked": (
+        "Zero-filled keys past the end get the weight of a score of 0.",
+        's = tl.where(keep_key[None, :], s, float("-inf"))',
+        "s = s",
+    ),
+    "forbidden-keys-are-zero": (
+        "A boolean mask that multiplies scores instead of removing keys.",
+        's = tl.where(allowed, s, float("-inf"))',
+        "s = tl.where(allowed, s, 0.0)",
+    ),
+    "accumulator-not-rescaled": (
+        "Online softmax without the factor 2^(m_old - m_new): right only while the first block holds the maximum.",
+        "acc = accumulate(p, v, acc * rescale[:, None], PRECISION)",
+        "acc = accumulate(p, v, acc, PRECISION)",
+    ),
+    "tail-not-rescaled": (
+        "The same in the second part of the head width alone.",
+        "acc_tail * rescale[:, None], PRECISION",
+        "acc_tail, PRECISION",
+    ),
+    "row-sum-not-rescaled": (
+        "The denominator keeps terms of an older maximum.",
+        "row_sum = row_sum * rescale + tl.sum(p, 1)",
+        "row_sum = row_sum + tl.sum(p, 1)",
+    ),
+    "maximum-of-the-block-alone": (
+        "Without a running maximum the rescaling overflows when scores fall along the keys.",
+        "new_max = tl.maximum(row_max, tl.max(s, 1) * scale)",
+        "new_max = tl.max(s, 1) * scale",
+    ),
+    "no-guard-for-empty-rows": (
+        "-inf - -inf is NaN for a query that has met no allowed key.",
+        'offset = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED or MASK != "none" else new_max',
+        "offset = new_max",
+    ),
+    "no-guard-for-an-empty-sum": (
+        "1 / 0 times 0 is NaN for a query without any allowed key.",
+        "inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)",
+        "inverse = 1.0 / row_sum",
+    ),
+    "exp2-without-log2e": (
+        "exp replaced by exp2, the factor log2(e) forgotten: a softmax of another temperature.",
+        "scale * LOG2_E.value,",
+        "scale,",
+    ),
+    "bias-without-log2e": (
+        "The same for the additive mask alone.",
+        "bias.to(tl.float32) * LOG2_E",
+        "bias.to(tl.float32)",
+    ),
+    "bias-scaled": (
+        "The additive mask is added before the scale instead of after it.",
+        "s = s * logit_scale + bias.to(tl.float32) * LOG2_E",
+        "s = (s + bias.to(tl.float32)) * logit_scale",
+    ),
+    "lse-in-base-2": (
+        "A backward pass that expects the natural logarithm gets log2.",
+        "lse = row_max * LN_2 + tl.log(row_sum)",
+        "lse = row_max + tl.log2(row_sum)",
+    ),
+    "causal-aligned-top-left": (
+        "PyTorch and FlashAttention disagreed about this for years: query i sees keys up to i + Nk - Nq here.",
+        "diagonal = keys - queries",
+        "diagonal = 0",
+    ),
+    "lengths-only-to-whole-blocks": (
+        "Keys past the length but inside its last block take part.",
+        "length = stop",
+        "length = keys",
+    ),
+    "lengths-ignored": (
+        "Padding tokens of a batch take part.",
+        "HAS_LENGTHS=key_lengths is not None",
+        "HAS_LENGTHS=False",
+    ),
+    "grouped-heads-interleaved": (
+        "Query head h reads key head h mod Hk instead of h / group.",
+        "head_k = (head // GROUP).to(tl.int64)",
+        "head_k = (head % (heads // GROUP)).to(tl.int64)",
+    ),
+    "mask-taken-as-dense": (
+        "The strides of a broadcast mask are ignored: other images and heads read past it.",
+        "mask_ptr += image * stride_mask_b + head.to(tl.int64) * stride_mask_h",
+        "mask_ptr += (image * heads + head) * queries * keys",
+    ),
+    "foreign-keys-read": (
+        "Rows past the end are another image's: their weight is 0, but 0 x NaN is NaN.",
+        "return tl.load(at, mask=n_keep[:, None], other=0.0)",
+        "return tl.load(at)",
+    ),
+    "int32-key-offset": (
+        "Offsets past 2^31 elements wrap.",
+        "row = key.to(tl.int64)[:, None]",
+        "row = key[:, None]",
+    ),
+    "int32-image-offset": (
+        "The same for the image: batch 64 of 12 heads at 4096 tokens is past it.",
+        "image = (tl.program_id(0) // tiles_m // heads).to(tl.int64)",
+        "image = tl.program_id(0) // tiles_m // heads",
+    ),
+    "input-precision-dropped": (
+        "Triton's default for fp32 products is tf32.",
+        "s = tl.dot(q, k.T, input_precision=PRECISION)",
+        "s = tl.dot(q, k.T)",
+    ),
+    "no-launch-guard-for-nothing": (
+        "A batch of 0 is launched as a grid of 0 programs.",
+        "if o.numel() > 0:",
+        "if True:",
+    ),
+}
+
+CHECKS = {
+    "scale-forgotten": (
+        "The default scale is 1 instead of D^-0.5.",
+        "1 / math.sqrt(width) if scale is None",
+        "1.0 if scale is None",
+    ),
+    "boolean-mask-inverted": (
+        "True means masked in half of the libraries.",
+        "mask.view(torch.uint8).expand(shape)",
+        "(~mask).view(torch.uint8).expand(shape)",
+    ),
+}
+
+FAULTS = {
+    "kernels/vit_kernels/attention.py": ATTENTION,
+    "kernels/vit_kernels/attention_checks.py": CHECKS,
+}
