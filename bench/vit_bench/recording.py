@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -28,7 +29,8 @@ from vit_kernels.device import KNOWN_DEVICES, Device
 
 # Triton keys its caches of compiled kernels and of device limits by device number alone, so every recorder has one of
 # its own: two recorders for different GPUs in one process never see each other's kernels.
-_device_numbers = itertools.count(1000)
+DEVICES = 8  # how many GPUs of its kind a recorder stands for
+_device_numbers = itertools.count(1000, DEVICES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Binary:
 
 @dataclass(frozen=True)
 class Launch:
-    """One recorded launch. shared: bytes per CTA; names, values: the kernel's arguments, as they were passed."""
+    """One recorded launch. shared: bytes per CTA; device: index of the GPU that was current; stream: the handle it went
+    to; names, values: the kernel's arguments, as they were passed."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -103,7 +106,11 @@ class _Utils:
 
 
 class RecordingDriver(DriverBase):
-    """Stands for one GPU described by `device`; `launches` grows with every launch made while it is active."""
+    """Stands for GPUs described by `device`; `launches` grows with every launch made while it is active.
+
+    current: index of the current GPU, which is what a launch goes to; streams: handle of each GPU's current stream, 0
+    for the default stream. Both are for whoever plays with several GPUs (see `several_gpus`).
+    """
 
     def __init__(self, device: Device, torch_device: str = "cpu") -> None:
         super().__init__()
@@ -112,6 +119,8 @@ class RecordingDriver(DriverBase):
         self.utils = _Utils(device)
         self._torch_device = torch.device(torch_device)
         self._number = next(_device_numbers)
+        self.current = 0
+        self.streams: dict[int, int] = {}
 
     @classmethod
     def is_active(cls) -> bool:
@@ -124,13 +133,13 @@ class RecordingDriver(DriverBase):
         return divmod(self.device.capability, 10)
 
     def get_current_device(self) -> int:
-        return self._number
+        return self._number + self.current
 
-    def set_current_device(self, _device: int) -> None:
-        """There is one device only."""
+    def set_current_device(self, device: int) -> None:
+        self.current = device - self._number
 
-    def get_current_stream(self, _device: int | None = None) -> int:
-        return 0
+    def get_current_stream(self, device: int | None = None) -> int:
+        return self.streams.get(self.current if device is None else device - self._number, 0)
 
     def get_active_torch_device(self) -> torch.device:
         return self._torch_device
@@ -158,7 +167,7 @@ class RecordingDriver(DriverBase):
                     num_stages=metadata.num_stages,
                     num_ctas=metadata.num_ctas,
                     shared=metadata.shared,
-                    device=self._number,
+                    device=self.current,
                     stream=stream,
                     names=names,
                     values=tuple(arguments),
@@ -170,12 +179,21 @@ class RecordingDriver(DriverBase):
 
 
 def gpu(name: str) -> Device:
-    """The description of a GPU by "sm_90" or by its name in `vit_kernels.device`, such as "H100 SXM"."""
+    """The description of a GPU by capability ("sm_90") or by its name in `vit_kernels.device` ("H100 SXM", "h100").
+
+    Case, spaces, hyphens and underscores do not matter, nor does the form factor behind the name.
+    """
+    wanted = _plain(name)
     for device in KNOWN_DEVICES:
-        if name in (f"sm_{device.capability}", device.name):
+        if wanted in (f"sm{device.capability}", _plain(device.name), _plain(device.name.removesuffix(" SXM"))):
             return device
     known = ", ".join(f"sm_{device.capability}" for device in KNOWN_DEVICES)
-    raise ValueError(f"gpu must be one of {known}; got {name!r}")
+    names = ", ".join(device.name for device in KNOWN_DEVICES)
+    raise ValueError(f"gpu must be one of {known} or {names}; got {name!r}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().translate({ord(mark): None for mark in " -_"})
 
 
 @contextmanager
@@ -189,3 +207,26 @@ def recording(device: Device, torch_device: str = "cpu") -> Iterator[RecordingDr
         yield recorder
     finally:
         triton_driver._active = before
+
+
+@contextmanager
+def several_gpus(recorder: RecordingDriver) -> Iterator[None]:
+    """In this block PyTorch's current CUDA device is the recorder's: `torch.cuda.current_device`, `torch.cuda.device`.
+
+    For fake tensors (`FakeTensorMode`) on "cuda:0", "cuda:1" and so on, of which no machine needs to have any.
+    """
+
+    @contextmanager
+    def on_device(device: torch.device | int) -> Iterator[None]:
+        before = recorder.current
+        recorder.current = device if isinstance(device, int) else device.index
+        try:
+            yield
+        finally:
+            recorder.current = before
+
+    with (
+        mock.patch.object(torch.cuda, "current_device", lambda: recorder.current),  # noqa: PT008 (asked anew each time)
+        mock.patch.object(torch.cuda, "device", on_device),
+    ):
+        yield

@@ -1,0 +1,168 @@
+"""The launch plan of whole models, recorded through the real launch path for chosen GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.bench.child import run
+
+pytestmark = pytest.mark.compiled
+
+BLOCK = ["linear_kernel", "attention_kernel", "linear_kernel", "linear_kernel", "linear_kernel"]
+NARROW_BLOCK = [*BLOCK[:3], "mlp_kernel"]  # fc1, activation and fc2 in one kernel
+GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
+
+RECORD = """
+import json, torch
+from vit_bench.launch_plan import at_resolution, forward_plan
+from vit_bench.recording import gpu
+from vit_engine import ViTConfig
+
+def scalars(launch):
+    return {k: v for k, v in launch.arguments.items() if not k.endswith("_ptr")}
+
+def plan(name, batch, device="sm_90", dtype="float16", pixels=None, **changes):
+    config = ViTConfig.preset(name, **changes)
+    config = config if pixels is None else at_resolution(config, pixels)
+    found = forward_plan(config, batch, getattr(torch, dtype), gpu(device))
+    return {
+        "kernels": [launch.kernel for launch in found.launches],
+        "grids": [launch.grid for launch in found.launches],
+        "depth": config.depth,
+        "other": found.other_work,
+        "codes": len({id(launch.binary) for launch in found.launches}),
+        "compiled": len(found.compiled),
+        "recompiled": found.recompiled,
+        "repeated": [(a.kernel, a.grid, scalars(a)) for a in found.repeated]
+        == [(b.kernel, b.grid, scalars(b)) for b in found.launches]
+        and all(a.binary is b.binary for a, b in zip(found.launches, found.repeated)),
+    }
+
+"""
+
+
+def plans(*calls: str) -> list[dict[str, Any]]:
+    """The plans of these `plan(...)` calls, recorded in one child process."""
+    return run(f"{RECORD}print(json.dumps([{', '.join(calls)}]))")
+
+
+def check(seen: dict[str, Any], block: list[str], tail: list[str]) -> None:
+    assert seen["kernels"] == ["patch_embed_kernel", *block * seen["depth"], *tail]
+    assert seen["other"] == [], "something besides the kernels does work on the device"
+    for grid in seen["grids"]:
+        assert all(1 <= size <= limit for size, limit in zip(grid, GRID_LIMITS, strict=True)), grid
+    assert seen["compiled"] == seen["codes"], "a kernel was compiled more than once for one shape"
+    assert seen["recompiled"] == [], "something was compiled after the first pass of a shape"
+    assert seen["repeated"], "a repeated pass launches other kernels, grids or sizes than the pass as written"
+
+
+TAIL = ["layer_norm_kernel", "linear_kernel"]
+
+
+PLANS = {
+    "ViT-B, batch 64": 'plan("vit_base_patch16_224", 64)',
+    "ViT-B, batch 1": 'plan("vit_base_patch16_224", 1)',
+    "batch 4096": 'plan("vit_base_patch16_224", 4096, depth=1)',
+    "16384 tokens": 'plan("vit_base_patch16_224", 4, pixels=2048, depth=1)',
+    "registers": 'plan("vit_small_patch14_reg4_dinov2", 1, depth=1)',
+    "average pooling": 'plan("vit_base_patch16_224", 64, depth=1, global_pool="avg", fc_norm=False)',
+}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, dict[str, Any]]:
+    """Recorded in one child process: starting one takes longer than a plan does."""
+    return dict(zip(PLANS, plans(*PLANS.values()), strict=True))
+
+
+@pytest.mark.parametrize("name", ["ViT-B, batch 64", "ViT-B, batch 1"])
+def test_vit_b_makes_five_launches_a_block_and_no_other_work(name: str, recorded: dict[str, dict[str, Any]]) -> None:
+    check(recorded[name], BLOCK, TAIL)
+    assert len(recorded[name]["kernels"]) == 1 + 5 * 12 + 2
+
+
+@pytest.mark.parametrize("name", ["batch 4096", "16384 tokens"])
+def test_grids_of_the_largest_inputs_stay_within_the_hardware(name: str, recorded: dict[str, dict[str, Any]]) -> None:
+    check(recorded[name], BLOCK, TAIL)
+    assert max(grid[0] for grid in recorded[name]["grids"]) > GRID_LIMITS[1] // 16, "large enough to tell"
+
+
+def test_registers_and_layer_scale_add_no_work(recorded: dict[str, dict[str, Any]]) -> None:
+    check(recorded["registers"], BLOCK, ["layer_norm_kernel"])
+
+
+def test_the_mean_over_the_patches_is_the_only_work_of_pytorchs(recorded: dict[str, dict[str, Any]]) -> None:
+    pooled = recorded["average pooling"]
+    check(pooled | {"other": []}, BLOCK, TAIL)
+    assert pooled["other"] == ["aten.mean.dim"]
+
+
+def test_another_batch_size_compiles_nothing_new() -> None:
+    seen = run(
+        """
+        import json, torch
+        from vit_bench.launch_plan import blank_images, blank_model, counted_compilations
+        from vit_bench.recording import gpu, recording
+        from vit_engine import ViTConfig
+        config = ViTConfig.preset("vit_base_patch16_224", depth=1)
+        model = blank_model(config, torch.float16)
+        with torch.no_grad(), recording(gpu("sm_90")):
+            model(blank_images(config, 64, torch.float16))
+            with counted_compilations() as compiled:
+                for batch in (61, 62, 64):
+                    model(blank_images(config, batch, torch.float16))
+        print(json.dumps(compiled))
+        """
+    )
+    assert seen == []
+
+
+def test_launches_go_to_the_device_and_stream_of_the_tensors() -> None:
+    seen = run(
+        """
+        import json, torch, vit_kernels
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from vit_bench.recording import gpu, recording, several_gpus
+        found = []
+        with recording(gpu("sm_90"), torch_device="cuda") as recorder, several_gpus(recorder), FakeTensorMode():
+            recorder.streams = {0: 11, 1: 22, 2: 33}
+            def calls(device):
+                new = lambda *shape: torch.empty(shape, dtype=torch.float16, device=device)
+                x, square, vector = new(64, 64), new(64, 64), new(64)
+                yield "row_stats", lambda: vit_kernels.row_stats(x)
+                yield "layer_norm", lambda: vit_kernels.layer_norm(x)
+                yield "linear", lambda: vit_kernels.linear(x, square)
+                yield "mlp", lambda: vit_kernels.mlp(x, square, None, square, norm="none")
+                yield "attention", lambda: vit_kernels.attention(*new(3, 1, 16, 2, 32).unbind(0))
+                yield "patch_embed", lambda: vit_kernels.patch_embed(new(1, 3, 8, 8), new(64, 3, 4, 4))
+            for current in (0, 1):
+                with torch.cuda.device(current):
+                    for own in (0, 1, 2):
+                        for name, call in calls(f"cuda:{own}"):
+                            recorder.launches.clear()
+                            call()
+                            restored = torch.cuda.current_device() == current
+                            found += [(name, own, seen.device, seen.stream, restored) for seen in recorder.launches]
+        print(json.dumps(found))
+        """
+    )
+    assert {name for name, *_ in seen} == {"row_stats", "layer_norm", "linear", "mlp", "attention", "patch_embed"}
+    for name, own, device, stream, restored in seen:
+        assert (device, stream, restored) == (own, (11, 22, 33)[own], True), (name, own, device, stream, restored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["sm_80", "sm_90"])
+def test_plans_of_the_presets(device: str) -> None:
+    """Ti, S, B, L and H in bfloat16, at the batch sizes people run."""
+    sizes = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch16", "huge_patch14")
+    names = [f"vit_{size}" for size in sizes]
+    wanted = [(name, batch) for name in names for batch in (1, 8, 64, 256)]
+    found = plans(*(f'plan("{name}_224", {batch}, "{device}", "bfloat16")' for name, batch in wanted))
+    for (name, batch), one in zip(wanted, found, strict=True):
+        narrow = "mlp_kernel" in one["kernels"]
+        assert not narrow or name in names[:2], name
+        check(one, NARROW_BLOCK if narrow else BLOCK, TAIL[: 1 if "huge" in name else 2])
+        assert len(one["kernels"]) <= 1 + 5 * one["depth"] + 2, (name, batch)
