@@ -16,7 +16,7 @@ from . import tiles
 from .attention_checks import check_attention, expand_mask
 from .device import device_of
 from .launch import allocate, launch
-from .primitives import accumulate
+from .primitives import accumulate, tiles_over
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
@@ -76,11 +76,11 @@ def _attend(
         key = start + tl.arange(0, BLOCK_N)
         keep_key = key < keys
         row = key.to(tl.int64)[:, None]
-        k = _load_keys(k_ptr + row * stride_kn + d[None, :] * stride_kd, d, keep_key, WIDTH, MAIN, MASKED)
+        k = _load_keys(k_ptr + row * stride_kn + d.to(tl.int64)[None, :] * stride_kd, d, keep_key, WIDTH, MAIN, MASKED)
         s = tl.dot(q, k.T, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if TAIL:
             d_tail = MAIN + tl.arange(0, TAIL)
-            at = k_ptr + row * stride_kn + d_tail[None, :] * stride_kd
+            at = k_ptr + row * stride_kn + d_tail.to(tl.int64)[None, :] * stride_kd
             k_tail = _load_keys(at, d_tail, keep_key, WIDTH, MAIN + TAIL, MASKED)
             s = tl.dot(q_tail, k_tail.T, s, input_precision=PRECISION)
 
@@ -108,12 +108,12 @@ def _attend(
         row_sum = row_sum * rescale + tl.sum(p, 1)
         row_max = new_max
 
-        v = _load_keys(v_ptr + row * stride_vn + d[None, :] * stride_vd, d, keep_key, WIDTH, MAIN, MASKED)
+        v = _load_keys(v_ptr + row * stride_vn + d.to(tl.int64)[None, :] * stride_vd, d, keep_key, WIDTH, MAIN, MASKED)
         p = p.to(v.dtype)
         acc = accumulate(p, v, acc * rescale[:, None], PRECISION)
         if TAIL:
             d_tail = MAIN + tl.arange(0, TAIL)
-            at = v_ptr + row * stride_vn + d_tail[None, :] * stride_vd
+            at = v_ptr + row * stride_vn + d_tail.to(tl.int64)[None, :] * stride_vd
             v_tail = _load_keys(at, d_tail, keep_key, WIDTH, MAIN + TAIL, MASKED)
             acc_tail = accumulate(p, v_tail, acc_tail * rescale[:, None], PRECISION)
     return acc, acc_tail, row_sum, row_max
@@ -164,7 +164,7 @@ def attention_kernel(
 
     The tiles of a head follow each other, so that its keys and values are read from L2.
     """
-    tiles_m = tl.cdiv(queries, BLOCK_M)
+    tiles_m = tiles_over(queries, BLOCK_M)
     tile = tl.program_id(0) % tiles_m
     head = (tl.program_id(0) // tiles_m) % heads
     image = (tl.program_id(0) // tiles_m // heads).to(tl.int64)
@@ -180,7 +180,7 @@ def attention_kernel(
     # Queries past the end repeat the last one; their results are dropped.
     row = tl.minimum(query, queries - 1).to(tl.int64)[:, None]
     d = tl.arange(0, MAIN)
-    q = tl.load(q_ptr + row * stride_qn + d[None, :] * stride_qd, mask=(d < WIDTH)[None, :], other=0.0)
+    q = tl.load(q_ptr + row * stride_qn + d.to(tl.int64)[None, :] * stride_qd, mask=(d < WIDTH)[None, :], other=0.0)
     acc = tl.zeros((BLOCK_M, MAIN), tl.float32)
     # Without a tail these two only fill the argument list.
     q_tail = q
@@ -188,7 +188,7 @@ def attention_kernel(
     row_sum = tl.zeros((BLOCK_M,), tl.float32)
     if TAIL:
         d_tail = MAIN + tl.arange(0, TAIL)
-        at = q_ptr + row * stride_qn + d_tail[None, :] * stride_qd
+        at = q_ptr + row * stride_qn + d_tail.to(tl.int64)[None, :] * stride_qd
         q_tail = tl.load(at, mask=(d_tail < WIDTH)[None, :], other=0.0)
         acc_tail = tl.zeros((BLOCK_M, TAIL), tl.float32)
     row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)

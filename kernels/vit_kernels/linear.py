@@ -143,7 +143,7 @@ def linear_kernel(
         bias = tl.load(bias_ptr + columns.to(tl.int64) * stride_bias, mask=keep_columns, other=0.0)
         acc += bias.to(tl.float32)[None, :]
         if GATED:
-            bias = tl.load(bias_ptr + (N + columns).to(tl.int64) * stride_bias, mask=keep_columns, other=0.0)
+            bias = tl.load(bias_ptr + (columns.to(tl.int64) + N) * stride_bias, mask=keep_columns, other=0.0)
             up += bias.to(tl.float32)[None, :]
     acc = activate(acc, ACTIVATION, FAST)
     if GATED:

@@ -198,7 +198,7 @@ def patch_embed(
         {"weight": weight, "bias": bias, "prefix": prefix, "position": position, "mean": mean, "std": std},
     )
     k = channels * ph * pw
-    matrix = weight.reshape(features, k)
+    matrix = _unit_columns(weight.reshape(features, k))
     prefix = None if prefix is None or count == 0 else _unit_columns(prefix)
     position = None if position is None else _unit_columns(position)
 

@@ -103,10 +103,16 @@ def activate(x, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
+def tiles_over(n, BLOCK: tl.constexpr):
+    """Blocks that cover n >= 1 elements; the usual (n + BLOCK - 1) // BLOCK overflows close below 2^31."""
+    return (n - 1) // BLOCK + 1
+
+
+@triton.jit
 def grouped_tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
     """The (row, column) tile of a program: GROUP_M row tiles at a time, so that the weights they share stay in L2."""
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_m = tiles_over(M, BLOCK_M)
+    tiles_n = tiles_over(N, BLOCK_N)
     group = pid // (GROUP_M * tiles_n)
     first_m = group * GROUP_M
     rows = min(tiles_m - first_m, GROUP_M)
