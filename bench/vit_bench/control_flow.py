@@ -16,7 +16,6 @@ from vit_bench.sass import Instruction
 
 # A CALL of a label inside the kernel is how ptxas writes a jump that is too long for it; real subroutines have names.
 _JUMPS = ("BRA", "BRX", "JMP", "JMX", "CALL")
-_ENDS = ("EXIT", "RET")
 _ONLY_A_LABEL = re.compile(r"`\(\.L_\w+\)")
 _ALWAYS = ("", "PT", "UPT")
 
@@ -122,7 +121,7 @@ class ControlFlow:
 
 def _blocks(instructions: Sequence[Instruction]) -> dict[int, Block]:
     jumps = {position: i for position, i in enumerate(instructions) if i.base in _JUMPS and i.targets}
-    ends = {position for position, i in enumerate(instructions) if i.base in _ENDS}
+    ends = {position for position, i in enumerate(instructions) if i.base == "EXIT"}
     starts = {0, *(target for i in jumps.values() for target in i.targets), *(p + 1 for p in (*jumps, *ends))}
     cuts = [*sorted(start for start in starts if start < len(instructions)), len(instructions)]
     blocks = {}
@@ -138,10 +137,10 @@ def _leaves_always(last: Instruction) -> bool:
     """Whether the instruction behind this one is not executed next."""
     if last.predicate not in _ALWAYS:
         return False
-    if last.base in _ENDS or last.base in ("BRX", "JMX"):
+    if last.base in ("EXIT", "BRX", "JMX"):
         return True
     # A condition may stand among the operands instead: BRA.U UP0, `(.L_x_1)
-    return last.base in _JUMPS and _ONLY_A_LABEL.fullmatch(last.operands) is not None
+    return _ONLY_A_LABEL.fullmatch(last.operands) is not None
 
 
 def _reverse_postorder(blocks: dict[int, Block]) -> list[int]:

@@ -143,19 +143,9 @@ class Kernel:
     def _choose(self, trips: dict[int, Section]) -> set[int]:
         with_products = {h for h, trip in trips.items() if trip.flops}
         if with_products or any(is_tensor(i) for i in self.flow.code(self.flow.blocks)):
-            around = {outer for h in with_products for outer in self._around(h)}
-            return with_products - around
+            return {h for h in with_products if not with_products & self.flow.loops[h].blocks - {h}}
         longest = {h: trip.cycles[trip.bound] for h, trip in trips.items()}
         return {h for h, cycles in longest.items() if 2 * cycles >= max(longest.values())}
-
-    def _around(self, header: int) -> set[int]:
-        """The loops around a loop."""
-        found: set[int] = set()
-        parent = self.flow.loops[header].parent
-        while parent is not None:
-            found.add(parent)
-            parent = self.flow.loops[parent].parent
-        return found
 
     @property
     def whole(self) -> Section:
@@ -180,7 +170,7 @@ class Kernel:
             loop = flow.loops[header]
             blocks = set(self._flattened[header])
             if not blocks:
-                around = None if loop.parent is None else flow.loops[loop.parent].blocks - loop.blocks
+                around = None if loop.parent is None else flow.loops[loop.parent].blocks
                 blocks = flow.reachable(flow.exits(loop), around)
                 if any(blocks & flow.loops[other].blocks for other in self._main if other != header):
                     continue
