@@ -77,11 +77,11 @@ def split_width(width: int, least_main: int = 16) -> tuple[int, int]:
 
 
 def choose_rows(m: int, n: int, itemsize: int, device: Device) -> RowsTile:
-    """Whole rows up to 4096 columns, several per program when they are short, but never fewer programs than SMs."""
+    """Whole rows up to 4096 columns: about 2048 elements a program, or one row where that leaves SMs without any."""
     block_n = min(next_power_of_2(n), 4096)
-    block_m = max(1, min(4096 // block_n, 32))
-    while block_m > 1 and cdiv(m, block_m) < device.sm_count:
-        block_m //= 2
+    block_m = max(1, min(2048 // block_n, 32))
+    if cdiv(m, block_m) < device.sm_count:
+        block_m = 1
     return RowsTile(block_m, block_n, 8 if block_n >= 4096 else 4)
 
 
