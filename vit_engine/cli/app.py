@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .info import info_command
+from .inspect import inspect_command
 from .run import run_command
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command("run")(run_command)
 app.command("info")(info_command)
+app.command("inspect")(inspect_command)
 
 
 @app.command(

@@ -1,0 +1,239 @@
+"""What is known of one model on one GPU from its compiled code, shapes and datasheets: launch by launch, without a GPU.
+
+    inspection = inspect_model("vit_base_patch16_224", "h100", batch=64, dtype="bf16")
+
+All of it are bounds, from the code (`vit_bench.pipes`) or by arithmetic (`vit_bench.roofline`), not measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from vit_bench import records
+from vit_bench.occupancy import ctas_per_sm
+from vit_bench.pipes import Epilogue, Kernel, Section
+from vit_bench.plan import model_calls
+from vit_bench.recording import Launch, gpu, recording
+from vit_bench.roofline import PEAKS, Roofline, launch_flops, operand_bytes, roofline
+from vit_bench.sass import CodeFacts, code_facts, instructions
+from vit_engine.config import ViTConfig
+from vit_kernels.device import Device, interpreting
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+NOTE = (
+    "Compiled only: no GPU was used and nothing was executed or timed. Registers, shared memory and instructions are "
+    "read from the machine code; cycles and times are bounds computed from it and from datasheets, not measurements."
+)
+
+_TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H")
+_PARTS = {("mlp", 2): ("fc1", "fc2")}  # names for the launches of a call that makes several
+
+
+@dataclass(frozen=True)
+class EpilogueCost:
+    """outputs_per_thread: elements of the result's tile over the threads that hold it (None where these are unknown);
+    slots_per_output: instructions over outputs, which is issue slots per output element."""
+
+    instructions: int
+    loops: int
+    outputs_per_thread: float | None
+    slots_per_output: float | None
+
+
+@dataclass(frozen=True)
+class LaunchReport:
+    """One launch of the forward pass.
+
+    times: per forward; tile: its BLOCK_ sizes; shared, shared_limit: bytes per CTA; ctas_per_sm: resident at a time;
+    waves: CTAs over what all SMs hold at a time; stack: bytes per thread, spills included; code: `sass.CodeFacts`;
+    main_loops: one trip of each; whole: all of a kernel that multiplies no matrices; roofline: of one launch.
+    """
+
+    label: str
+    kernel: str
+    times: int
+    tile: dict[str, int]
+    num_warps: int
+    num_stages: int
+    grid: tuple[int, int, int]
+    registers: int
+    stack: int
+    shared: int
+    shared_limit: int
+    ctas_per_sm: int
+    waves: float
+    code: CodeFacts
+    main_loops: list[Section]
+    whole: Section | None
+    epilogue: EpilogueCost | None
+    roofline: Roofline
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The roofline of a whole forward pass: sums over its launches, each as often as it is made.
+
+    bound_s: the sum of each launch's larger time; images_per_s: the batch over that.
+    """
+
+    launches: int
+    flops: int
+    bytes: int
+    compute_s: float
+    memory_s: float
+    bound_s: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All of it, for one model, GPU, batch size and dtype."""
+
+    model: str
+    device: Device
+    batch: int
+    dtype: str
+    launches: list[LaunchReport]
+    forward: Forward
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values under the names of the dataclasses, with the note and the versions that compiled."""
+        launches = []
+        for launch in self.launches:
+            bound = {"bound": launch.roofline.bound}
+            launches.append({**asdict(launch), "roofline": asdict(launch.roofline) | bound})
+        return {
+            "rung": "compiled only",
+            "note": NOTE,
+            "model": self.model,
+            "gpu": asdict(self.device),
+            "peaks": asdict(PEAKS[self.device]),
+            "batch": self.batch,
+            "dtype": self.dtype,
+            "versions": records.versions(),
+            "launches": launches,
+            "forward": asdict(self.forward),
+        }
+
+
+def inspect_model(model: str, gpu_name: str, batch: int, dtype: str) -> Inspection:
+    """Compiles the launches of one forward pass of a preset and takes the machine code apart.
+
+    model: a name in `vit_engine.config.PRESETS`; gpu_name: as for `vit_bench.recording.gpu`; batch: images, at least 1;
+    dtype: "fp32", "fp16" or "bf16".
+
+    Raises ValueError for an argument that is none of these, RuntimeError where Triton interprets instead of compiling.
+    """
+    if interpreting():
+        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it and start again")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1; got {batch}")
+    device, config = gpu(gpu_name), ViTConfig.preset(model)
+    launches = list(_launches(config, device, batch, DTYPES[dtype]))
+    return Inspection(model, device, batch, dtype, launches, _forward(launches, batch))
+
+
+def _launches(config: ViTConfig, device: Device, batch: int, dtype: torch.dtype) -> Iterator[LaunchReport]:
+    with recording(device, torch_device="meta") as recorder:
+        for call in model_calls(config, batch, dtype):
+            if not call.times:
+                continue
+            recorder.launches.clear()
+            call.run()
+            count = len(recorder.launches)
+            names = _PARTS.get((call.label, count), tuple(f"{call.label} {n + 1}/{count}" for n in range(count)))
+            for name, launch in zip((call.label,) if count == 1 else names, recorder.launches, strict=True):
+                yield report(launch, name, call.times, device, dtype)
+
+
+def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.dtype) -> LaunchReport:
+    """One recorded launch, taken apart."""
+    arguments = dict(zip(launch.names, launch.values, strict=True))
+    binary = launch.binary
+    kernel = Kernel(instructions(binary.cubin), device.capability, launch.num_warps)
+    facts = code_facts(binary.cubin)
+    flops = launch_flops(launch.kernel, arguments)
+    resident = ctas_per_sm(device, binary.resources.registers, launch.shared, launch.num_warps)
+    return LaunchReport(
+        label=label,
+        kernel=launch.kernel,
+        times=times,
+        tile={name[6:].lower(): arguments[name] for name in _TILE if name in arguments},
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        grid=launch.grid,
+        registers=binary.resources.registers,
+        stack=binary.resources.spilled_bytes,
+        shared=launch.shared,
+        shared_limit=device.shared_memory,
+        ctas_per_sm=resident,
+        waves=prod(launch.grid) / (resident * device.sm_count) if resident else float("inf"),
+        code=facts,
+        main_loops=kernel.main_loops,
+        whole=None if flops else kernel.whole,
+        epilogue=_epilogue(kernel, arguments, launch.num_warps, facts.specialized) if flops else None,
+        roofline=roofline(flops, operand_bytes(_tensors(launch.values)), dtype, device),
+    )
+
+
+def _tensors(values: tuple[Any, ...]) -> list[torch.Tensor]:
+    """The tensors among a launch's arguments, those behind tensor descriptors too."""
+    found = [getattr(value, "base", value) if hasattr(value, "block_shape") else value for value in values]
+    return [value for value in found if isinstance(value, torch.Tensor)]
+
+
+def _epilogue(kernel: Kernel, arguments: Mapping[str, Any], num_warps: int, specialized: bool) -> EpilogueCost | None:
+    epilogue: Epilogue | None = kernel.epilogue
+    if epilogue is None:
+        return None
+    columns = arguments["MAIN"] + arguments["TAIL"] if "MAIN" in arguments else arguments["BLOCK_N"]
+    warps = _multiplying_warps(kernel, arguments) if specialized else num_warps
+    outputs = arguments["BLOCK_M"] * columns / (32 * warps) if warps else None
+    slots = epilogue.instructions / outputs if outputs else None
+    return EpilogueCost(epilogue.instructions, epilogue.loops, outputs, slots)
+
+
+def trip_flops(arguments: Mapping[str, Any]) -> int:
+    """Tensor-core FLOP of one CTA in one trip of a main loop, padding included, from the launch's constants."""
+    a = arguments
+    factors = 2 if a.get("ACTIVATION") == "swiglu" else 1
+    if "BLOCK_K" in a:
+        return 2 * a["BLOCK_M"] * a["BLOCK_N"] * a["BLOCK_K"] * factors
+    products = 1 + factors  # scores and results; fc1, twice when gated, and fc2
+    return 2 * products * a["BLOCK_M"] * (a["MAIN"] + a["TAIL"]) * a.get("BLOCK_H", a.get("BLOCK_N", 0))
+
+
+def _multiplying_warps(kernel: Kernel, arguments: Mapping[str, Any]) -> int | None:
+    """How many of a warp-specialised kernel's warps multiply, and so hold results: from their share of a trip's FLOP.
+
+    None where the share gives no whole number, as with a loop that the compiler unrolled.
+    """
+    per_warp = {section.flops for section in kernel.main_loops}
+    if len(per_warp) != 1 or not (share := per_warp.pop()):
+        return None
+    warps, rest = divmod(trip_flops(arguments), share)
+    return warps if not rest and warps % 4 == 0 else None
+
+
+def _forward(launches: list[LaunchReport], batch: int) -> Forward:
+    def total(of: Any) -> Any:
+        return sum(of(launch.roofline) * launch.times for launch in launches)
+
+    seconds = total(lambda r: r.seconds)
+    return Forward(
+        launches=sum(launch.times for launch in launches),
+        flops=total(lambda r: r.flops),
+        bytes=total(lambda r: r.bytes),
+        compute_s=total(lambda r: r.compute_s),
+        memory_s=total(lambda r: r.memory_s),
+        bound_s=seconds,
+        images_per_s=batch / seconds,
+    )
