@@ -106,7 +106,7 @@ def _timm(model: str, dtype: str) -> list[Part]:
 
 def _compiled(gpu: str, dtype: str) -> list[Part]:
     """The kernels of two presets as they launch them, compiled for a GPU generation and judged, not executed."""
-    from vit_bench.compile_matrix import compile_for
+    from vit_bench.compiled_variants import compile_for
 
     def run(kernel: str) -> Figures:
         variants = compile_for(
