@@ -52,7 +52,9 @@ class LaunchReport:
 
     times: per forward; tile: its BLOCK_ sizes; shared, shared_limit: bytes per CTA; ctas_per_sm: resident at a time;
     waves: CTAs over what all SMs hold at a time; stack: bytes per thread, spills included; code: `sass.CodeFacts`;
-    main_loops: one trip of each; whole: all of a kernel that multiplies no matrices; roofline: of one launch.
+    main_loops: one trip of each; repeated: tensor-core FLOP in such a trip over those that the CTA's tile needs, above 1
+    where warps compute what others compute too (None without tensor cores or where the warps' parts are not known);
+    whole: all of a kernel that multiplies no matrices; roofline: of one launch.
     """
 
     label: str
@@ -70,6 +72,7 @@ class LaunchReport:
     waves: float
     code: CodeFacts
     main_loops: list[Section]
+    repeated: float | None
     whole: Section | None
     epilogue: EpilogueCost | None
     roofline: Roofline
@@ -178,6 +181,7 @@ def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.
         waves=prod(launch.grid) / (resident * device.sm_count) if resident else float("inf"),
         code=facts,
         main_loops=kernel.main_loops,
+        repeated=None if facts.specialized else _repeated(kernel, arguments, launch.num_warps),
         whole=None if flops else kernel.whole,
         epilogue=_epilogue(kernel, arguments, launch.num_warps, facts.specialized) if flops else None,
         roofline=roofline(flops, operand_bytes(_tensors(launch.values)), dtype, device),
@@ -209,6 +213,11 @@ def trip_flops(arguments: Mapping[str, Any]) -> int:
         return 2 * a["BLOCK_M"] * a["BLOCK_N"] * a["BLOCK_K"] * factors
     products = 1 + factors  # scores and results; fc1, twice when gated, and fc2
     return 2 * products * a["BLOCK_M"] * (a["MAIN"] + a["TAIL"]) * a.get("BLOCK_H", a.get("BLOCK_N", 0))
+
+
+def _repeated(kernel: Kernel, arguments: Mapping[str, Any], num_warps: int) -> float | None:
+    made = max((section.flops for section in kernel.main_loops), default=0) * num_warps
+    return made / trip_flops(arguments) if made else None
 
 
 def _multiplying_warps(kernel: Kernel, arguments: Mapping[str, Any]) -> int | None:

@@ -164,6 +164,9 @@ def _loops(console: Console, launches: list[LaunchReport]) -> None:
         "conversions to packed 16 bits; ld/st: memory instructions and shuffles; shared: data through shared memory."
     )
     _table(console, "Main loops", note, heads, rows)
+    for launch in launches:
+        if launch.repeated is not None and launch.repeated > 1:
+            console.print(f"{launch.label}: products are made {launch.repeated:.2f} times, warps repeat each other's.")
     mixes = [[label, str(section.instructions), _mix(section.mix)] for label, section in sections]
     heads = ("main loop", "all", "most frequent instructions")
     note = "Instructions of one warp and one trip; --json has all."

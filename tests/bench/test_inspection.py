@@ -1,0 +1,165 @@
+"""A model inspected from its compiled code: the parts agree with each other and with the launches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.bench.child import run
+from tests.bench.listing import code
+from vit_bench import inspection
+from vit_bench.inspection import EpilogueCost, _epilogue, inspect_model, trip_flops
+from vit_bench.pipes import Kernel
+
+
+def inspected(model: str, gpu: str, batch: int, dtype: str) -> dict[str, Any]:
+    return run(
+        f"""
+        import json
+        from vit_bench.inspection import inspect_model
+        print(json.dumps(inspect_model({model!r}, {gpu!r}, {batch}, {dtype!r}).as_json()))
+        """
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return inspected("vit_tiny_patch16_224", "h100", 64, "fp16")
+
+
+@pytest.mark.compiled
+def test_the_launches_of_a_forward_and_what_they_take(found):
+    assert found["rung"] == "compiled only" and "no GPU was used" in found["note"]
+    assert "not measurements" in found["note"]
+    assert (found["model"], found["batch"], found["dtype"]) == ("vit_tiny_patch16_224", 64, "fp16")
+    assert found["gpu"]["name"] == "H100 SXM" and found["peaks"]["bandwidth"] == 3.35e12
+    launches = found["launches"]
+    names = ["stem", "qkv", "attention", "projection", "mlp", "final norm, class token", "head"]
+    assert [launch["label"] for launch in launches] == names
+    assert [launch["times"] for launch in launches] == [1, 12, 12, 12, 12, 1, 1]
+    assert found["forward"]["launches"] == 51
+    for launch in launches:
+        assert 16 <= launch["registers"] <= 255 and launch["stack"] == 0, launch["label"]
+        assert launch["shared"] <= launch["shared_limit"] == 232_448
+        assert 1 <= launch["ctas_per_sm"] <= 32
+        # 64K registers hold the resident CTAs, and would not hold many more.
+        registers = launch["ctas_per_sm"] * launch["num_warps"] * 32 * launch["registers"]
+        assert registers <= 65_536
+        assert launch["waves"] == pytest.approx(launch["grid"][0] / (132 * launch["ctas_per_sm"]))
+        assert launch["tile"]["m"] >= 1 and launch["code"]["load_bytes"] in (2, 4, 8, 16)
+
+
+@pytest.mark.compiled
+def test_main_loops_and_epilogues(found):
+    for launch in found["launches"]:
+        sections = [*launch["main_loops"], *filter(None, [launch["whole"]])]
+        assert sections, launch["label"]
+        for section in sections:
+            assert section["cycles"][section["bound"]] == max(section["cycles"].values()) > 0
+            assert section["cycles"]["issue"] == section["instructions"] == sum(section["mix"].values())
+    by_label = {launch["label"]: launch for launch in found["launches"]}
+    assert len(by_label["attention"]["main_loops"]) == 2
+    assert all(loop["cycles"]["exponential"] > 100 for loop in by_label["attention"]["main_loops"])
+    norm = by_label["final norm, class token"]
+    assert norm["whole"]["instructions"] > norm["main_loops"][0]["instructions"] and norm["epilogue"] is None
+    for name in ("stem", "qkv", "projection"):
+        launch = by_label[name]
+        tile, cost = launch["tile"], launch["epilogue"]
+        assert cost["outputs_per_thread"] == tile["m"] * tile["n"] / (32 * launch["num_warps"])
+        assert cost["slots_per_output"] == cost["instructions"] / cost["outputs_per_thread"]
+        # A store of 16 bytes holds eight results, and nothing of this size needs a hundred instructions each.
+        assert 1 < cost["slots_per_output"] < 100
+    # Widths 64 and 192 (128 + 64) of the result, not the tile of keys or hidden features
+    for name, width in (("attention", 64), ("mlp", 192)):
+        launch = by_label[name]
+        outputs = launch["tile"]["m"] * width / (32 * launch["num_warps"])
+        assert launch["epilogue"]["outputs_per_thread"] == outputs
+    # The products found in the code of a loop are those that its tile needs. In the one-kernel MLP each warpgroup makes
+    # all hidden features of its rows, because it multiplies them next.
+    repeated = {name: launch["repeated"] for name, launch in by_label.items()}
+    assert repeated.pop("mlp") in (1.0, 1.5) and repeated.pop("final norm, class token") is None
+    assert set(repeated.values()) == {1.0}
+    loops = by_label["attention"]["main_loops"]
+    assert loops[0]["flops"] == loops[1]["flops"]
+
+
+@pytest.mark.compiled
+def test_the_forward_sums_its_launches(found):
+    forward = found["forward"]
+    for key in ("flops", "bytes", "compute_s", "memory_s"):
+        total = sum(launch["roofline"][key] * launch["times"] for launch in found["launches"])
+        assert forward[key] == pytest.approx(total)
+    larger = [max(one["compute_s"], one["memory_s"]) for one in (launch["roofline"] for launch in found["launches"])]
+    times = [launch["times"] for launch in found["launches"]]
+    assert forward["bound_s"] == pytest.approx(sum(t * s for t, s in zip(times, larger, strict=True)))
+    assert forward["images_per_s"] == pytest.approx(64 / forward["bound_s"])
+    bounds = {launch["label"]: launch["roofline"]["bound"] for launch in found["launches"]}
+    assert bounds["head"] == "memory" and bounds["mlp"] == "compute"
+
+
+@pytest.mark.compiled
+@pytest.mark.slow
+@pytest.mark.parametrize(("gpu", "tensor"), [("sm_80", "HMMA"), ("sm_100", "UTCMMA")])
+def test_other_tensor_cores(gpu, tensor):
+    found = inspected("vit_base_patch16_224", gpu, 64, "bf16")
+    labels = [launch["label"] for launch in found["launches"]]
+    assert labels[4:6] == ["fc1", "fc2"]
+    assert found["launches"][1]["code"]["tensor"] == tensor
+    assert all(loop["cycles"]["tensor"] > 0 for launch in found["launches"][:6] for loop in launch["main_loops"])
+    assert [launch["repeated"] for launch in found["launches"]] == [1.0] * 6 + [None, 1.0]
+
+
+def test_trips_of_every_kind_of_kernel():
+    assert trip_flops({"BLOCK_M": 2, "BLOCK_N": 3, "BLOCK_K": 5}) == 60
+    assert trip_flops({"BLOCK_M": 2, "BLOCK_N": 3, "BLOCK_K": 5, "ACTIVATION": "swiglu"}) == 120
+    assert trip_flops({"BLOCK_M": 2, "BLOCK_N": 3, "MAIN": 4, "TAIL": 1}) == 2 * (2 * 2 * 3 * 5)
+    assert trip_flops({"BLOCK_M": 2, "BLOCK_H": 3, "MAIN": 4, "TAIL": 1, "ACTIVATION": "gelu"}) == 2 * (2 * 2 * 3 * 5)
+    assert trip_flops({"BLOCK_M": 2, "BLOCK_H": 3, "MAIN": 4, "TAIL": 1, "ACTIVATION": "swiglu"}) == 3 * (2 * 2 * 3 * 5)
+
+
+SPECIALIZED = """
+    @P2 BRA `(.L_x_1)
+    .L_x_0:
+    UTMALDG.2D [UR4], [UR6]
+    @P1 BRA `(.L_x_0)
+    EXIT
+    .L_x_1:
+    HGMMA.64x128x16.F32 R24, gdesc[UR4], R24
+    @P1 BRA `(.L_x_1)
+    FADD R4, R4, R1
+    STG.E [R2], R4
+    EXIT
+"""
+
+
+def test_results_of_a_specialised_kernel_are_held_by_the_warps_that_multiply():
+    kernel = Kernel(code(SPECIALIZED), 90, 12)
+    tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 16}
+    # A warp multiplies 2 x 64 x 128 x 16 / 4 = 65,536; the tile takes eight of them, and four more load.
+    assert _epilogue(kernel, tile, 12, specialized=True) == EpilogueCost(3, 0, 64.0, 3 / 64)
+    assert _epilogue(kernel, tile, 8, specialized=False) == EpilogueCost(3, 0, 64.0, 3 / 64)
+    # Two K steps in one trip of the loop would look like half the warps, three like none that there are.
+    assert _epilogue(kernel, tile | {"BLOCK_K": 5}, 12, specialized=True) == EpilogueCost(3, 0, None, None)
+
+
+@pytest.mark.interpreted_only
+def test_where_triton_interprets_nothing_can_be_compiled():
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 and compiles nothing"):
+        inspect_model("vit_tiny_patch16_224", "h100", 1, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("vit_tiny", "h100", 1, "fp16"), "vit_tiny_patch16_224"),
+        (("vit_tiny_patch16_224", "h200", 1, "fp16"), "or A100, RTX 3090, .*; got 'h200'"),
+        (("vit_tiny_patch16_224", "h100", 0, "fp16"), "batch must be at least 1; got 0"),
+        (("vit_tiny_patch16_224", "h100", 1, "fp64"), "one of fp32, fp16, bf16; got 'fp64'"),
+    ],
+    ids=["model", "gpu", "batch", "dtype"],
+)
+def test_wrong_arguments_are_refused_before_anything_is_compiled(monkeypatch, arguments, words):
+    monkeypatch.setattr(inspection, "interpreting", lambda: False)
+    with pytest.raises(ValueError, match=words):
+        inspect_model(*arguments)
