@@ -52,8 +52,8 @@ class LaunchReport:
 
     times: per forward; tile: its BLOCK_ sizes; shared, shared_limit: bytes per CTA; ctas_per_sm: resident at a time;
     waves: CTAs over what all SMs hold at a time; stack: bytes per thread, spills included; code: `sass.CodeFacts`;
-    main_loops: one trip of each; repeated: tensor-core FLOP in such a trip over those that the CTA's tile needs, above 1
-    where warps compute what others compute too (None without tensor cores or where the warps' parts are not known);
+    main_loops: one trip of each; repeated: tensor-core FLOP in such a trip over those that the CTA's tile needs, above
+    1 where warps compute what others compute too (None without tensor cores, and where the warps' parts are not known);
     whole: all of a kernel that multiplies no matrices; roofline: of one launch.
     """
 

@@ -109,10 +109,11 @@ def launch(label: str, **changes: Any) -> LaunchReport:
 
 
 def test_tables_fit_a_hundred_columns_and_hold_the_figures(capsys):
+    unknown = EpilogueCost(7, 0, None, None)
     launches = [
         launch("final norm, class token", grid=(64, 2, 1)),
         launch("attention", main_loops=[section(tensor=512), section(shared=640)], repeated=1.5),
-        launch("row-wise", main_loops=[], repeated=None, whole=section(alu=91), epilogue=EpilogueCost(7, 0, None, None)),
+        launch("row-wise", main_loops=[], repeated=None, whole=section(alu=91), epilogue=unknown),
     ]
     forward = Forward(144, 8_566_000_000_000, 14_800_000_000, 0.0038, 0.0019, 0.00399, 16_036.4)
     command._print(Inspection("vit_gigantic_patch14_224", B200, 256, "fp16", launches, forward))
