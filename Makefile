@@ -9,7 +9,7 @@ GENERATIONS = 80 86 89 90 100 120
 # Emulated outranks sanitized, so only the other generations need it.
 SANITIZED ?= $(if $(DRIVER),$(filter-out $(EMULATED),$(GENERATIONS)),$(GENERATIONS))
 
-.PHONY: check lint test slow sanitize matrix matrix-quick evidence executed table bench
+.PHONY: check lint test slow sanitize nightly mutants matrix matrix-quick evidence executed table host-cost bench
 
 check: lint test
 	$(PYTHON) -m vit_bench.support_table --check
@@ -29,13 +29,22 @@ slow:
 sanitize:
 	$(PYTHON) -m ttsem.sanitize pytest -m sanitize
 
+# The property tests with 500 random examples of each property.
+nightly:
+	$(PYTHON) -m pytest tests/properties --hypothesis-profile nightly
+
+# Every named fault and 240 generated ones, one at a time, against the default tests: out/mutants.json and .md.
+mutants:
+	$(PYTHON) -m tests.mutants.run --named --count 240 --seed 0 --workers 2 --out out/mutants.json
+
 # Every kernel as every preset launches it, for every GPU generation and dtype.
 matrix:
-	$(PYTHON) -m vit_bench.compile_matrix --json out/matrix.json --evidence bench/evidence/compiled.json
+	$(PYTHON) -m vit_bench.compile_matrix --json out/matrix.json --table out/matrix.md \
+	    --evidence bench/evidence/compiled.json
 
+# All of sm_80 and sm_90, and a pairwise sample of the other generations.
 matrix-quick:
-	$(PYTHON) -m vit_bench.compile_matrix --gpu sm_80 sm_90 --dtype float16 float32 \
-	    --model vit_tiny_patch16_224 vit_base_patch16_224 --batch 1 64
+	$(PYTHON) -m vit_bench.compile_matrix --quick --json out/matrix.json --table out/matrix.md
 
 # What a machine without a GPU can show, written down, and the README's table from it.
 evidence: matrix
@@ -52,6 +61,10 @@ executed:
 
 table:
 	$(PYTHON) -m vit_bench.support_table
+
+# Host time of a forward pass beside eager's dispatch; no GPU needed.
+host-cost:
+	$(PYTHON) -m vit_bench.host_cost
 
 bench:
 	$(PYTHON) -m pytest bench/bench_kernels.py
