@@ -180,6 +180,13 @@ def test_nonsense_in_the_output_harms_nothing() -> None:
     json.dumps(outcome.output)
 
 
+def test_of_an_endless_output_the_end_alone_is_read() -> None:
+    begin = time.monotonic()
+    outcome = run("os.truncate(1, 2**28); os.lseek(1, 0, os.SEEK_END); os.write(1, b'\\nlast line\\n'); sys.exit(1)")
+    assert outcome.output.endswith("\nlast line") and len(outcome.output) <= 12_000
+    assert time.monotonic() - begin < 10  # going through all of it takes minutes
+
+
 def test_a_check_that_compared_nothing_has_not_passed() -> None:
     assert run("plan(); note(event='done')").status == "failed"
     outcome = run("plan('a'); part(0, status='not run', reason='too little memory'); note(event='done')")

@@ -155,7 +155,7 @@ def _gpu_model_checks(facts: Facts) -> list[Check]:
     no_times = _first(no_kernels, _needs_timm(facts))
     tiles = tuple(f"tiles/{k}/bf16" for k in KERNELS)
     times = [
-        Check(f"throughput/{m}/b{b}", EXECUTED, 900, requires=(f"timm/{m}/bf16", *tiles), not_run=no_times)
+        Check(f"throughput/{m}/b{b}", EXECUTED, 1800, requires=(f"timm/{m}/bf16", *tiles), not_run=no_times)
         for m in MODELS
         for b in BATCHES
     ]
