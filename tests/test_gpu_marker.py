@@ -14,6 +14,7 @@ from .rung import child_environment
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.interpreted_only
 def test_without_a_gpu_they_skip_with_a_reason() -> None:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-q", "-p", "no:cacheprovider", "tests/gpu"]
