@@ -9,7 +9,7 @@ import pytest
 from tests.bench.child import run
 from tests.bench.listing import code
 from vit_bench import inspection
-from vit_bench.inspection import EpilogueCost, _epilogue, inspect_model, trip_flops
+from vit_bench.inspection import EpilogueCost, _epilogue, _repeated, inspect_model, trip_flops
 from vit_bench.pipes import Kernel
 
 
@@ -141,6 +141,14 @@ def test_results_of_a_specialised_kernel_are_held_by_the_warps_that_multiply():
     assert _epilogue(kernel, tile, 8, specialized=False) == EpilogueCost(3, 0, 64.0, 3 / 64)
     # Two K steps in one trip of the loop would look like half the warps, three like none that there are.
     assert _epilogue(kernel, tile | {"BLOCK_K": 5}, 12, specialized=True) == EpilogueCost(3, 0, None, None)
+
+
+def test_products_that_warps_make_twice_are_counted():
+    kernel = Kernel(code(SPECIALIZED), 90, 8)
+    tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 16}
+    assert _repeated(kernel, tile, 8) == 1.0
+    assert _repeated(kernel, tile | {"BLOCK_M": 64}, 8) == 2.0
+    assert _repeated(Kernel(code("FADD R1, R2, R3\nEXIT"), 90, 8), {"BLOCK_M": 1, "BLOCK_N": 8}, 8) is None
 
 
 @pytest.mark.interpreted_only

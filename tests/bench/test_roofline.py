@@ -113,13 +113,25 @@ def test_a_tensor_given_twice_is_read_once_and_a_view_has_its_own_elements():
     assert operand_bytes([x, x[:, :4], torch.empty(3)]) == 256 + 64 + 12
 
 
-def test_gated_products_count_both_halves():
-    assert launch_flops("linear_kernel", {"M": 2, "N": 3, "K": 5, "ACTIVATION": "swiglu"}) == 120
-    assert launch_flops("linear_kernel", {"M": 2, "N": 3, "K": 5, "ACTIVATION": "gelu"}) == 60
+@pytest.mark.parametrize(
+    ("kernel", "arguments", "flops"),
+    [
+        ("linear_kernel", {"M": 2, "N": 3, "K": 5, "ACTIVATION": "gelu"}, 60),
+        ("linear_kernel", {"M": 2, "N": 3, "K": 5, "ACTIVATION": "swiglu"}, 120),
+        # Two images of four patches and one class token each
+        ("patch_embed_kernel", {"M": 10, "T": 5, "PREFIX": 1, "N": 3, "K": 7}, 2 * 8 * 3 * 7),
+        ("attention_kernel", {"q_ptr": torch.empty(2, 7, 3, 4), "keys": 11}, 2 * (2 * 7 * 11 * 4) * 6),
+        ("mlp_kernel", {"M": 5, "WIDTH": 8, "HIDDEN": 16, "ACTIVATION": "gelu"}, 2 * (2 * 5 * 8 * 16)),
+        ("mlp_kernel", {"M": 5, "WIDTH": 8, "HIDDEN": 16, "ACTIVATION": "swiglu"}, 3 * (2 * 5 * 8 * 16)),
+        ("layer_norm_kernel", {"M": 5, "N": 8}, 0),
+        ("row_stats_kernel", {"M": 5, "N": 8}, 0),
+    ],
+)
+def test_products_of_one_launch(kernel, arguments, flops):
+    assert launch_flops(kernel, arguments) == flops
 
 
 def test_kernels_without_a_formula_are_refused():
-    assert launch_flops("row_stats_kernel", {"M": 5}) == 0
     with pytest.raises(ValueError, match="'new_kernel' has no formula"):
         launch_flops("new_kernel", {})
 
