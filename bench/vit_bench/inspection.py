@@ -165,6 +165,8 @@ def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.
     facts = code_facts(binary.cubin)
     flops = launch_flops(launch.kernel, arguments)
     resident = ctas_per_sm(device, binary.resources.registers, launch.shared, launch.num_warps)
+    if not resident:
+        raise RuntimeError(f"{label}: not even one CTA of {launch.kernel} fits an SM of {device.name}")
     return LaunchReport(
         label=label,
         kernel=launch.kernel,
@@ -178,7 +180,7 @@ def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.
         shared=launch.shared,
         shared_limit=device.shared_memory,
         ctas_per_sm=resident,
-        waves=prod(launch.grid) / (resident * device.sm_count) if resident else float("inf"),
+        waves=prod(launch.grid) / (resident * device.sm_count),
         code=facts,
         main_loops=kernel.main_loops,
         repeated=None if facts.specialized else _repeated(kernel, arguments, launch.num_warps),
