@@ -28,9 +28,9 @@ CASES = {
         tuple(draw(1, 5, 2, 16) for _ in "qkv"),
         (0.5, False, torch.tensor([3], device=DEVICE), draw(5, 5), False, False),
     ),
-    "attention, packed": (
+    "attention, heads first in memory": (
         ops._attention,
-        draw(1, 5, 3, 2, 16).unbind(2),
+        tuple(draw(1, 2, 5, 16).transpose(1, 2) for _ in "qkv"),
         (None, False, None, None, False, False),
     ),
     "linear": (

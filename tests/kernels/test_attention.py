@@ -183,6 +183,22 @@ def test_rows_without_an_allowed_key(dtype, kind):
 
 
 @sanitize_bfloat16
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+def test_masks_over_many_tiles(dtype, kind, causal, monkeypatch):
+    """Blocks of keys inside the sequence are computed apart from those at its end, and the last tile of queries has
+    rows past the end: masks hold everywhere, also for a row without an allowed key in the first blocks.
+    """
+    monkeypatch.setattr(tiles, "choose_attention", lambda *a, **k: tiles.AttentionTile(16, 16, 4, 2))
+    draw = Draw(dtype, seed=20)
+    allowed = draw_boolean(draw, (2, 2, 21, 50))
+    allowed[0, 0, 3] = False
+    allowed[1, :, 20, :32] = False
+    mask = allowed if kind == "boolean" else draw.normal(*allowed.shape).masked_fill(~allowed, -torch.inf)
+    judge_attention(draw_qkv(draw, 2, 21, 50, 2, 1, 40) | {"mask": mask, "causal": causal})
+
+
+@sanitize_bfloat16
 @pytest.mark.parametrize("kind", ["boolean", "additive"])
 def test_conditions_add_up(dtype, kind):
     """Mask, causal order and key lengths together."""

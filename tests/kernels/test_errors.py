@@ -110,6 +110,7 @@ FOLDED = {"norm": "layer", "stats": t(2, 1, 2), "column_sum": t(6)}
         case(ValueError, "column_sum belongs to norm='layer' or 'rms'", column_sum=t(6)),
         case(ValueError, "stats must have shape (2, 1, 2) ... got (2, 1, 3)", **FOLDED | {"stats": t(2, 1, 3)}),
         case(ValueError, "stats must have shape (2, 1, 2) ... got (2, 3, 2)", **FOLDED | {"stats": t(2, 3, 2)}),
+        case(ValueError, "stats must have shape (2, 1, 2) ... got (3, 1, 2)", **FOLDED | {"stats": t(3, 1, 2)}),
         case(
             ValueError,
             "stats must be contiguous fp32 ... got torch.float16",
@@ -231,6 +232,19 @@ MLP = {
         case(ValueError, "fc1_weight must have shape (10, 8) ... got (11, 8)", fc1_weight=t(11, 8)),
         case(ValueError, "fc1_weight must have shape (20, 8) ... got (10, 8)", activation="swiglu"),
         case(ValueError, "fc2_weight must have shape (8, 10) ... got (7, 10)", fc2_weight=t(7, 10)),
+        case(
+            ValueError,
+            "fc2_weight must have at least one row and one column ... (0, 10)",
+            x=t(2, 0),
+            fc1_weight=t(10, 0),
+            fc2_weight=t(0, 10),
+        ),
+        case(
+            ValueError,
+            "fc2_weight must have at least one row and one column ... (8, 0)",
+            fc1_weight=t(0, 8),
+            fc2_weight=t(8, 0),
+        ),
         case(ValueError, "fc1_bias must have shape (10,) ... got (8,)", fc1_bias=t(8)),
         case(ValueError, "fc2_bias must have shape (8,) ... got (10,)", fc2_bias=t(10)),
         case(ValueError, "layer_scale must have shape (8,) ... got (10,)", layer_scale=t(10)),

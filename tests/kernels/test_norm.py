@@ -66,6 +66,12 @@ def test_layer_norm(dtype, kind, m, n):
     judge(y, reference.layer_norm, arguments)
 
 
+def test_a_very_wide_row():
+    """So wide that the product of two numbers of columns, which the merging of chunks takes, passes 2^31."""
+    x = Draw(torch.float32, seed=10).rows(1, 600_000)
+    judge_stats(row_stats(x), x)
+
+
 @sanitize_every_dtype
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(

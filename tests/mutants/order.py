@@ -7,25 +7,28 @@ LARGE = f"{KERNELS}/test_large_offsets.py"
 
 # Beginnings of node ids. A module's first files are its quick tests; whatever they let through meets all default tests.
 QUICK: dict[str, tuple[str, ...]] = {
-    "attention": (f"{KERNELS}/test_launching.py", f"{KERNELS}/test_attention.py", f"{LARGE}::test_attention_reads"),
+    "attention": (
+        f"{KERNELS}/test_attention.py", f"{KERNELS}/test_launching.py", f"{LARGE}::test_attention_reads",
+        f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
+    ),
     "attention_checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_attention.py"),
     "checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_linear.py"),
     "folding": (f"{KERNELS}/test_folding.py", f"{KERNELS}/test_errors.py", f"{KERNELS}/test_linear.py"),
-    "launch": (f"{KERNELS}/test_launching.py", f"{KERNELS}/test_norm.py", f"{KERNELS}/test_errors.py"),
+    "launch": (f"{KERNELS}/test_launching.py", f"{KERNELS}/test_norm.py", "tests/engine/test_replay.py"),
     "linear": (
-        f"{KERNELS}/test_launching.py", f"{KERNELS}/test_linear.py", f"{KERNELS}/test_errors.py",
+        f"{KERNELS}/test_linear.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
     ),
     "mlp": (
-        f"{KERNELS}/test_launching.py", f"{KERNELS}/test_mlp.py", f"{KERNELS}/test_errors.py",
+        f"{KERNELS}/test_mlp.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_mlp_reads", f"{LARGE}::test_mlp_writes_rows",
     ),
     "norm": (
-        f"{KERNELS}/test_launching.py", f"{KERNELS}/test_norm.py", f"{KERNELS}/test_errors.py",
+        f"{KERNELS}/test_norm.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_layer_norm_reads", f"{LARGE}::test_layer_norm_writes_rows",
     ),
     "patch_embed": (
-        f"{KERNELS}/test_launching.py", f"{KERNELS}/test_patch_embed.py", f"{KERNELS}/test_errors.py",
+        f"{KERNELS}/test_patch_embed.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_patch_embed_reads_images", f"{LARGE}::test_patch_embed_reads_parameters",
     ),
     "primitives": (
@@ -39,9 +42,9 @@ QUICK: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Within the quick tests: many features at once, on small tensors.
 EAGER = (
-    f"{KERNELS}/test_launching.py",
     f"{KERNELS}/test_attention.py::test_conditions_add_up",
     f"{KERNELS}/test_attention.py::test_the_smallest_tile",
+    f"{KERNELS}/test_attention.py::test_masks_over_many_tiles",
     f"{KERNELS}/test_attention.py::test_grouped_heads",
     f"{KERNELS}/test_attention.py::test_queries_and_keys_of_different_number",
     f"{KERNELS}/test_attention.py::test_odd_head_widths",
@@ -54,6 +57,7 @@ EAGER = (
     f"{KERNELS}/test_patch_embed.py::test_the_smallest_tile",
     f"{KERNELS}/test_patch_embed.py::test_foreign_values_change_no_bit",
     f"{KERNELS}/test_patch_embed.py::test_bytes",
+    f"{KERNELS}/test_launching.py",
 )
 # All default tests, but for those of the mutants themselves: a named fault that no longer applies is no caught fault.
 ALL = ("--ignore=tests/mutants",)
