@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from triton import knobs
 
 from vit_kernels import fold_norm, row_stats, tiles
 from vit_kernels import launch as launch_module
@@ -228,3 +229,53 @@ def test_a_launch_happens_while_its_gpu_is_current(monkeypatch):
     x = torch.zeros(1)
     launch_module.launch(x, Kernel(), 70000, 5, b=6)
     assert made == [((70000, 1, 1), 5, {"b": 6}, x)] and current == []
+
+
+class Compiled:
+    """A compiled kernel that notes how it is launched: past Triton's hooks by run(), with them by [grid]()."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, ...]] = []
+
+    def run(self, *everything: Any) -> None:
+        self.made.append(("past hooks", *everything))
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, stream: self.made.append(("with hooks", grid, stream, *arguments))
+
+
+@pytest.mark.parametrize("listener", [None, "launch_enter_hook", "launch_exit_hook"])
+def test_repeated_launches_go_to_the_current_stream_and_to_whoever_listens(monkeypatch, listener):
+    driver = SimpleNamespace(get_current_device=lambda: 3, get_current_stream=lambda device: f"stream of {device}")
+    monkeypatch.setattr(launch_module, "active_driver", lambda: driver)
+    compiled = Compiled()
+    hook = getattr(knobs.runtime, listener) if listener else None
+    profiler: Any = lambda metadata: None  # noqa: E731
+    if hook is not None:
+        hook.add(profiler)
+    try:
+        launch_module.repeat([launch_module.Launched(compiled, (7, 1, 1), (5, 6))] * 2)
+    finally:
+        if hook is not None:
+            hook.remove(profiler)
+    if listener is None:
+        made = ("past hooks", 7, 1, 1, "stream of 3", "function", "metadata", None, None, None, 5, 6)
+    else:
+        made = ("with hooks", (7, 1, 1), "stream of 3", 5, 6)
+    assert compiled.made == [made] * 2
+
+
+def test_a_tape_holds_the_launches_and_memory_of_its_block():
+    x = DRAW.rows(3, 8)
+    with launch_module.taped() as outer:
+        y = layer_norm(x)
+        with launch_module.taped() as inner:
+            row_stats(x)
+    layer_norm(x)
+    assert [len(tape.launches) for tape in (outer, inner)] == [1, 1]
+    assert [tuple(t.shape for t in tape.allocated) for tape in (outer, inner)] == [((3, 8),), ((2, 1, 3),)]
+    (launch,) = outer.launches
+    assert launch.grid[1:] == (1, 1) and launch.arguments[0] is x and launch.arguments[3] is y is outer.allocated[0]
+    assert len(launch.arguments) == len(importlib.import_module("vit_kernels.norm").layer_norm_kernel.arg_names)
