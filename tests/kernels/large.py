@@ -5,8 +5,8 @@ of it. What a launcher allocates itself is mapped the same way in `last_programs
 written.
 
 Interpreted, `last_programs` also makes an offset that left its 32 bits a clean failure: every operation on int32 is
-checked for overflow (Triton's own `sanitize_overflow` in debug mode, which names the operation), and an access outside
-the tensors that the launch was given is refused before it is made.
+checked for overflow (Triton's own `sanitize_overflow` in debug mode, which names the operation). An access outside the
+tensors that the launch was given is refused before it is made, as in all tests of this folder (strict.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import mmap
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -74,29 +73,10 @@ def last_programs() -> Iterator[None]:
     interpreter = importlib.import_module("triton.runtime.interpreter")
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     call, set_index, empty = executor.__call__, builder.set_grid_idx, torch.empty
-    load, store = builder.create_masked_load, builder.create_masked_store
-    spans = np.zeros((0, 2), np.uint64)
     skipped = ran = 0
 
-    def refuse_outside(what: str, at: Any, mask: Any) -> None:
-        first = np.asarray(at.data)[np.asarray(mask.data, bool)].astype(np.uint64)
-        past = first + np.uint64(at.get_element_ty().primitive_bitwidth // 8)
-        inside = (spans[:, :1] <= first) & (past <= spans[:, 1:])
-        if not inside.any(0).all():
-            raise IndexError(f"{what} outside of every tensor that the launch was given")
-
-    def checked_load(self: Any, at: Any, mask: Any, *others: Any) -> Any:
-        refuse_outside("a load", at, mask)
-        return load(self, at, mask, *others)
-
-    def checked_store(self: Any, at: Any, value: Any, mask: Any, *others: Any) -> Any:
-        refuse_outside("a store", at, mask)
-        return store(self, at, value, mask, *others)
-
     def run_last(self: Any, *arguments: Any, **constants: Any) -> None:
-        nonlocal spans, skipped
-        storages = [a.untyped_storage() for a in arguments if isinstance(a, torch.Tensor)]
-        spans = np.array([(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages], np.uint64)
+        nonlocal skipped
         count, *others = self.grid
         assert all(n == 1 for n in others), "programs are numbered along the first axis of the grid only"
         skipped = count - 1
@@ -117,8 +97,6 @@ def last_programs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         options = dataclasses.replace(interpreter.interpreter_builder.options, debug=True)
         patch.setattr(interpreter.interpreter_builder, "options", options)
-        patch.setattr(builder, "create_masked_load", checked_load)
-        patch.setattr(builder, "create_masked_store", checked_store)
         patch.setattr(builder, "set_grid_idx", set_last)
         patch.setattr(executor, "__call__", run_last)
         patch.setattr(torch, "empty", sparse_empty)

@@ -76,7 +76,7 @@ def strict_interpreter() -> Iterator[None]:
 
     def strict_call(self: Any, *arguments: Any, **constants: Any) -> None:
         nonlocal spans
-        spans = spans_of(arguments)
+        spans = spans_of([*arguments, *constants.values()])
         call(self, *arguments, **constants)
 
     with pytest.MonkeyPatch.context() as patch:

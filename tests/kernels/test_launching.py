@@ -252,7 +252,10 @@ def test_repeated_launches_go_to_the_current_stream_and_to_whoever_listens(monke
     monkeypatch.setattr(launch_module, "active_driver", lambda: driver)
     compiled = Compiled()
     hook = getattr(knobs.runtime, listener) if listener else None
-    profiler: Any = lambda metadata: None  # noqa: E731
+
+    def profiler(metadata: Any) -> None:
+        """Listens."""
+
     if hook is not None:
         hook.add(profiler)
     try:
