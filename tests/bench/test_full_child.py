@@ -17,7 +17,7 @@ import torch
 
 from tests.bench.child import run as run_compiling
 from tests.rung import DEVICE, RUNG
-from vit_bench import compile_matrix
+from vit_bench import compiled_variants
 from vit_bench.full import child, parts
 from vit_bench.full.checks import NAMES
 from vit_bench.full.parts import CannotRunError, Part, parts_of
@@ -154,11 +154,11 @@ def test_compiled_parts_compile() -> None:
 
 def test_kernels_that_do_not_compile_or_spill_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = types.SimpleNamespace(function="f", kernel="k", used_by="m batch 1", error="registers are spilled")
-    monkeypatch.setattr(compile_matrix, "compile_for", lambda *arguments, **options: [bad])
+    monkeypatch.setattr(compiled_variants, "compile_for", lambda *arguments, **options: [bad])
     part = parts_of("compiled/sm_90/bf16")[0]
     with pytest.raises(AssertionError, match=r"f \(m batch 1\): registers are spilled"):
         part.run()
-    monkeypatch.setattr(compile_matrix, "compile_for", lambda *arguments, **options: [])
+    monkeypatch.setattr(compiled_variants, "compile_for", lambda *arguments, **options: [])
     part = parts_of("compiled/sm_90/bf16")[0]
     with pytest.raises(AssertionError, match="nothing was compiled"):
         part.run()
