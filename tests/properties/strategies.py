@@ -30,10 +30,15 @@ poisons = st.sampled_from([float("nan"), float("inf"), -float("inf")])
 
 
 def sizes(least: int, most: int) -> st.SearchStrategy[int]:
-    """Sizes of an axis: any, and more often the smallest and those on either side of a tile's edge."""
+    """Sizes of an axis: any, more often those on either side of a tile's edge, and now and then the smallest."""
     edges = [n for edge in (16, 32, 64, 128) for n in (edge - 1, edge, edge + 1) if least <= n <= most]
     few = st.integers(least, min(least + 4, most))
-    return st.one_of(few, st.sampled_from(edges or [least]), st.integers(least, most))
+    return st.one_of(few, *[st.sampled_from(edges or [least])] * 2, st.integers(least, most))
+
+
+def batches(least: int, most: int) -> st.SearchStrategy[int]:
+    """Numbers of images; none of them in few examples, which then say little else."""
+    return st.sampled_from([n for n in range(1, most + 1) for _ in range(3)] + ([0] if least == 0 else []))
 
 
 gemm_tiles = st.builds(

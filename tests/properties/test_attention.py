@@ -19,6 +19,7 @@ from .strategies import (
     SPOILT,
     Arguments,
     Layout,
+    batches,
     dtypes,
     judge_among,
     laid_out,
@@ -100,8 +101,8 @@ def masks(draw: st.DrawFn, full: tuple[int, ...], dtype: torch.dtype) -> Mask:
 
 @st.composite
 def cases(draw: st.DrawFn, least_batch: int = 0) -> Case:
-    batch = draw(st.integers(least_batch, 2))
-    heads_k, group = draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (1, 3), (2, 2)]))
+    batch = draw(batches(least_batch, 2))
+    heads_k, group = draw(st.sampled_from([(1, 1), (2, 2), (2, 1), (1, 3), (3, 2)]))
     queries, keys = draw(sizes(0, 34)), draw(sizes(0, 50))
     width = draw(st.one_of(sizes(1, 40), st.sampled_from([64, 72, 80, 128])))
     dtype = draw(dtypes)

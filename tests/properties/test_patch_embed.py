@@ -18,6 +18,7 @@ from .strategies import (
     SPOILT,
     Arguments,
     Layout,
+    batches,
     dtypes,
     gemm_tiles,
     in_dtype,
@@ -90,7 +91,7 @@ def cases(draw: st.DrawFn, least_batch: int = 0) -> Case:
     return Case(
         dtype,
         draw(seeds),
-        draw(st.integers(least_batch, 3)),
+        draw(batches(least_batch, 3)),
         (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
         (draw(st.integers(1, 5)), draw(st.integers(1, 5))),
         draw(st.integers(1, 4)),
