@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,9 @@ from .config import ViTConfig
 from .derived import DerivedCache
 from .layers import Block, PatchEmbed, init_linear
 from .position import PositionCache
-from .replay import ReplayCache
+
+if TYPE_CHECKING:
+    from .replay import ReplayCache
 
 __all__ = ["BACKENDS", "ViT"]
 
@@ -73,7 +77,13 @@ class ViT(nn.Module):
             nn.init.zeros_(self.head.bias)
         self._positions = PositionCache()
         self.derived = DerivedCache()
-        self.replays = ReplayCache()
+
+    @cached_property
+    def replays(self) -> ReplayCache:
+        """Forward passes of shapes seen before. Made when first asked for: it loads the kernels."""
+        from .replay import ReplayCache
+
+        return ReplayCache()
 
     # --- backend -------------------------------------------------------------------------------------------------
 
@@ -167,7 +177,8 @@ class ViT(nn.Module):
         """Forgets what was derived from parameters: needed only after writing to a parameter through `.data`."""
         self._positions.clear()
         self.derived.clear()
-        self.replays.clear()
+        if "replays" in vars(self):
+            self.replays.clear()
 
     # --- forward -------------------------------------------------------------------------------------------------
 

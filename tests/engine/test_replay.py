@@ -43,6 +43,10 @@ def at_address(address: int, like: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
 
 
+# The interpreter keeps the number of the running program in one place for all threads.
+_one_interpreter = threading.Lock()
+
+
 class StandIn:
     """A kernel that launches like Triton's and leaves behind what can be launched again."""
 
@@ -52,7 +56,8 @@ class StandIn:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         def launch(*arguments: Any, **constants: Any) -> Callable[[tuple[Any, ...]], None]:
-            self.kernel[grid](*arguments, **constants)
+            with _one_interpreter:
+                self.kernel[grid](*arguments, **constants)
             named = dict(zip(self.arg_names, arguments, strict=False)) | constants
             likes = [named[name] for name in self.arg_names]
             # Only shapes are remembered: memory that a replay does not keep alive itself must be gone by then.
@@ -64,7 +69,8 @@ class StandIn:
                     name: at_address(value, like) if isinstance(like, torch.Tensor) else value
                     for name, value, like in zip(self.arg_names, values, likes, strict=True)
                 }
-                self.kernel[grid](**given, **{k: v for k, v in constants.items() if k not in given})
+                with _one_interpreter:
+                    self.kernel[grid](**given, **{k: v for k, v in constants.items() if k not in given})
 
             return again
 
