@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vit_kernels import reference, row_stats, tiles
 
-from ..kernels.common import judge_stats, layer_norm, same_bits
+from ..kernels.common import layer_norm, same_bits
 from ..weights import Draw
 from .strategies import (
     SPOILT,
@@ -20,6 +20,7 @@ from .strategies import (
     dtypes,
     in_dtype,
     judge_among,
+    judge_emitted,
     laid_out,
     layouts,
     poisons,
@@ -35,8 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 rows_tiles = st.builds(
     tiles.RowsTile,
-    block_m=st.sampled_from([1, 2, 4]),
-    block_n=st.sampled_from([16, 32, 128]),
+    block_m=st.sampled_from([2, 4, 1]),
+    block_n=st.sampled_from([16, 32, 64]),
     num_warps=st.just(4),
 )
 
@@ -84,7 +85,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(
         dtype,
         draw(seeds),
-        (draw(sizes(0, 9)), draw(sizes(2, 140))),
+        (draw(sizes(0, 9)), draw(sizes(2, 70))),
         draw(st.sampled_from(["layer", "rms"])),
         draw(st.sampled_from([0.0, 1e-6, 1e-5, 1.0])),
         draw(st.booleans()),
@@ -110,7 +111,7 @@ def test_row_stats_are_those_of_the_rows(case: Case) -> None:
     stats = case.stats(x)
     assert stats.shape == (2, 1, len(x))
     if len(x):
-        judge_stats(stats, x)
+        judge_emitted(stats, x)
 
 
 @given(cases())
