@@ -19,7 +19,7 @@ PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 
 REPEATED = {"derandomize": True, "database": None, "phases": [Phase.explicit, Phase.generate]}
 
-settings.register_profile("ci", max_examples=12, **REPEATED, **PATIENT)
+settings.register_profile("ci", max_examples=10, **REPEATED, **PATIENT)
 settings.register_profile("sanitized", max_examples=2, **REPEATED, **PATIENT)
 settings.register_profile("nightly", max_examples=500, print_blob=True, **PATIENT)
 
