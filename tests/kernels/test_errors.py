@@ -193,6 +193,7 @@ PATCH_EMBED = {
         ),
         case(ValueError, "images must have C = 3 channels ... got shape (1, 4, 8, 12)", images=t(1, 4, 8, 12)),
         case(ValueError, "at least one patch of 4x4 pixels ... got 0x12", images=t(1, 3, 0, 12)),
+        case(ValueError, "at least one patch of 4x4 pixels ... got 8x0", images=t(1, 3, 8, 0)),
         case(ValueError, "the patch size 4x4 divides ... got 10x12 ... 12x12", images=t(1, 3, 10, 12)),
         case(ValueError, "the patch size 4x4 divides ... got 8x13 ... 8x16", images=t(1, 3, 8, 13)),
         case(ValueError, "weight must have 4 dimensions ... got shape (6, 48)", weight=t(6, 48)),
