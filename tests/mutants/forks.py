@@ -120,13 +120,16 @@ class Run:
         if self.pid == 0:
             _child(tree, list(arguments), _Watch(self.notes, first, limit), self.log)
 
+    def stop(self) -> None:
+        """Ends the run and what its tests started and did not live to stop."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def poll(self, block: bool = False) -> Outcome | None:
         pid, status = os.waitpid(self.pid, 0 if block else os.WNOHANG)
         if pid == 0:
             return None
-        # What tests started and did not live to stop.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self.stop()
         seconds = round(time.monotonic() - self.begin, 1)
         notes = json.loads(self.notes.read_text()) if self.notes.exists() else {}
         running, passed = str(notes.get("running", "start")), int(notes.get("passed", 0))

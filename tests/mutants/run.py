@@ -10,6 +10,7 @@ GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -30,10 +31,11 @@ NOTHING = "\n_NOTHING = None\n"
 
 @dataclass
 class _Slot:
-    """A worker's tree, and the fault that is planted in it."""
+    """A worker's tree, the fault that is planted in it until `planted` is closed, and the tests that run on it."""
 
     tree: Tree
     mutant: Mutant
+    planted: contextlib.ExitStack
     run: Run
     stage: int = 0
     again: bool = False
@@ -43,29 +45,44 @@ class _Slot:
 def examine(mutants: Sequence[Mutant], trees: Sequence[Tree], tell: report.Report) -> None:
     """Every mutant through the quick tests of its module and, while nothing notices, through all default tests."""
     waiting, slots, free = list(mutants), [], list(trees)
-    while waiting or slots:
-        while waiting and free:
-            tree, mutant = free.pop(), waiting.pop(0)
-            planted = tree.planted(mutant)
-            planted.__enter__()
-            slots.append((planted, _Slot(tree, mutant, _start(tree, mutant, 0))))
-        time.sleep(0.02)
-        for planted, slot in list(slots):
-            outcome = slot.run.poll()
-            if outcome is None:
-                continue
-            slot.seconds += outcome.seconds
-            if outcome.verdict == "passed" and slot.stage == 0:
-                slot.stage, slot.run = 1, _start(slot.tree, slot.mutant, 1)
-                continue
-            if outcome.verdict == "caught (timeout)" and not slot.again:
-                # A machine that slept for a while looks the same: only what hangs twice hangs.
-                slot.again, slot.run = True, _start(slot.tree, slot.mutant, slot.stage)
-                continue
-            planted.__exit__(None, None, None)
-            slots.remove((planted, slot))
-            free.append(slot.tree)
-            tell.add(slot.mutant, outcome, slot.seconds)
+    try:
+        while waiting or slots:
+            while waiting and free:
+                slots.append(_plant(free.pop(), waiting.pop(0)))
+            time.sleep(0.02)
+            for slot in list(slots):
+                outcome = _outcome(slot)
+                if outcome is not None:
+                    slot.planted.close()
+                    slots.remove(slot)
+                    free.append(slot.tree)
+                    tell.add(slot.mutant, outcome, slot.seconds)
+    finally:
+        for slot in slots:
+            slot.run.stop()
+
+
+def _plant(tree: Tree, mutant: Mutant) -> _Slot:
+    planted = contextlib.ExitStack()
+    planted.enter_context(tree.planted(mutant))
+    return _Slot(tree, mutant, planted, _start(tree, mutant, 0))
+
+
+def _outcome(slot: _Slot) -> Outcome | None:
+    """What became of the mutant; None while tests run, among them those that this call starts."""
+    outcome = slot.run.poll()
+    if outcome is None:
+        return None
+    slot.seconds += outcome.seconds
+    if outcome.verdict == "passed" and slot.stage == 0:
+        slot.stage = 1
+    elif outcome.verdict == "caught (timeout)" and not slot.again:
+        # A machine that slept for a while looks the same: only what hangs twice hangs.
+        slot.again = True
+    else:
+        return outcome
+    slot.run = _start(slot.tree, slot.mutant, slot.stage)
+    return None
 
 
 def _start(tree: Tree, mutant: Mutant, stage: int) -> Run:

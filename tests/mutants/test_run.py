@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis  # noqa: F401  (its pytest plugin imports it at the end of a run: once here, not in every child)
 import pytest
 
 from . import order, report, run
-from .forks import Run
+from .forks import Outcome, Run
 from .mutant import Edit, Mutant
 from .tree import Tree
 
@@ -80,6 +81,22 @@ def test_faults_meet_the_quick_tests_then_all(original, tmp_path, monkeypatch):
     assert "| `zero` | `2: return x + x` | `return 0` | caught | `tests/test_toy.py::test_two` |" in (
         tmp_path / "out" / "toy.md"
     ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict"),
+    [
+        (["caught (timeout)", "caught (timeout)"], "caught (timeout)"),
+        (["caught (timeout)", "passed", "passed"], "survived"),
+        (["passed", "caught (timeout)", "caught"], "caught"),
+    ],
+)
+def test_only_what_hangs_twice_hangs(original, tmp_path, monkeypatch, outcomes, verdict):
+    left = [Outcome(name) for name in outcomes]
+    monkeypatch.setattr(run, "_start", lambda *arguments: SimpleNamespace(poll=lambda: left.pop(0)))
+    tell = report.Report(tmp_path / "toy.json", 0, {"toy.py": SOURCE.encode()})
+    run.examine([fault("survivor", "x - 1", "x - 2")], [Tree(original, tmp_path / "tree")], tell)
+    assert [entry["verdict"] for entry in tell.entries] == [verdict] and left == []
 
 
 def test_the_error_is_told(original, tmp_path):
