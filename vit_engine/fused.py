@@ -1,14 +1,10 @@
 """The launch plan: a ViT's forward pass on the kernels, five launches per encoder block.
 
     stem    patch_embed                    tokens z [B * T, D] and their row statistics
-    block   linear(norm1 folded)           qkv [B, T, 3, H, D / H]
-            attention                      o, straight from the packed qkv
-            linear(+ z, LayerScale)        z and its row statistics
-            mlp(norm2 folded, + z, LayerScale), one or two launches: z and its row statistics
+    block   see encoder_block.py           z and its row statistics
     tail    layer_norm on what the head reads, head
 
-The rows of z are normalised nowhere on their own: each producer leaves the row statistics behind and each consumer
-applies them (see vit_kernels/folding.py). The parameters are the model's own; only the folded weights are copies.
+The parameters are the model's own; only the folded weights are copies.
 """
 
 from __future__ import annotations
@@ -18,10 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vit_kernels import fold_norm
-
 from . import ops
-from .derived import DerivedCache
+from .encoder_block import BlockPlan, Norm, Source, Stack, run_block
 from .layers import Block, LayerScale
 
 if TYPE_CHECKING:
@@ -75,36 +69,31 @@ def _encode(model: ViT, images: Tensor) -> Tensor:
     z = z.view(batch * tokens, width)
     for number, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        z, stats = _block(block, z, stats, (batch, tokens), model.derived, f"blocks.{number}")
+        z, stats = run_block(_plan(block), z, stats, (batch, tokens), model.derived, f"blocks.{number}")
     return z.view(batch, tokens, width)
 
 
-def _block(
-    block: Block, z: Tensor, stats: Tensor, batch_tokens: tuple[int, int], derived: DerivedCache, name: str
-) -> tuple[Tensor, Tensor]:
-    """One encoder block on rows z [B * T, D] with their statistics; returns the next rows and theirs."""
+def _plan(block: Block) -> BlockPlan:
     attn, mlp = block.attn, block.mlp
-    weight, column_sum, bias = _folded(derived, f"{name}.attn.qkv", attn.qkv, block.norm1)
-    qkv = ops.linear(z, weight, bias, norm="layer", stats=stats, column_sum=column_sum, eps=block.norm1.eps)
-    assert isinstance(qkv, Tensor)
-    q, k, v = qkv.view(*batch_tokens, 3, attn.num_heads, attn.head_dim).unbind(2)
-    o = ops.attention(q, k, v, scale=attn.scale)
-    assert isinstance(o, Tensor)
-    z, stats = ops.linear(
-        o.view(z.shape), attn.proj.weight, attn.proj.bias, layer_scale=_gamma(block.ls1), residual=z, emit_stats=True
+    return BlockPlan(
+        norm1=Norm(block.norm1),
+        qkv=_layer(attn.qkv),
+        heads=attn.num_heads,
+        heads_k=attn.num_heads,
+        head_dim=attn.head_dim,
+        scale=attn.scale,
+        proj=_layer(attn.proj),
+        gamma1=_gamma(block.ls1),
+        norm2=Norm(block.norm2),
+        fc1=_layer(mlp.fc1),
+        activation=mlp.activation,
+        fc2=_layer(mlp.fc2),
+        gamma2=_gamma(block.ls2),
     )
-    weight, column_sum, bias = _folded(derived, f"{name}.mlp.fc1", mlp.fc1, block.norm2)
-    z, stats = ops.mlp(
-        z, weight, bias, mlp.fc2.weight, mlp.fc2.bias, norm="layer", stats=stats, column_sum=column_sum,
-        eps=block.norm2.eps, activation=mlp.activation, layer_scale=_gamma(block.ls2), residual=z, emit_stats=True,
-    )  # fmt: skip
-    return z, stats
 
 
-def _folded(derived: DerivedCache, key: str, linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, ...]:
-    """(W', column sums, bias') of a linear layer with the norm in front of it folded in."""
-    sources = [linear.weight, linear.bias, norm.weight, norm.bias]
-    return derived.get(key, sources, lambda: fold_norm(linear.weight, linear.bias, norm.weight, norm.bias))
+def _layer(linear: nn.Linear) -> Stack:
+    return Stack(((linear, "weight"),), ((linear, "bias"),))
 
 
 def _prefix(model: ViT) -> Tensor | None:
@@ -121,8 +110,8 @@ def _classify_token(model: ViT, z: Tensor) -> Tensor:
     return _classify(model, _norm(z[:, 0], norm) if isinstance(norm, nn.LayerNorm) else z[:, 0])
 
 
-def _gamma(scale: nn.Module) -> Tensor | None:
-    return scale.gamma if isinstance(scale, LayerScale) else None
+def _gamma(scale: nn.Module) -> Source | None:
+    return (scale, "gamma") if isinstance(scale, LayerScale) else None
 
 
 def _norm(rows: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -1,0 +1,255 @@
+"""One pre-norm encoder block on the kernels, whoever's modules hold its parameters.
+
+    x += gamma1 * proj(subnorm(attention(qkv(norm1(x)))))       equation 2 of arXiv 2010.11929, and its variants
+    x += gamma2 * fc2(subnorm(act(fc1(norm2(x)))))              equation 3
+
+    linear(norm1 folded)         packed qkv
+    qk_rope                      only where queries and keys are normalised or rotated
+    attention                    o, straight from the packed qkv
+    linear(+ x, LayerScale)      x and its row statistics
+    mlp(norm2 folded, + x, LayerScale), one or two launches: x and its row statistics
+
+A `BlockPlan` says where the tensors are; they are read anew by every pass, so a parameter may be replaced at any time.
+The rows of x are normalised nowhere on their own: each producer leaves the row statistics behind and each consumer
+applies them (see vit_kernels/folding.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vit_kernels import fold_norm
+
+from . import ops
+from .derived import DerivedCache
+
+__all__ = ["AttentionInputs", "BlockPlan", "Norm", "Source", "Stack", "apply_norm", "run_block"]
+
+Source = tuple[nn.Module, str]  # the tensor is getattr(module, name)
+
+
+def read(source: Source | None) -> Tensor | None:
+    """The tensor at that place now, None where there is none."""
+    return None if source is None else getattr(source[0], source[1])
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm or RMSNorm module. kind: "layer" or "rms", as the kernels name them."""
+
+    module: nn.Module
+    kind: str = "layer"
+
+    @property
+    def weight(self) -> Tensor | None:
+        return self.module.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.module, "bias", None)
+
+    @property
+    def eps(self) -> float:
+        return self.module.eps  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Linear layers of one input as a single one: the rows of `weights` on top of each other, and of `biases`.
+
+    There are as many biases as weights, None for zeros; or one weight and the biases of its parts one after the other.
+    """
+
+    weights: tuple[Source, ...]
+    biases: tuple[Source | None, ...]
+
+    def sources(self) -> list[Tensor | None]:
+        return [read(source) for source in (*self.weights, *self.biases)]
+
+    def weight(self) -> Tensor:
+        parts: list[Tensor] = [read(source) for source in self.weights]  # type: ignore[misc]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def bias(self) -> Tensor | None:
+        parts = [read(source) for source in self.biases]
+        if all(part is None for part in parts):
+            return None
+        if len(parts) == 1:
+            return parts[0]
+        filled = []
+        for number, part in enumerate(parts):
+            if part is None:
+                rows: Tensor = read(self.weights[number])  # type: ignore[assignment]
+                part = rows.new_zeros(rows.shape[0])
+            filled.append(part)
+        return torch.cat(filled)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Where the parameters of one block are, and its settings.
+
+    qkv: [(heads + 2 heads_k) * head_dim, D] in this order. heads, heads_k, head_dim, scale: of the attention.
+    q_norm, k_norm: over head_dim, both or neither. interleaved: pairs of rotary embeddings are neighbours.
+    attention_norm, mlp_norm: norms inside the branches, on the attention's output and on the hidden features.
+    fc1: with activation "swiglu" the gate's rows first. gamma1, gamma2: LayerScale.
+    """
+
+    norm1: Norm
+    qkv: Stack
+    heads: int
+    heads_k: int
+    head_dim: int
+    scale: float
+    proj: Stack
+    norm2: Norm
+    fc1: Stack
+    activation: str
+    fc2: Stack
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    interleaved: bool = False
+    attention_norm: Norm | None = None
+    mlp_norm: Norm | None = None
+    gamma1: Source | None = None
+    gamma2: Source | None = None
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What a pass brings to the attention beside the tokens.
+
+    mask: boolean (True: may attend) or additive, broadcastable to [B, H, N, N]. cos, sin: tables of `ops.qk_rope` for
+    the last rows of each image.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+
+
+PLAIN = AttentionInputs()
+
+
+def apply_norm(rows: Tensor, norm: Norm) -> Tensor:
+    """rows [M, D] -> normalised rows, one launch."""
+    return ops.layer_norm(rows, norm.weight, norm.bias, eps=norm.eps, kind=norm.kind)
+
+
+def run_block(
+    plan: BlockPlan,
+    x: Tensor,
+    stats: Tensor | None,
+    batch_tokens: tuple[int, int],
+    derived: DerivedCache,
+    name: str,
+    inputs: AttentionInputs = PLAIN,
+    fold: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Rows x [B * N, D] of the residual stream through one block; returns the next rows and their statistics.
+
+    stats: row statistics of x, None to compute them. derived: keeps the folded weights under keys that start with name.
+    fold: False normalises in launches of their own instead, with the parameters as they are: two more launches a block
+        and no copies of weights (biases stored in parts are still put together).
+    """
+    q, k, v = _project(plan, x, stats, batch_tokens, derived, name, fold)
+    if plan.q_norm is not None or inputs.cos is not None:
+        q, k = _normalise_and_rotate(plan, q, k, inputs)
+    o = ops.attention(q, k, v, scale=plan.scale, causal=inputs.causal, mask=inputs.mask)
+    assert isinstance(o, Tensor)
+    o = o.view(x.shape[0], plan.heads * plan.head_dim)
+    x, stats = _normed_linear(
+        o, None, plan.attention_norm, plan.proj, derived, f"{name}.proj", fold,
+        layer_scale=read(plan.gamma1), residual=x, emit_stats=True,
+    )  # fmt: skip
+    return _mlp(plan, x, stats, derived, name, fold)
+
+
+def _project(
+    plan: BlockPlan, x: Tensor, stats: Tensor | None, batch_tokens: tuple[int, int], derived: DerivedCache, name: str,
+    fold: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Queries [B, N, H, D], keys and values [B, N, Hk, D], each a view."""
+    heads = (plan.heads, plan.heads_k, plan.heads_k)
+    if not fold and len(plan.qkv.weights) == 3:
+        rows = apply_norm(x, plan.norm1)
+        parts = [
+            ops.linear(rows, read(weight), read(bias))  # type: ignore[arg-type]
+            for weight, bias in zip(plan.qkv.weights, plan.qkv.biases, strict=True)
+        ]
+        return [part.view(*batch_tokens, h, plan.head_dim) for part, h in zip(parts, heads, strict=True)]  # type: ignore[union-attr]
+    packed = _normed_linear(x, stats, plan.norm1, plan.qkv, derived, f"{name}.qkv", fold)
+    assert isinstance(packed, Tensor)
+    return list(packed.view(*batch_tokens, sum(heads), plan.head_dim).split(heads, dim=2))
+
+
+def _normalise_and_rotate(plan: BlockPlan, q: Tensor, k: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+    q_norm, k_norm = plan.q_norm, plan.k_norm
+    prefix = 0 if inputs.cos is None else q.shape[1] - inputs.cos.shape[-2]
+    if q_norm is None or k_norm is None:
+        return ops.qk_rope(q, k, cos=inputs.cos, sin=inputs.sin, interleaved=plan.interleaved, prefix=prefix)
+    return ops.qk_rope(
+        q, k, norm=q_norm.kind, q_weight=q_norm.weight, q_bias=q_norm.bias, k_weight=k_norm.weight, k_bias=k_norm.bias,
+        eps=q_norm.eps, cos=inputs.cos, sin=inputs.sin, interleaved=plan.interleaved, prefix=prefix,
+    )  # fmt: skip
+
+
+def _mlp(
+    plan: BlockPlan, x: Tensor, stats: Tensor, derived: DerivedCache, name: str, fold: bool
+) -> tuple[Tensor, Tensor]:
+    finish = {"layer_scale": read(plan.gamma2), "residual": x, "emit_stats": True}
+    if plan.mlp_norm is not None:
+        hidden = _normed_linear(
+            x, stats, plan.norm2, plan.fc1, derived, f"{name}.fc1", fold, activation=plan.activation, emit_stats=fold
+        )
+        rows, hidden_stats = hidden if isinstance(hidden, tuple) else (hidden, None)
+        return _normed_linear(rows, hidden_stats, plan.mlp_norm, plan.fc2, derived, f"{name}.fc2", fold, **finish)
+    if fold:
+        weight, column_sum, bias = _folded(plan.norm2, plan.fc1, derived, f"{name}.fc1")
+        norm: dict = {"norm": plan.norm2.kind, "stats": stats, "column_sum": column_sum, "eps": plan.norm2.eps}
+        rows = x
+    else:
+        weight, bias = _joined(plan.fc1, derived, f"{name}.fc1")
+        norm, rows = {"norm": "none"}, apply_norm(x, plan.norm2)
+    fc2 = _joined(plan.fc2, derived, f"{name}.fc2")
+    return ops.mlp(rows, weight, bias, *fc2, activation=plan.activation, **norm, **finish)  # type: ignore[return-value]
+
+
+def _normed_linear(
+    x: Tensor, stats: Tensor | None, norm: Norm | None, layer: Stack, derived: DerivedCache, key: str, fold: bool,
+    **options,
+):  # fmt: skip
+    """ops.linear of norm(x): the norm folded into the layer, in a launch of its own (fold=False), or absent."""
+    if norm is None:
+        return ops.linear(x, *_joined(layer, derived, key), **options)
+    if not fold:
+        return ops.linear(apply_norm(x, norm), *_joined(layer, derived, key), **options)
+    weight, column_sum, bias = _folded(norm, layer, derived, key)
+    if stats is None:
+        stats = ops.row_stats(x)
+    return ops.linear(
+        x, weight, bias, norm=norm.kind, stats=stats, column_sum=column_sum, eps=norm.eps, **options
+    )  # fmt: skip
+
+
+def _folded(norm: Norm, layer: Stack, derived: DerivedCache, key: str) -> tuple[Tensor, ...]:
+    """(W', column sums, bias') of a layer with the norm in front of it folded in."""
+    sources = [*layer.sources(), norm.weight, norm.bias]
+    return derived.get(
+        key, sources, lambda: fold_norm(layer.weight(), layer.bias(), norm.weight, norm.bias, kind=norm.kind)
+    )
+
+
+def _joined(layer: Stack, derived: DerivedCache, key: str) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer: its own tensors, or the parts put together once per change of any of them."""
+    weight = layer.weight() if len(layer.weights) == 1 else None
+    bias = read(layer.biases[0]) if len(layer.biases) == 1 else None
+    if weight is None:
+        weight = derived.get(f"{key}.weight", [read(s) for s in layer.weights], lambda: (layer.weight(),))[0]
+    if len(layer.biases) > 1 and any(read(source) is not None for source in layer.biases):
+        bias = derived.get(f"{key}.bias", layer.sources(), lambda: (layer.bias(),))[0]  # type: ignore[arg-type]
+    return weight, bias
