@@ -13,7 +13,7 @@ from .presets import PRESETS
 __all__ = ["ACTIVATIONS", "PRESETS", "ViTConfig"]
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
-POOLS = ("token", "avg")
+POOLS = ("token", "avg", "map")
 HEADS = ("finetune", "pretrain")
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -70,7 +70,8 @@ class ViTConfig:
     qkv_bias: whether the query, key and value projection has a bias.
     num_classes: outputs of the classifier; 0 leaves it out, and forward() returns the pooled features.
     class_token, num_register_tokens: learned tokens put before the patches, in this order.
-    global_pool: "token" (the class token, equation 4) or "avg" (mean over the patch tokens).
+    global_pool: "token" (the class token, equation 4), "avg" (mean over the patch tokens) or "map" (attention of a
+        learned probe to the patch tokens and an MLP, see AttentionPool; not with activation="swiglu").
     fc_norm: True puts the final LayerNorm after pooling, False before it; None is timm's rule: True for "avg".
     layer_scale: initial value of the factor per channel of each residual branch (arXiv 2103.17239), None for none.
     no_embed_class: True gives class and register tokens no position embedding.
@@ -78,7 +79,8 @@ class ViTConfig:
     activation: "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "silu", or "swiglu".
     head: "finetune" (one zero-initialised linear) or "pretrain" (a hidden layer with tanh before it; section 3.1).
     representation_size: width of the hidden layer of the "pretrain" head; None is embed_dim.
-    dropout: rate after the position embedding and after every dense layer but qkv (appendix B.1), in training mode.
+    dropout: rate after the position embedding and after every dense layer of the blocks but qkv (appendix B.1), in
+        training mode.
     attention_dropout, head_dropout: rates on the attention weights and in front of the classifier.
     stochastic_depth: rate at which the last block's branches are dropped per image (arXiv 1603.09382); it rises
         linearly from 0.
@@ -168,7 +170,9 @@ class ViTConfig:
         if self.embed_dim % self.num_heads:
             raise _refuse("embed_dim", self.embed_dim, f"divisible by num_heads {self.num_heads}")
         if self.global_pool == "token" and not self.class_token:
-            raise _refuse("global_pool", self.global_pool, "'avg' where class_token is False")
+            raise _refuse("global_pool", self.global_pool, "'avg' or 'map' where class_token is False")
+        if self.global_pool == "map" and self.activation == "swiglu":
+            raise _refuse("global_pool", self.global_pool, "'token' or 'avg' where activation is 'swiglu'")
         if self.mlp_hidden < 1:
             raise _refuse("mlp_ratio", self.mlp_ratio, f"large enough for a hidden layer at embed_dim {self.embed_dim}")
         if self.activation == "swiglu" and self.mlp_hidden % 2:

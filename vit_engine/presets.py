@@ -1,9 +1,12 @@
 """Architectures under timm's names, as ViTConfig fields.
 
 Widths and depths are those of the ViT paper's table 1 (B, L, H), of DeiT (Ti, S), of "Scaling Vision Transformers" (g,
-G; arXiv 2106.04560) and of DINOv2 (arXiv 2304.07193), each as timm's model of the same name has them. mean, std and
-num_classes are those of the weights that timm keeps under the name: 1000 classes, or none (0) where those weights are a
-feature extractor.
+G; arXiv 2106.04560), of DINOv2 (arXiv 2304.07193) and of SigLIP (arXiv 2303.15343, 2502.14786), each as timm's model of
+the same name has them. mean, std and num_classes are those of the weights that timm keeps under the name: 1000 classes,
+or none (0) where those weights are a feature extractor.
+
+timm gives some SigLIP models the exact GELU and others its tanh approximation; the presets follow it name by name.
+Google's own code has the approximation in all of them: preset(name, activation="gelu_tanh").
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 _GIANT = {"embed_dim": 1408, "depth": 40, "num_heads": 16, "hidden_dim": 6144}
 _GIGANTIC = {"embed_dim": 1664, "depth": 48, "num_heads": 16, "hidden_dim": 8192}
+_SO400M = {"embed_dim": 1152, "depth": 27, "num_heads": 16, "hidden_dim": 4304}
+_GIANT_OPT = {"embed_dim": 1536, "depth": 40, "num_heads": 16}
 _DINOV2_GIANT = {"embed_dim": 1536, "depth": 40, "num_heads": 24, "hidden_dim": 8192, "activation": "swiglu"}
 
 _REGISTERS = {"num_register_tokens": 4, "no_embed_class": True}
+_TANH = {"activation": "gelu_tanh"}
 
 
 def _google(architecture: dict[str, Any], patch: int, image: int) -> dict[str, Any]:
@@ -32,6 +38,10 @@ def _google(architecture: dict[str, Any], patch: int, image: int) -> dict[str, A
 
 def _dinov2(architecture: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**_IMAGENET, **_FEATURES, **architecture, "patch_size": 14, "image_size": 518, "layer_scale": 1e-5, **more}
+
+
+def _siglip(architecture: dict[str, Any], patch: int, image: int, **more: Any) -> dict[str, Any]:
+    return {**_google(architecture, patch, image), **_FEATURES, "class_token": False, "global_pool": "map", **more}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -63,4 +73,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit_base_patch14_reg4_dinov2": _dinov2(_BASE, **_REGISTERS),
     "vit_large_patch14_reg4_dinov2": _dinov2(_LARGE, **_REGISTERS),
     "vit_giant_patch14_reg4_dinov2": _dinov2(_DINOV2_GIANT, **_REGISTERS),
+    "vit_base_patch16_siglip_224": _siglip(_BASE, 16, 224),
+    "vit_base_patch16_siglip_256": _siglip(_BASE, 16, 256),
+    "vit_base_patch16_siglip_384": _siglip(_BASE, 16, 384),
+    "vit_base_patch16_siglip_512": _siglip(_BASE, 16, 512),
+    "vit_base_patch32_siglip_256": _siglip(_BASE, 32, 256, **_TANH),
+    "vit_large_patch16_siglip_256": _siglip(_LARGE, 16, 256),
+    "vit_large_patch16_siglip_384": _siglip(_LARGE, 16, 384),
+    "vit_large_patch16_siglip_512": _siglip(_LARGE, 16, 512, **_TANH),
+    "vit_so400m_patch14_siglip_224": _siglip(_SO400M, 14, 224),
+    "vit_so400m_patch14_siglip_378": _siglip(_SO400M, 14, 378),
+    "vit_so400m_patch16_siglip_256": _siglip(_SO400M, 16, 256, **_TANH),
+    "vit_so400m_patch16_siglip_384": _siglip(_SO400M, 16, 384, **_TANH),
+    "vit_so400m_patch16_siglip_512": _siglip(_SO400M, 16, 512, **_TANH),
+    "vit_giantopt_patch16_siglip_256": _siglip(_GIANT_OPT, 16, 256, **_TANH),
+    "vit_giantopt_patch16_siglip_384": _siglip(_GIANT_OPT, 16, 384, **_TANH),
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .config import ViTConfig
 from .derived import DerivedCache
 from .layers import Block, PatchEmbed, init_linear
+from .pooling import AttentionPool
 from .position import PositionCache
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class ViT(nn.Module):
 
     z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos                    (1)
     z'_l = MSA(LN(z_{l-1})) + z_{l-1},  z_l = MLP(LN(z'_l)) + z'_l    (2, 3), l = 1 ... L
-    y = LN(z_L^0)                                                     (4), or LN of the mean over the patches for "avg"
+    y = LN(z_L^0)                                                     (4), or LN of the mean over the patches for "avg",
+                                                                      or MAP(LN(z_L)) for "map" (AttentionPool)
 
     config: the architecture. Tokens are ordered class, registers, patches.
     backend: what forward_features() runs on.
@@ -35,7 +37,8 @@ class ViT(nn.Module):
         "triton": this project's kernels on an NVIDIA GPU.
         "interpret": the same kernels in Triton's interpreter, on the CPU; slow, for checking.
         "auto": "triton" while the parameters are on a CUDA device, "torch" anywhere else.
-    A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another.
+    A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another. What
+    pools the tokens into one vector (mean or AttentionPool) are PyTorch's operators on every backend.
     """
 
     def __init__(self, config: ViTConfig, backend: str = "auto") -> None:
@@ -56,6 +59,7 @@ class ViT(nn.Module):
 
         after_pool = config.norm_after_pool
         self.norm = nn.Identity() if after_pool else nn.LayerNorm(dim, eps=config.norm_eps)
+        self.attn_pool = AttentionPool(config) if config.global_pool == "map" else None
         self.fc_norm = nn.LayerNorm(dim, eps=config.norm_eps) if after_pool else nn.Identity()
         width = dim
         self.pre_logits: nn.Module = nn.Identity()
@@ -146,7 +150,7 @@ class ViT(nn.Module):
 
     def _needs_grad(self, head: bool) -> bool:
         """Whether anything is being trained: in the whole model, or without head in front of the classifier."""
-        apart = () if head else ("fc_norm.", "pre_logits.", "head.")
+        apart = () if head else ("attn_pool.", "fc_norm.", "pre_logits.", "head.")
         return any(p.requires_grad for name, p in self.named_parameters() if not name.startswith(apart))
 
     # --- what every backend needs --------------------------------------------------------------------------------
@@ -214,10 +218,11 @@ class ViT(nn.Module):
         return self.norm(self.blocks(self.pos_drop(z)))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """tokens [B, T, D] -> [B, D]: the class token, or the mean over the patch tokens."""
+        """tokens [B, T, D] -> [B, D]: the class token, or the patch tokens' mean or attention pooling."""
         if self.config.global_pool == "token":
             return tokens[:, 0]
-        return tokens[:, self.config.num_prefix_tokens :].mean(dim=1)
+        patches = tokens[:, self.config.num_prefix_tokens :]
+        return patches.mean(dim=1) if self.attn_pool is None else self.attn_pool(patches)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """tokens [B, T, D] of forward_features() -> logits [B, num_classes].

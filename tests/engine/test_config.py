@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import timm
@@ -57,9 +58,13 @@ def test_is_frozen() -> None:
         ({"qkv_bias": 1}, "qkv_bias must be True or False, got 1"),
         ({"num_classes": -1}, "num_classes must be an int of 0 or more, got -1"),
         ({"class_token": "yes"}, "class_token must be True or False, got 'yes'"),
-        ({"class_token": False}, "global_pool must be 'avg' where class_token is False, got 'token'"),
+        ({"class_token": False}, "global_pool must be 'avg' or 'map' where class_token is False, got 'token'"),
+        (
+            {"global_pool": "map", "activation": "swiglu"},
+            "global_pool must be 'token' or 'avg' where activation is 'swiglu', got 'map'",
+        ),
         ({"num_register_tokens": 1.5}, "num_register_tokens must be an int of 0 or more, got 1.5"),
-        ({"global_pool": "max"}, "global_pool must be one of 'token', 'avg', got 'max'"),
+        ({"global_pool": "max"}, "global_pool must be one of 'token', 'avg', 'map', got 'max'"),
         ({"fc_norm": 1}, "fc_norm must be True, False or None, got 1"),
         ({"layer_scale": 0.0}, "layer_scale must be a number other than 0, or None for no LayerScale, got 0.0"),
         ({"norm_eps": float("nan")}, "norm_eps must be a positive number, got nan"),
@@ -127,6 +132,12 @@ class _Counted(nn.Module):
         super().__init__()
 
 
+def _activation(layer: object) -> str:
+    if isinstance(layer, nn.GELU):
+        return "gelu" if layer.approximate == "none" else "gelu_tanh"
+    return {"GELUTanh": "gelu_tanh", "SiLU": "swiglu"}[type(layer).__name__]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_is_timms(name: str) -> None:
     """Depth, and name and shape of every parameter outside and inside of the blocks, are those of timm's model."""
@@ -140,6 +151,10 @@ def test_preset_is_timms(name: str) -> None:
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
     mine, other = ours.blocks[0], theirs.blocks[0]  # type: ignore[index]
     assert (mine.attn.num_heads, mine.norm1.eps) == (other.attn.num_heads, other.norm1.eps)  # type: ignore[union-attr]
+    if ours.attn_pool is not None:
+        other_pool: Any = theirs.attn_pool
+        assert (ours.attn_pool.num_heads, ours.attn_pool.norm.eps) == (other_pool.num_heads, other_pool.norm.eps)
+    assert config.activation == _activation(other.mlp.act)  # type: ignore[union-attr]
     default = timm.get_pretrained_cfg(name)
     assert default is not None
     assert (config.mean, config.std) == (tuple(default.mean), tuple(default.std))
