@@ -12,6 +12,7 @@ from .linear import linear
 from .mlp import mlp
 from .norm import layer_norm, row_stats
 from .patch_embed import patch_embed
+from .qk_rope import qk_rope
 
 __all__ = [
     "KNOWN_DEVICES",
@@ -26,5 +27,6 @@ __all__ = [
     "linear",
     "mlp",
     "patch_embed",
+    "qk_rope",
     "row_stats",
 ]

@@ -10,5 +10,6 @@ from .linear import ACTIVATIONS, activate, linear
 from .mlp import mlp
 from .norm import layer_norm, row_stats
 from .patch_embed import patch_embed
+from .qk_rope import qk_rope
 
-__all__ = ["ACTIVATIONS", "activate", "attention", "layer_norm", "linear", "mlp", "patch_embed", "row_stats"]
+__all__ = ["ACTIVATIONS", "activate", "attention", "layer_norm", "linear", "mlp", "patch_embed", "qk_rope", "row_stats"]
