@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import load_checkpoint, load_model, save_checkpoint
     from .config import ViTConfig
+    from .dropin.transformers_attention import register_attention
     from .vit import ViT
 
 __version__ = "0.1.0"
 
-__all__ = ["ViT", "ViTConfig", "__version__", "load_checkpoint", "load_model", "save_checkpoint"]
+__all__ = ["ViT", "ViTConfig", "__version__", "load_checkpoint", "load_model", "register_attention", "save_checkpoint"]
 
 _HOME = {
     "ViT": "vit",
     "ViTConfig": "config",
     "load_checkpoint": "checkpoint",
     "load_model": "checkpoint",
+    "register_attention": "dropin.transformers_attention",
     "save_checkpoint": "checkpoint",
 }
 

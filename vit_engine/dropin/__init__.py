@@ -1,0 +1,1 @@
+"""Our kernels inside models of other libraries."""
