@@ -11,20 +11,63 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import load_checkpoint, load_model, save_checkpoint
     from .config import ViTConfig
+    from .converters import (
+        convert,
+        dinov2_to_timm,
+        google_to_timm,
+        timm_to_google,
+        timm_to_torchvision,
+        timm_to_transformers,
+        torchvision_to_timm,
+        transformers_to_timm,
+    )
+    from .dropin.api import accelerate, explain, refresh, restore
     from .dropin.transformers_attention import register_attention
     from .vit import ViT
 
 __version__ = "0.1.0"
 
-__all__ = ["ViT", "ViTConfig", "__version__", "load_checkpoint", "load_model", "register_attention", "save_checkpoint"]
+__all__ = [
+    "ViT",
+    "ViTConfig",
+    "__version__",
+    "accelerate",
+    "convert",
+    "dinov2_to_timm",
+    "explain",
+    "google_to_timm",
+    "load_checkpoint",
+    "load_model",
+    "refresh",
+    "register_attention",
+    "restore",
+    "save_checkpoint",
+    "timm_to_google",
+    "timm_to_torchvision",
+    "timm_to_transformers",
+    "torchvision_to_timm",
+    "transformers_to_timm",
+]
 
 _HOME = {
+    "restore": "dropin.api",
+    "refresh": "dropin.api",
+    "explain": "dropin.api",
+    "accelerate": "dropin.api",
     "ViT": "vit",
     "ViTConfig": "config",
+    "convert": "converters",
+    "dinov2_to_timm": "converters",
+    "google_to_timm": "converters",
     "load_checkpoint": "checkpoint",
     "load_model": "checkpoint",
     "register_attention": "dropin.transformers_attention",
     "save_checkpoint": "checkpoint",
+    "timm_to_google": "converters",
+    "timm_to_torchvision": "converters",
+    "timm_to_transformers": "converters",
+    "torchvision_to_timm": "converters",
+    "transformers_to_timm": "converters",
 }
 
 

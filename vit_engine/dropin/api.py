@@ -1,0 +1,186 @@
+"""accelerate(), restore(), explain() and refresh(): a library's ViT on the kernels, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..vit import ViT
+from .attached import NEEDS, Attached, State
+from .describe import Unsupported, class_name
+from .explain import Explanation, explanation_of
+from .parts import BLOCKS, FusedBlock, FusedNorm, describe_block
+from .timm_blocks import REFUSED
+from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
+from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTorchvision
+
+__all__ = ["accelerate", "attached_to", "explain", "refresh", "restore"]
+
+_LIBRARIES = ("timm.", "torchvision.", "transformers.", "torch.")
+_TORCHVISION = "torchvision.models.vision_transformer.VisionTransformer"
+_TIMM_PATCHES = "timm.layers.patch_embed.PatchEmbed"
+# Norms that the libraries' models apply outside their blocks.
+_NORMS = ("norm", "norm_pre", "fc_norm", "ln", "layernorm", "pre_layrnorm", "post_layernorm", "pre_layernorm")
+SUPPORTED = (
+    "timm's vision_transformer, deit, eva and beit models, torchvision's vit_*, and of transformers ViT, DeiT, DINOv2 "
+    "(with registers too), DINOv3 ViT, CLIP, SigLIP, SigLIP 2, ViTMAE and BEiT"
+)
+
+
+def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> nn.Module:
+    """Makes the forward pass of a timm, torchvision or transformers ViT run on the kernels; returns the same model.
+
+    Encoder blocks (equations 2 and 3 of arXiv 2010.11929 and their variants), the stem and the norms outside the blocks
+    are taken over by objects set on the module instances; everything else stays the library's own. Class, parameters,
+    buffers, state_dict, hooks on blocks and all methods are those of the model. Where the kernels cannot run (no GPU,
+    autocast, float64, training, an adapter or hook inside a block, outputs that they do not compute) the original code
+    of that part runs: explain(model) says where and why. restore(model) undoes it.
+
+    Results are those of the model in its own dtype within its own rounding error. In eval mode gradients are right,
+    too: PyTorch's operators compute the pass again when backward() asks for it. Training runs the original code.
+
+    model: in float32, float16 or bfloat16 for the kernels to run; may be moved or converted before or after.
+    strict: True raises for an architecture of which any block, or the stem, has no kernels; False accelerates the
+        blocks that have.
+    fold: True keeps copies of the qkv and fc1 weights with the norm in front of them folded in (explain() prints their
+        bytes), made when first needed and again whenever the originals change. False copies no weights and makes two
+        launches more per block.
+
+    Changes of parameters are seen by address and version counter. Where these are blind, `.data` edits and parameters
+    made under torch.inference_mode(), call refresh(model) after the change.
+
+    Raises TypeError for something that is no such model or has unsupported parts (all of them named), ValueError for a
+    model on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, ViT):
+        raise TypeError("accelerate: a vit_engine.ViT runs on the kernels already; choose with model.set_backend(name)")
+    for name in ("strict", "fold"):
+        if not isinstance(locals()[name], bool):
+            raise TypeError(f"accelerate: {name} must be True or False, got {locals()[name]!r}")
+    restore(model)
+    _refuse_meta(model)
+    blocks = {name: part for name, part in model.named_modules() if class_name(part) in BLOCKS}
+    problems = [
+        f"{name or 'the model'}: {class_name(part)} ({REFUSED[class_name(part)]})"
+        for name, part in model.named_modules()
+        if class_name(part) in REFUSED
+    ]
+    if not blocks:
+        found = "; ".join(problems[:4]) or f"{class_name(model)} has no encoder block among its modules that is known"
+        raise TypeError(f"accelerate: {found}. Supported are {SUPPORTED}")
+    usable = []
+    for name, block in blocks.items():
+        try:
+            describe_block(block)
+        except Unsupported as refusal:
+            if not refusal.changed:
+                problems.append(f"{name}: {refusal}")
+                continue
+        usable.append(name)
+    problems += _unsupported_stems(model)
+    if strict and problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise TypeError(
+            f"accelerate: no kernels for {'; '.join(problems[:4])}{more}. With strict=False the other parts are "
+            "accelerated"
+        )
+    if not usable:
+        raise TypeError(f"accelerate: no block can run on the kernels: {'; '.join(problems[:4])}")
+    state = State(fold, trusted=type(model).__module__.startswith(_LIBRARIES))
+    for name in usable:
+        FusedBlock(blocks[name], name, state).attach()
+    _attach_the_rest(model, blocks, state)
+    return model
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    from vit_kernels import launch
+
+    if any(p.is_meta for p in model.parameters()) and not launch.accepts("meta"):
+        raise ValueError(
+            "accelerate: the model is on the meta device and has no values yet: load its weights first, for example "
+            f"with model.to_empty(device=...) and model.load_state_dict(...); {NEEDS}"
+        )
+
+
+def _unsupported_stems(model: nn.Module) -> list[str]:
+    """Stems of timm models that are no patch projection: hybrids."""
+    problems = []
+    for name, part in model.named_modules():
+        embed = getattr(part, "patch_embed", None) if class_name(part).startswith("timm.models.") else None
+        if isinstance(embed, nn.Module) and "Hybrid" in type(embed).__name__:
+            problems.append(f"{f'{name}.' if name else ''}patch_embed: {class_name(embed)} (a convolutional network)")
+    return problems
+
+
+def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: State) -> None:
+    inside = {id(part) for block in blocks.values() for part in block.modules()}
+    for name, part in model.named_modules():
+        if id(part) in inside:
+            continue
+        kind = class_name(part)
+        if kind in TIMM_MODELS:
+            FusedTimmFeatures(part, name, state).attach()
+        elif kind == _TORCHVISION:
+            FusedTorchvision(part, name, state).attach()
+        elif kind in TRANSFORMERS_STEMS:
+            FusedEmbeddings(part, name, state).attach()
+        elif isinstance(part, nn.LayerNorm | nn.RMSNorm) and name.rpartition(".")[2] in _NORMS:
+            FusedNorm(part, name, state).attach()
+
+
+def attached_to(model: nn.Module) -> Iterator[Attached]:
+    """What accelerate() has set on the modules of a model, in the order of the modules."""
+    for part in model.modules():
+        for method in ("forward", "forward_features"):
+            found = vars(part).get(method)
+            if isinstance(found, Attached):
+                yield found
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undoes accelerate(): every module gets its own methods back. Returns the model; one that was never accelerated
+    stays as it is."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
+    for attached in list(attached_to(model)):
+        attached.detach()
+    return model
+
+
+def refresh(model: nn.Module) -> nn.Module:
+    """Forgets everything that was derived from the model's parameters, so that the next pass makes it anew.
+
+    Needed only after changes that leave no trace: writing through `.data`, and into parameters that were made under
+    torch.inference_mode(). Returns the model; ValueError if it is not accelerated.
+    """
+    for state in {id(a.state): a.state for a in _accelerated(model, "refresh")}.values():
+        state.clear()
+    return model
+
+
+@torch.no_grad()
+def explain(model: nn.Module) -> Explanation:
+    """Prints, per module, what runs on which kernel and what does not and why, and the bytes of folded weights.
+
+    As things stand now: parameters where they are, hooks and modes as they are, and, where a part fell back for the
+    sake of its arguments, the reason of its last pass. Returns what was printed, with `rows` and `nbytes` to read.
+    ValueError if the model is not accelerated.
+    """
+    explanation = explanation_of(model, _accelerated(model, "explain"))
+    print(explanation)
+    return explanation
+
+
+def _accelerated(model: Any, function: str) -> list[Attached]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}")
+    found = list(attached_to(model))
+    if not found:
+        raise ValueError(f"{function}: the model is not accelerated; call vit_engine.accelerate(model) first")
+    return found

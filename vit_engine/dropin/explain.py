@@ -1,0 +1,84 @@
+"""What of an accelerated model runs on the kernels, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from .attached import Attached
+
+__all__ = ["Explanation", "Row", "explanation_of"]
+
+PYTORCH = "PyTorch"
+
+
+@dataclass(frozen=True)
+class Row:
+    """module: name in the model; kernels: what runs it, "PyTorch" where the original does; why: what is in the way."""
+
+    module: str
+    kernels: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """rows: one per module that has a say; nbytes: bytes of folded weights that exist now, beside the parameters'."""
+
+    rows: tuple[Row, ...]
+    nbytes: int
+    parameter_bytes: int
+
+    def __str__(self) -> str:
+        grouped = _grouped(self.rows)
+        width = max(len(row.module) for row in grouped)
+        lines = [f"{row.module:<{width}}  {row.kernels}{f' ({row.why})' if row.why else ''}" for row in grouped]
+        lines.append(f"derived tensors: {self.nbytes:,} bytes beside {self.parameter_bytes:,} of parameters")
+        return "\n".join(lines)
+
+
+def _grouped(rows: Sequence[Row]) -> list[Row]:
+    """Neighbours that read the same but for the number in their name as one row."""
+    grouped: list[tuple[Row, Row]] = []
+    for row in rows:
+        if grouped:
+            first, last = grouped[-1]
+            alike = (first.kernels, first.why) == (row.kernels, row.why)
+            if alike and _without_numbers(last.module) == _without_numbers(row.module) and row.module != last.module:
+                grouped[-1] = (first, row)
+                continue
+        grouped.append((row, row))
+    return [
+        first if first is last else Row(f"{first.module} to {last.module}", first.kernels, first.why)
+        for first, last in grouped
+    ]
+
+
+def _without_numbers(name: str) -> str:
+    return "".join("#" if c.isdigit() else c for c in name).replace("##", "#")
+
+
+def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanation:
+    """The table for a model and what is attached to it."""
+    rows = []
+    covered = {id(part) for a in attached for part in a.covers()}
+    reports = {id(a.module): a for a in attached}
+    for name, part in model.named_modules():
+        if id(part) in reports:
+            one = reports[id(part)]
+            kernels, why = one.report()
+            label = f"{name}.{one.method}" if one.method != "forward" else name
+            rows.append(Row(label.lstrip(".") or "the model", PYTORCH if why else kernels, why or ""))
+        elif not list(part.children()) and list(part.parameters(recurse=False)) and not _below(name, model, covered):
+            rows.append(Row(name, PYTORCH, f"{type(part).__name__}: not taken over"))
+    states = {id(a.state): a.state for a in attached}
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return Explanation(tuple(rows), sum(s.derived.nbytes() for s in states.values()), size)
+
+
+def _below(name: str, model: nn.Module, covered: set[int]) -> bool:
+    """Whether a module lies inside one that was taken over."""
+    parts = name.split(".")
+    return any(id(model.get_submodule(".".join(parts[:i]))) in covered for i in range(1, len(parts)))

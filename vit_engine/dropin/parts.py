@@ -1,0 +1,183 @@
+"""Encoder blocks and norms of a library, on the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..encoder_block import AttentionInputs, Norm, apply_norm, run_block
+from .attached import Attached, State, any_requires_grad, differentiable, wants_gradient
+from .describe import Block, Unsupported, class_name, norm
+from .structure import Structure, foreign_code
+from .timm_blocks import TIMM_BLOCKS
+from .torchvision_blocks import TORCHVISION_BLOCKS
+from .transformers_blocks import TRANSFORMERS_BLOCKS
+
+__all__ = ["BLOCKS", "FusedBlock", "FusedNorm", "chain", "describe_block"]
+
+BLOCKS = {**TIMM_BLOCKS, **TORCHVISION_BLOCKS, **TRANSFORMERS_BLOCKS}
+
+
+def describe_block(block: nn.Module) -> Block:
+    """How to run a library's block on the kernels; Unsupported says why not."""
+    foreign = foreign_code(block)
+    if foreign is not None:
+        raise Unsupported(foreign, changed=True)
+    return BLOCKS[class_name(block)](block)
+
+
+class FusedBlock(Attached):
+    """Stands in for the forward() of an encoder block."""
+
+    def __init__(self, module: nn.Module, name: str, state: State) -> None:
+        super().__init__(module, name, state)
+        self._structure: Structure | None = None
+        self._block: Block | None = None
+        self._refusal = ""
+
+    @torch.compiler.assume_constant_result
+    def _up_to_date(self) -> bool:
+        """Describes the block anew if anything about it has changed; whether it can run on the kernels."""
+        if self._structure is None or not self._structure.holds():
+            try:
+                self._block, self._refusal = describe_block(self.module), ""
+            except Unsupported as refusal:
+                self._block, self._refusal = None, str(refusal)
+            self._structure = Structure(self.module)
+        return self._block is not None
+
+    def why_not(self, x: Tensor) -> str | None:
+        """Why these tokens cannot go through the kernels, apart from what else forward() was given."""
+        if not self._up_to_date():
+            return self._refusal
+        block = self._block
+        assert block is not None
+        weight = block.plan.norm2.weight
+        reason = self.unavailable(x, block.plan.qkv.weight() if weight is None else weight)
+        if reason is not None:
+            return reason
+        if any(part.training for part in block.random):
+            return "training mode with dropout or stochastic depth"
+        if self.module.training and wants_gradient(self.module, x):
+            return "training: gradients"
+        return None
+
+    def step(self, x: Tensor, stats: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+        """Tokens x [B, N, D] and their row statistics, None if unknown, to those behind the block."""
+        assert self._block is not None
+        batch, tokens, width = x.shape
+        rows, stats = run_block(
+            self._block.plan, x.reshape(batch * tokens, width), stats, (batch, tokens), self.state.derived, self.name,
+            inputs, self.state.fold,
+        )  # fmt: skip
+        return rows.view(batch, tokens, width), stats
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tokens = args[0] if args else next(iter(kwargs.values()))
+        why = self.why_not(tokens)
+        if why is not None:
+            return self.instead(why, *args, **kwargs)
+        assert self._block is not None
+        given = self._block.arguments(*args, **kwargs)
+        if isinstance(given, str):
+            return self.instead(given, *args, **kwargs)
+        x, inputs = given
+        if not torch.compiler.is_compiling():
+            self.why = None
+        if torch.compiler.is_compiling() or not wants_gradient(self.module, x):
+            y, stats = self.step(x, self.state.statistics_of(x), inputs)
+        elif any_requires_grad(args[1:], {k: v for k, v in kwargs.items() if v is not x}):
+            return self.instead("another argument than the tokens asks for a gradient", *args, **kwargs)
+        else:
+            y, stats = self._with_gradient(x, inputs, args, kwargs)
+        if not self.module._forward_hooks:
+            self.state.hand_over(y, stats)
+        return y
+
+    def _with_gradient(
+        self, x: Tensor, inputs: AttentionInputs, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        stats_in, emitted = self.state.statistics_of(x), []
+
+        def run(tokens: Tensor) -> Tensor:
+            y, stats = self.step(tokens, stats_in, inputs)
+            emitted.append(stats)
+            return y
+
+        def original(tokens: Tensor) -> Tensor:
+            if args:
+                return self.original(tokens, *args[1:], **kwargs)
+            return self.original(**{k: tokens if v is x else v for k, v in kwargs.items()})
+
+        return differentiable(run, original, self.module, x), emitted[0]
+
+    def report(self) -> tuple[str, str | None]:
+        self._up_to_date()
+        if self._block is None:
+            return "", self._refusal
+        plan = self._block.plan
+        weight: Tensor = plan.qkv.weight() if plan.norm2.weight is None else plan.norm2.weight
+        rotated = ["qk_rope"] if plan.q_norm is not None or self._block.rotary else []
+        kernels = ["linear (norm folded)" if self.state.fold else "layer_norm, linear", *rotated, "attention", "linear"]
+        kernels.append("linear, linear" if plan.mlp_norm is not None else "mlp")
+        with torch.no_grad():
+            return ", ".join(kernels), self.why_not(weight) or self.why
+
+
+class FusedNorm(Attached):
+    """Stands in for the forward() of a LayerNorm or RMSNorm outside the blocks."""
+
+    def _norm(self) -> Norm | str:
+        parent = nn.Module()
+        parent.add_module("it", self.module)
+        try:
+            return norm(parent, "it") or "it is Identity"
+        except Unsupported as refusal:
+            return str(refusal)
+
+    def why_not(self, x: Tensor) -> str | None:
+        found = self._norm()
+        if isinstance(found, str):
+            return found
+        if found.weight is None:
+            return "it has no weight"
+        foreign = foreign_code(self.module)
+        if foreign is not None:
+            return foreign
+        return self.unavailable(x, found.weight)
+
+    def step(self, x: Tensor) -> Tensor:
+        found = self._norm()
+        assert isinstance(found, Norm)
+        return apply_norm(x.reshape(-1, x.shape[-1]), found).view(x.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        why = self.why_not(x)
+        if why is not None or (self.module.training and wants_gradient(self.module, x)):
+            return self.instead(why or "training: gradients", x)
+        if not torch.compiler.is_compiling():
+            self.why = None
+            if wants_gradient(self.module, x):
+                return differentiable(self.step, self.original, self.module, x)
+        return self.step(x)
+
+    def report(self) -> tuple[str, str | None]:
+        found = self._norm()
+        weight = None if isinstance(found, str) else found.weight
+        return "layer_norm", str(found) if weight is None else self.why_not(weight)
+
+
+def chain(blocks: Any, x: Tensor, stats: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens x [B, N, D] through blocks one after the other, statistics handed on directly where nothing is between."""
+    for block in blocks:
+        fused = vars(block).get("forward")
+        hooked = block._forward_hooks or block._forward_pre_hooks
+        if isinstance(fused, FusedBlock) and not hooked and fused.why_not(x) is None:
+            fused.why = None
+            x, stats = fused.step(x, stats, AttentionInputs())
+        else:
+            x = block(x)
+            stats = fused.state.statistics_of(x) if isinstance(fused, FusedBlock) else None
+    return x, stats

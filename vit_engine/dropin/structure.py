@@ -1,0 +1,90 @@
+"""Whether a module is still built as it was when it was described: asked before every pass, in a few microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+__all__ = ["Structure", "foreign_code"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# transformers puts a hook on every attention module once any output was asked for; it only listens (see transformers.py).
+_LISTENERS = ("transformers.utils.output_capturing",)
+
+
+def _hooks(part: nn.Module) -> Iterator[object]:
+    for table in _HOOKS:
+        yield from getattr(part, table).values()
+
+
+def foreign_code(root: nn.Module) -> str | None:
+    """What somebody put into a module that would not run if its parts were not called: a reason, or None.
+
+    Looks at the parts below root: hooks, forward methods on instances, parametrizations, tensor subclasses. Hooks on
+    root itself run anyway.
+    """
+    for name, part in root.named_modules():
+        if part is root:
+            tensors = list(part._parameters.items())
+        else:
+            for hook in _hooks(part):
+                if getattr(hook, "__module__", None) not in _LISTENERS:
+                    return f"{name} has a hook ({getattr(hook, '__qualname__', type(hook).__name__)})"
+            if "forward" in vars(part):
+                return f"{name}.forward is overridden on the instance"
+            tensors = [(f"{name}.{key}", value) for key, value in part._parameters.items()]
+        if hasattr(part, "parametrizations"):
+            return f"{name or 'it'} has parametrizations"
+        for key, value in tensors:
+            if value is not None and not _plain(value):
+                return f"{key} is a {type(value).__name__}, expected a plain Parameter"
+    if torch_module._has_any_global_hook():
+        return "global module hooks are installed"
+    return None
+
+
+def _plain(tensor: Tensor) -> bool:
+    # While a graph is traced, parameters are fake tensors that stand for plain ones.
+    return type(tensor) in (Tensor, nn.Parameter) or torch.compiler.is_compiling()
+
+
+class Structure:
+    """The submodules of a module, their classes, settings and hooks, at one moment.
+
+    Values of parameters are none of its business: they are read anew by every pass.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._global_hooks = torch_module._has_any_global_hook()
+        self._types: list[tuple[nn.Module, type]] = []
+        self._entries: list[tuple[dict, str, object]] = []
+        self._sizes: list[tuple[dict, int]] = []
+        self._tensors: list[tuple[dict, str, type]] = []
+        for part in root.modules():
+            self._types.append((part, type(part)))
+            for name, value in vars(part).items():
+                if isinstance(value, (int, float, str)) and name != "training":
+                    self._entries.append((vars(part), name, value))
+            self._entries += [(part._modules, name, child) for name, child in part._modules.items()]
+            self._sizes += [(getattr(part, table), len(getattr(part, table))) for table in (*_HOOKS, "_modules")]
+            self._sizes.append((vars(part), len(vars(part))))
+            self._tensors += [(part._parameters, name, type(value)) for name, value in part._parameters.items()]
+
+    def holds(self) -> bool:
+        """True while nothing has changed."""
+        for part, kind in self._types:
+            if type(part) is not kind:
+                return False
+        for table, size in self._sizes:
+            if len(table) != size:
+                return False
+        for table, name, value in self._entries:
+            if table.get(name) is not value:
+                return False
+        for table, name, kind in self._tensors:
+            if type(table.get(name)) is not kind:
+                return False
+        return torch_module._has_any_global_hook() == self._global_hooks

@@ -1,0 +1,191 @@
+"""Encoder layers of transformers' vision models (version 5 and its layout) as plans for the kernels."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..encoder_block import AttentionInputs, BlockPlan, Source
+from .describe import (
+    Block,
+    Unsupported,
+    activation,
+    check_head_dim,
+    dropout,
+    expect,
+    gamma,
+    linear,
+    required_norm,
+    source,
+)
+
+__all__ = ["TRANSFORMERS_BLOCKS", "other_outputs_wanted"]
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How a family names the parts of its layer. prefix: of its class names."""
+
+    prefix: str
+    attention: str
+    out: str
+    norm1: str
+    norm2: str
+    random: tuple[str, ...] = ()
+
+
+def _clip(prefix: str) -> _Names:
+    return _Names(prefix, "self_attn", "out_proj", "layer_norm1", "layer_norm2")
+
+
+def _vit(prefix: str, *more_random: str) -> _Names:
+    return _Names(prefix, "attention", "o_proj", "layernorm_before", "layernorm_after", ("dropout", *more_random))
+
+
+def other_outputs_wanted() -> str | None:
+    """Which outputs beside the hidden states the model is collecting through hooks right now, such as "attentions".
+
+    Hidden states are what a block returns; anything else comes out of parts that the kernels do not call.
+    """
+    capturing = sys.modules.get("transformers.utils.output_capturing")
+    collector = None if capturing is None else capturing._active_collector.get()
+    if collector is None:
+        return None
+    wanted = [key for key in collector if key != "hidden_states" and not key.startswith("_")]
+    return f"output_{wanted[0]}: they are not computed by the kernels" if wanted else None
+
+
+def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
+    """Why arguments of a layer need the original code, if they do."""
+    for name, value in more.items():
+        if value is not None and value is not False:
+            return f"argument {name}={value!r:.40}"
+    if mask is not None and mask.ndim != 4:
+        return f"an attention mask of {mask.ndim} dimensions, expected 4"
+    return other_outputs_wanted()
+
+
+def _arguments(hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Any:
+    return _refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask))
+
+
+def _rotary_arguments(
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **more: Any,
+) -> Any:
+    if position_embeddings is None:
+        return "no position_embeddings"
+    cos, sin = position_embeddings
+    return _refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask, cos=cos, sin=sin))
+
+
+def _mlp(block: nn.Module, names: _Names) -> dict[str, Any]:
+    home = type(block).__module__
+    mlp = expect(block, "mlp", *(f"{home}.{names.prefix}{kind}" for kind in ("MLP", "SwiGLUFFN", "GatedMLP")))
+    kind = activation(mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.act_fn, "mlp's activation")
+    if hasattr(mlp, "fc1"):
+        return {"fc1": linear(mlp, "fc1"), "activation": kind, "fc2": linear(mlp, "fc2")}
+    fc2 = linear(mlp, "down_proj")
+    if not hasattr(mlp, "gate_proj"):
+        return {"fc1": linear(mlp, "up_proj"), "activation": kind, "fc2": fc2}
+    if kind != "silu":
+        raise Unsupported(f"mlp is gated by {kind}, expected SiLU (SwiGLU)")
+    return {"fc1": linear(mlp, "gate_proj", "up_proj"), "activation": "swiglu", "fc2": fc2}
+
+
+def _attention(block: nn.Module, names: _Names) -> tuple[dict[str, Any], tuple[nn.Module, ...]]:
+    attention = expect(block, names.attention, f"{type(block).__module__}.{names.prefix}Attention")
+    heads = attention.num_attention_heads if hasattr(attention, "num_attention_heads") else attention.num_heads
+    rate = attention.attention_dropout if hasattr(attention, "attention_dropout") else attention.dropout
+    fields = {
+        "qkv": linear(attention, "q_proj", "k_proj", "v_proj"),
+        "heads": heads,
+        "heads_k": heads,
+        "head_dim": check_head_dim(attention.head_dim),
+        "scale": attention.scaling if hasattr(attention, "scaling") else attention.scale,
+        "proj": linear(attention, names.out),
+    }
+    return fields, (attention,) if rate else ()
+
+
+def _block(block: nn.Module, names: _Names, arguments: Any = _arguments, **scales: Source | None) -> Block:
+    attention, random = _attention(block, names)
+    plan = BlockPlan(
+        norm1=required_norm(block, names.norm1),
+        norm2=required_norm(block, names.norm2),
+        **attention,
+        **_mlp(block, names),
+        **scales,
+    )
+    random += dropout(block, *names.random)
+    return Block(plan, arguments, random, rotary=arguments is _rotary_arguments)
+
+
+def _plain(names: _Names) -> Any:
+    def describe(block: nn.Module) -> Block:
+        return _block(block, names)
+
+    return describe
+
+
+def _dino(prefix: str, arguments: Any = _arguments) -> Any:
+    names = _Names(prefix, "attention", "o_proj", "norm1", "norm2", ("drop_path",))
+
+    def describe(block: nn.Module) -> Block:
+        scale = f"{type(block).__module__}.{prefix}LayerScale"
+        scales = {f"gamma{i}": gamma(block, f"layer_scale{i}", scale, tensor="lambda1") for i in (1, 2)}
+        return _block(block, names, arguments, **scales)
+
+    return describe
+
+
+def _beit(block: Any) -> Block:
+    """BeitLayer: a bias per head and relative position, added to the attention's logits."""
+
+    def arguments(
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        resolution: tuple[int, int] | None = None,
+        **more: Any,
+    ) -> Any:
+        mask = attention_mask
+        if block.relative_position_bias is not None:
+            if resolution is None or (mask is not None and not mask.is_floating_point()):
+                return "relative position bias without a resolution, or with a mask that is not additive"
+            window = (resolution[0] // block.patch_size, resolution[1] // block.patch_size)
+            bias = block.relative_position_bias(window, interpolate_pos_encoding, dim_size=hidden_states.shape[1])
+            mask = bias if mask is None else bias + mask
+        return _refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
+
+    names = _vit("Beit", "drop_path")
+    scales: dict[str, Source | None] = {}
+    for i in (1, 2):
+        factor = getattr(block, f"lambda_{i}")
+        if not isinstance(factor, Tensor) and factor != 1.0:
+            raise Unsupported(f"lambda_{i} is {factor!r}, expected a parameter or 1.0")
+        scales[f"gamma{i}"] = source(block, f"lambda_{i}") if isinstance(factor, Tensor) else None
+    return _block(block, names, arguments, **scales)
+
+
+def _models(name: str, layer: str) -> str:
+    return f"transformers.models.{name}.modeling_{name}.{layer}"
+
+
+TRANSFORMERS_BLOCKS = {
+    _models("vit", "ViTLayer"): _plain(_vit("ViT")),
+    _models("deit", "DeiTLayer"): _plain(_vit("DeiT")),
+    _models("vit_mae", "ViTMAELayer"): _plain(_vit("ViTMAE")),
+    _models("beit", "BeitLayer"): _beit,
+    _models("dinov2", "Dinov2Layer"): _dino("Dinov2"),
+    _models("dinov2_with_registers", "Dinov2WithRegistersLayer"): _dino("Dinov2WithRegisters"),
+    _models("dinov3_vit", "DINOv3ViTLayer"): _dino("DINOv3ViT", _rotary_arguments),
+    _models("clip", "CLIPEncoderLayer"): _plain(_clip("CLIP")),
+    _models("siglip", "SiglipEncoderLayer"): _plain(_clip("Siglip")),
+    _models("siglip2", "Siglip2EncoderLayer"): _plain(_clip("Siglip2")),
+}

@@ -1,0 +1,195 @@
+"""The embeddings modules of transformers' vision models: patches, positions and prefix tokens in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attached import Attached, differentiable, wants_gradient
+from .describe import Unsupported, class_name
+from .stem import Stem, patch_convolution, run_stem
+
+__all__ = ["TRANSFORMERS_STEMS", "FusedEmbeddings"]
+
+
+def _position(module: Any, prefix: int, interpolate: bool) -> Callable[[int, int], Tensor]:
+    """Rows of position embeddings, resized by the library's own method where that is asked for."""
+
+    def rows(height: int, width: int) -> Tensor:
+        table = _table(module)
+        if not interpolate:
+            return table
+        ph, pw = _conv(module).kernel_size
+        tokens = (height // ph) * (width // pw) + prefix
+        # Only the shape of the tokens is looked at.
+        tokens_like = torch.empty(1, tokens, table.shape[-1], device="meta")
+        return module.interpolate_pos_encoding(tokens_like, height, width)[0]
+
+    return rows
+
+
+def _table(module: Any) -> Tensor:
+    if hasattr(module, "position_embedding"):
+        return module.position_embedding.weight
+    return module.position_embeddings[0]
+
+
+def _conv(module: Any) -> nn.Conv2d:
+    for name in ("patch_embedding", "patch_embeddings"):
+        if hasattr(module, name):
+            found = getattr(module, name)
+            if isinstance(found, nn.Conv2d):
+                return patch_convolution(module, name)
+            if found._forward_hooks or found._forward_pre_hooks or "forward" in vars(found):
+                raise Unsupported(f"{name} has a hook or a forward() of its own", changed=True)
+            return patch_convolution(found, "projection")
+    raise Unsupported("it has no patch projection")
+
+
+def _registers_without_position(rows: Callable[[int, int], Tensor], registers: int) -> Callable[[int, int], Tensor]:
+    """Zeros for the register tokens behind the class token's row."""
+
+    def spread(height: int, width: int) -> Tensor:
+        table = rows(height, width)
+        return torch.cat([table[:1], table.new_zeros(registers, table.shape[1]), table[1:]])
+
+    return spread
+
+
+def _describe(module: Any, prefix: tuple[str, ...], interpolate: bool) -> Stem:
+    """A stem of tokens [prefix, patches] with a position for each."""
+    table = (module.position_embedding, "weight") if hasattr(module, "position_embedding") else None
+    source = table or (module, "position_embeddings")
+    position = _position(module, len(prefix), interpolate)
+    return Stem(_conv(module), tuple((module, name) for name in prefix), position, (source,), derive=interpolate)
+
+
+def _vit(module: Any, interpolate: bool) -> Stem:
+    return _describe(module, ("cls_token",), interpolate)
+
+
+def _deit(module: Any, interpolate: bool) -> Stem:
+    return _describe(module, ("cls_token", "distillation_token"), interpolate)
+
+
+def _dinov2(module: Any, interpolate: bool) -> Stem:
+    # DINOv2 resizes to whatever the image asks for.
+    return _describe(module, ("cls_token",), True)
+
+
+def _dinov2_registers(module: Any, interpolate: bool) -> Stem:
+    stem = _describe(module, ("cls_token",), True)
+    assert stem.position is not None
+    spread = _registers_without_position(stem.position, module.register_tokens.shape[1])
+    prefix = ((module, "cls_token"), (module, "register_tokens"))
+    return Stem(stem.conv, prefix, spread, stem.position_sources, derive=True)
+
+
+def _dinov3(module: Any, interpolate: bool) -> Stem:
+    registers = ("register_tokens",) if module.register_tokens.shape[1] else ()
+    return Stem(_conv(module), tuple((module, name) for name in ("cls_token", *registers)))
+
+
+def _clip(module: Any, interpolate: bool) -> Stem:
+    return _describe(module, ("class_embedding",), interpolate)
+
+
+def _siglip(module: Any, interpolate: bool) -> Stem:
+    return _describe(module, (), interpolate)
+
+
+def _models(name: str, layer: str) -> str:
+    return f"transformers.models.{name}.modeling_{name}.{layer}"
+
+
+TRANSFORMERS_STEMS: dict[str, Callable[[Any, bool], Stem]] = {
+    _models("vit", "ViTEmbeddings"): _vit,
+    _models("deit", "DeiTEmbeddings"): _deit,
+    _models("dinov2", "Dinov2Embeddings"): _dinov2,
+    _models("dinov2_with_registers", "Dinov2WithRegistersEmbeddings"): _dinov2_registers,
+    _models("dinov3_vit", "DINOv3ViTEmbeddings"): _dinov3,
+    _models("clip", "CLIPVisionEmbeddings"): _clip,
+    _models("siglip", "SiglipVisionEmbeddings"): _siglip,
+}
+
+
+class FusedEmbeddings(Attached):
+    """Stands in for the forward() of an embeddings module."""
+
+    def stem(self, interpolate: bool = False) -> Stem | str:
+        module: Any = self.module
+        try:
+            for name, child in module.named_children():
+                if name in ("patch_embedding", "patch_embeddings"):
+                    continue
+                active = class_name(child) == "torch.nn.modules.dropout.Dropout" and child.training and child.p
+                if active:
+                    raise Unsupported("training mode with dropout")
+                if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+                    raise Unsupported(f"{name} has a hook or a forward() of its own")
+            return TRANSFORMERS_STEMS[class_name(module)](module, interpolate)
+        except Unsupported as refusal:
+            return str(refusal)
+
+    def _why_not(self, stem: Stem, images: Any, masked: Any, interpolate: bool) -> str | None:
+        if masked is not None:
+            return "bool_masked_pos puts mask tokens in"
+        weight = stem.conv.weight
+        # The library casts images to the parameters' dtype, here or in the model's forward().
+        reason = self.unavailable(images.to(weight.dtype) if images.is_floating_point() else images, weight)
+        if reason is not None:
+            return reason
+        if images.ndim != 4 or images.shape[1] != stem.conv.in_channels:
+            return f"images of shape {tuple(images.shape)}"
+        size = getattr(self.module, "image_size", None)
+        wanted = (size, size) if isinstance(size, int) else size
+        if stem.position is not None and not stem.derive and tuple(images.shape[-2:]) != tuple(wanted or ()):
+            return f"images of {tuple(images.shape[-2:])} pixels, where the model has positions for {wanted}"
+        if self.module.training and wants_gradient(self.module, images):
+            return "training: gradients"
+        return None
+
+    def __call__(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False,
+        **more: Any,
+    ) -> Tensor:  # fmt: skip
+        given = dict(more)
+        if bool_masked_pos is not None:
+            given["bool_masked_pos"] = bool_masked_pos
+        if interpolate_pos_encoding:
+            given["interpolate_pos_encoding"] = interpolate_pos_encoding
+        interpolate = bool(interpolate_pos_encoding)
+        stem = self.stem(interpolate)
+        if isinstance(stem, str) or more:
+            return self.instead(str(stem) if not more else f"arguments {sorted(more)}", pixel_values, **given)
+        why = self._why_not(stem, pixel_values, bool_masked_pos, interpolate)
+        if why is not None:
+            return self.instead(why, pixel_values, **given)
+        if torch.compiler.is_compiling() or not wants_gradient(self.module, pixel_values):
+            return self._run(stem, pixel_values, hand_over=True)
+        tokens = differentiable(
+            lambda images: self._run(stem, images, hand_over=False),
+            lambda images: self.original(images, **given),
+            self.module,
+            pixel_values,
+        )
+        return tokens
+
+    def _run(self, stem: Stem, images: Tensor, hand_over: bool) -> Tensor:
+        images = images.to(stem.conv.weight.dtype)
+        tokens, stats = run_stem(stem, images, self.state.derived, self.name)
+        if hand_over and not torch.compiler.is_compiling():
+            self.why = None
+            if not self.module._forward_hooks:
+                self.state.hand_over(tokens, stats)
+        return tokens
+
+    def report(self) -> tuple[str, str | None]:
+        stem = self.stem()
+        if isinstance(stem, str):
+            return "", stem
+        reason = self.unavailable(stem.conv.weight, stem.conv.weight)
+        return "patch_embed (positions and prefix tokens in the same launch)", reason or self.why

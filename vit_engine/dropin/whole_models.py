@@ -1,0 +1,205 @@
+"""timm's and torchvision's Vision Transformers from the image to the last norm, in one chain of launches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attached import Attached, wants_gradient
+from .describe import Unsupported, class_name
+from .parts import FusedNorm, chain
+from .stem import Stem, check_images, patch_convolution, run_stem
+from .structure import foreign_code
+
+__all__ = ["TIMM_MODELS", "FusedTimmFeatures", "FusedTorchvision"]
+
+TIMM_MODELS = ("timm.models.vision_transformer.VisionTransformer", "timm.models.deit.VisionTransformerDistilled")
+_IDENTITY, _DROPOUT = "torch.nn.modules.linear.Identity", "torch.nn.modules.dropout.Dropout"
+
+
+def _untouched(parent: nn.Module, *names: str) -> None:
+    """Unsupported if a child is hooked, or its forward() replaced by anybody else: it will not be called."""
+    for name in names:
+        child = getattr(parent, name)
+        fused = isinstance(vars(child).get("forward"), FusedNorm)
+        if child._forward_hooks or child._forward_pre_hooks or ("forward" in vars(child) and not fused):
+            raise Unsupported(f"{name} has a hook or a forward() of its own", changed=True)
+
+
+def _inactive(parent: nn.Module, *names: str) -> None:
+    """Unsupported unless these children let tokens through unchanged."""
+    for name in names:
+        child: Any = getattr(parent, name)
+        if class_name(child) not in (_IDENTITY, _DROPOUT):
+            raise Unsupported(f"{name} is {class_name(child)}, expected Identity or Dropout")
+        if child.training and getattr(child, "p", 0):
+            raise Unsupported(f"training mode with {name}", changed=True)
+
+
+def _timm_stem(model: Any) -> Stem:
+    embed = model.patch_embed
+    if class_name(embed) != "timm.layers.patch_embed.PatchEmbed":
+        raise Unsupported(f"patch_embed is {class_name(embed)}, expected timm.layers.PatchEmbed")
+    if class_name(embed.norm) != _IDENTITY:
+        raise Unsupported(f"patch_embed.norm is {class_name(embed.norm)}, expected Identity")
+    if embed.dynamic_img_pad:
+        raise Unsupported("patch_embed pads images (dynamic_img_pad)")
+    if class_name(model) not in TIMM_MODELS or "_pos_embed" in vars(model):
+        raise Unsupported(f"{class_name(model)} may embed positions in its own way")
+    _untouched(model, "patch_embed", "pos_drop", "patch_drop", "norm_pre")
+    _untouched(embed, "norm")
+    _inactive(model, "pos_drop", "patch_drop")
+    names = ["cls_token", "dist_token"] if "Distilled" in class_name(model) else ["cls_token", "reg_token"]
+    prefix = tuple((model, name) for name in names if getattr(model, name) is not None)
+    conv = patch_convolution(embed, "proj")
+    if model.pos_embed is None:
+        return Stem(conv, prefix)
+    own = model.no_embed_class
+
+    def position(height: int, width: int) -> Tensor:
+        grid = embed.dynamic_feat_size((height, width))
+        if not model.dynamic_img_size or tuple(grid) == tuple(embed.grid_size):
+            return model.pos_embed[0]
+        from timm.layers import resample_abs_pos_embed
+
+        return resample_abs_pos_embed(
+            model.pos_embed,
+            new_size=grid,
+            old_size=embed.grid_size,
+            num_prefix_tokens=0 if own else model.num_prefix_tokens,
+        )[0]
+
+    return Stem(conv, prefix, position, ((model, "pos_embed"),), derive=bool(model.dynamic_img_size))
+
+
+class FusedTimmFeatures(Attached):
+    """Stands in for the forward_features() of timm's VisionTransformer: stem, blocks and final norm."""
+
+    method = "forward_features"
+
+    def stem(self) -> Stem | str:
+        try:
+            _untouched(self.module, "blocks", "norm")
+            return _timm_stem(self.module)
+        except Unsupported as refusal:
+            return str(refusal)
+
+    def _check(self, images: Any) -> None:
+        embed: Any = self.module.patch_embed
+        conv = getattr(embed, "proj", None)
+        if not isinstance(conv, nn.Conv2d):
+            return
+        check_images(images, conv)
+        height, width = images.shape[-2:]
+        if getattr(embed, "img_size", None) is None or getattr(embed, "dynamic_img_pad", False):
+            return
+        if embed.strict_img_size and (height, width) != tuple(embed.img_size):
+            raise ValueError(f"images must be {tuple(embed.img_size)} pixels (H, W), got {(height, width)}")
+        ph, pw = embed.patch_size
+        if not embed.strict_img_size and (height % ph or width % pw):
+            raise ValueError(f"images must have a size that patches of {(ph, pw)} divide, got {(height, width)}")
+
+    def why_not(self, x: Tensor) -> str | None:
+        model: Any = self.module
+        if model.grad_checkpointing and model.training:
+            return "gradient checkpointing"
+        reason = self.unavailable(x, model.patch_embed.proj.weight)
+        if reason is None and wants_gradient(model, x) and not torch.compiler.is_compiling():
+            reason = "gradients are enabled: stem and norm run PyTorch's operators; call under torch.no_grad()"
+        return reason
+
+    def __call__(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        self._check(x)
+        stem = self.stem()
+        if isinstance(stem, str):
+            return self.instead(stem, x, attn_mask=attn_mask, is_causal=is_causal)
+        why = self.why_not(x)
+        if why is None and (attn_mask is not None or is_causal):
+            why = "attn_mask or is_causal was given: blocks are called one by one"
+        if why is not None:
+            return self.instead(why, x, attn_mask=attn_mask, is_causal=is_causal)
+        if torch.compiler.is_compiling():
+            return self._features(stem, x)
+        self.why = None
+        return self.state.replays.run("features", self.module, x, lambda: self._features(stem, x))
+
+    def _features(self, stem: Stem, x: Tensor) -> Tensor:
+        model: Any = self.module
+        z, stats = run_stem(stem, x, self.state.derived, "stem")
+        before = z
+        z = model.norm_pre(z)
+        z, _ = chain(model.blocks, z, stats if z is before else None)
+        return model.norm(z)
+
+    def covers(self) -> list[nn.Module]:
+        return [self.module.patch_embed]  # type: ignore[list-item]
+
+    def report(self) -> tuple[str, str | None]:
+        stem = self.stem()
+        if isinstance(stem, str):
+            return "", stem
+        return "patch_embed (positions and prefix tokens in the same launch)", self.why_not(stem.conv.weight)
+
+
+class FusedTorchvision(Attached):
+    """Stands in for the forward() of torchvision's VisionTransformer, up to the head."""
+
+    def stem(self) -> Stem | str:
+        model: Any = self.module
+        try:
+            encoder = model.encoder
+            if class_name(encoder) != "torchvision.models.vision_transformer.Encoder" or "_process_input" in vars(model):
+                raise Unsupported(f"encoder is {class_name(encoder)}, expected torchvision's, with its own input")
+            _untouched(model, "conv_proj", "encoder")
+            _untouched(encoder, "dropout", "layers", "ln")
+            _inactive(encoder, "dropout")
+            foreign = foreign_code(encoder.ln)
+            if foreign is not None:
+                raise Unsupported(f"encoder.ln: {foreign}", changed=True)
+            conv = patch_convolution(model, "conv_proj")
+        except Unsupported as refusal:
+            return str(refusal)
+        return Stem(
+            conv, ((model, "class_token"),), lambda *_: encoder.pos_embedding[0], ((encoder, "pos_embedding"),)
+        )
+
+    def why_not(self, x: Tensor, stem: Stem) -> str | None:
+        reason = self.unavailable(x, stem.conv.weight)
+        if reason is None and wants_gradient(self.module, x) and not torch.compiler.is_compiling():
+            reason = "gradients are enabled: stem and norm run PyTorch's operators; call under torch.no_grad()"
+        return reason
+
+    def __call__(self, x: Tensor) -> Tensor:
+        model: Any = self.module
+        stem = self.stem()
+        if isinstance(stem, str):
+            return self.instead(stem, x)
+        check_images(x, stem.conv)
+        if tuple(x.shape[-2:]) != (model.image_size, model.image_size):
+            wanted = (model.image_size, model.image_size)
+            raise ValueError(f"images must be {wanted} pixels (H, W), got {tuple(x.shape[-2:])}")
+        why = self.why_not(x, stem)
+        if why is not None:
+            return self.instead(why, x)
+        if torch.compiler.is_compiling():
+            return model.heads(self._class_token(stem, x))
+        self.why = None
+        return model.heads(self.state.replays.run("features", model, x, lambda: self._class_token(stem, x)))
+
+    def _class_token(self, stem: Stem, x: Tensor) -> Tensor:
+        encoder: Any = self.module.encoder
+        z, stats = run_stem(stem, x, self.state.derived, "stem")
+        z, _ = chain(encoder.layers, z, stats)
+        # The head reads the class token alone, so the other rows are not normalised.
+        return encoder.ln(z[:, 0])
+
+    def covers(self) -> list[nn.Module]:
+        return [self.module.conv_proj]  # type: ignore[list-item]
+
+    def report(self) -> tuple[str, str | None]:
+        stem = self.stem()
+        if isinstance(stem, str):
+            return "", stem
+        return "patch_embed (positions and class token in the same launch)", self.why_not(stem.conv.weight, stem)
