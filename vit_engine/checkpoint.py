@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .config import ViTConfig
 from .google_npz import read_google_npz
+from .layouts.dinov2 import from_dinov2, is_dinov2
 from .position import resample_position, square_grid
 from .vit import ViT
 
@@ -45,7 +46,11 @@ class LoadReport(NamedTuple):
 
 
 class _Source(NamedTuple):
+    """A file's tensors under timm's names. left: its other tensors, by their names in it, and why they have no place;
+    conflicts: what contradicts the model; config: the file's description of its model."""
+
     tensors: dict[str, Tensor]
+    left: dict[str, str]
     conflicts: list[str]
     config: ViTConfig | None
     interpolation: str
@@ -61,12 +66,14 @@ def load_checkpoint(
 ) -> LoadReport:
     """Copies weights from a file into the model, in the model's dtype and on its device.
 
-    path: *.safetensors with timm's names, or *.npz in the layout of google-research/vision_transformer. Position
-        embeddings for another grid of patches are interpolated: bicubic (as timm) from safetensors, bilinear (as
-        Google's code) from npz. The old grid is read from the file's metadata (save_checkpoint writes it) and taken as
-        square without.
+    path: *.safetensors with timm's names, or *.npz in a layout of google-research/vision_transformer or big_vision
+        (SigLIP; blocks apart or stacked). Position embeddings for another grid of patches are interpolated: bicubic (as
+        timm) from PyTorch's files, bilinear (as Google's code) from npz. The old grid is read from the file's metadata
+        (save_checkpoint writes it) and taken as square without.
     allow_pickle: also read PyTorch pickles (.pth, .pt, .bin, .ckpt, ...), with torch.load(weights_only=True) and
         nothing laxer; weights may lie below a "state_dict" or "model" key.
+    The names of facebookresearch/dinov2 are recognised by their mask_token or register_tokens and read as
+        vit_engine.dinov2_to_timm says; mask_token is not used.
     strict: with False, tensors missing from the file keep their values, those the model lacks are left out, and a
         description in the file that contradicts the model (head count, activation, norm_eps) is overlooked. A tensor of
         the wrong shape is an error either way.
@@ -91,8 +98,9 @@ def load_checkpoint(
             given["pos_embed"] = position
             resized.append("pos_embed")
 
+    left = {name: why for name, why in source.left.items() if not name.startswith(prefixes)}
     missing = sorted(set(wanted) - set(given))
-    unexpected = sorted(set(given) - set(wanted))
+    unexpected = sorted((set(given) - set(wanted)) | set(left))
     shared = [name for name in wanted if name in given]
     problems = [
         f"mis-shaped {name}: {list(given[name].shape)} in the file, {list(wanted[name].shape)} in the model"
@@ -104,7 +112,8 @@ def load_checkpoint(
     ]
     if strict:
         problems = [f"missing from the file: {name}" for name in missing] + problems
-        problems += [f"unexpected in the file: {name}" for name in unexpected]
+        reasons = {name: f" ({why})" for name, why in left.items() if why}
+        problems += [f"unexpected in the file: {name}{reasons.get(name, '')}" for name in unexpected]
         problems += [f"contradiction: {text}" for text in source.conflicts]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
@@ -187,21 +196,25 @@ def _read(path: Path, config: ViTConfig, allow_pickle: bool) -> _Source:
             ]
         with _open_safetensors(path) as file:
             names = file.keys()
-            return _Source({name: file.get_tensor(name) for name in names}, conflicts, described, "bicubic")
+            tensors, left = _under_timms_names({name: file.get_tensor(name) for name in names})
+            return _Source(tensors, left, conflicts, described, "bicubic")
     if suffix == ".npz":
         try:
-            tensors, conflicts = read_google_npz(path, config.num_heads)
+            return _Source(*read_google_npz(path, config.num_heads), None, "bilinear")
         except ValueError as error:
             raise CheckpointError(str(error)) from error
-        return _Source(tensors, conflicts, None, "bilinear")
     if suffix in PICKLES:
         if not allow_pickle:
             raise CheckpointError(
                 f"{path} is refused: {suffix} files are pickles, which can run code when they are read. Convert it to "
                 "safetensors, or pass allow_pickle=True to read it with torch.load(weights_only=True)"
             )
-        return _Source(_read_pickle(path), [], None, "bicubic")
+        return _Source(*_under_timms_names(_read_pickle(path)), [], None, "bicubic")
     raise CheckpointError(f"{path}: unknown format {suffix!r}; a checkpoint is *.safetensors or *.npz")
+
+
+def _under_timms_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return from_dinov2(tensors) if is_dinov2(tensors) else (tensors, {})
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -100,15 +100,17 @@ def test_google_file_that_does_not_fit(tmp_path: Path) -> None:
     arrays["embedding/kernel"] = np.zeros((8, 8), np.float32)
     np.savez(tmp_path / "bad.npz", **arrays)
     model = blank()
+    incomplete = "blocks.0.attn.qkv.weight needs 3 such tensors of one shape"
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(model, tmp_path / "bad.npz")
     assert str(error.value).splitlines()[1:] == [
         "  missing from the file: blocks.0.attn.qkv.weight",
         "  missing from the file: cls_token",
-        "  mis-shaped patch_embed.proj.weight: [8, 8] in the file, [48, 3, 8, 8] in the model",
+        "  missing from the file: patch_embed.proj.weight",
         "  mis-shaped head.weight: [21843, 48] in the file, [7, 48] in the model",
-        f"  unexpected in the file: {attention}query/kernel",
-        f"  unexpected in the file: {attention}value/kernel",
+        f"  unexpected in the file: {attention}query/kernel ({incomplete})",
+        f"  unexpected in the file: {attention}value/kernel ({incomplete})",
+        "  unexpected in the file: embedding/kernel (it should have 4 axes, not the shape [8, 8])",
         "  unexpected in the file: pre_logits.fc.bias",
     ]
     assert equal(model, blank())

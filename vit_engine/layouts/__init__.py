@@ -1,0 +1,1 @@
+"""The names and shapes under which other libraries keep a ViT's weights, one file per library."""
