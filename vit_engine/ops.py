@@ -14,7 +14,7 @@ from torch import Tensor
 
 import vit_kernels
 
-__all__ = ["attention", "layer_norm", "linear", "mlp", "patch_embed", "row_stats"]
+__all__ = ["attention", "layer_norm", "linear", "mlp", "patch_embed", "qk_rope", "row_stats"]
 
 Result = Tensor | tuple[Tensor, Tensor]
 
@@ -57,6 +57,34 @@ def _(images, weight, bias, prefix, position, mean, std, emit_stats, tf32):
     tokens = (height // ph) * (width // pw) + (0 if prefix is None else prefix.shape[0])
     out = weight.new_empty((batch, tokens, features))
     return [out, _emitted_stats(out, batch * tokens, features)] if emit_stats else [out]
+
+
+@torch.library.custom_op("vit_engine::qk_rope", mutates_args=())
+def _qk_rope(
+    q: Tensor,
+    k: Tensor,
+    norm: str,
+    q_weight: Tensor | None,
+    q_bias: Tensor | None,
+    k_weight: Tensor | None,
+    k_bias: Tensor | None,
+    eps: float,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    interleaved: bool,
+    prefix: int,
+) -> list[Tensor]:
+    return _as_list(
+        vit_kernels.qk_rope(
+            q, k, norm=norm, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias, eps=eps, cos=cos,
+            sin=sin, interleaved=interleaved, prefix=prefix,
+        )
+    )  # fmt: skip
+
+
+@_qk_rope.register_fake
+def _(q, k, norm, q_weight, q_bias, k_weight, k_bias, eps, cos, sin, interleaved, prefix):
+    return [q.new_empty(q.shape), k.new_empty(k.shape)]
 
 
 @torch.library.custom_op("vit_engine::attention", mutates_args=())
@@ -183,6 +211,7 @@ def _refuse_gradient(name: str) -> Any:
 
 for _name, _op in {
     "patch_embed": _patch_embed,
+    "qk_rope": _qk_rope,
     "attention": _attention,
     "linear": _linear,
     "mlp": _mlp,
@@ -206,6 +235,26 @@ def patch_embed(
 ) -> Result:
     """`vit_kernels.patch_embed` as one operator."""
     return _as_result(_patch_embed(images, weight, bias, prefix, position, mean, std, emit_stats, tf32))
+
+
+def qk_rope(
+    q: Tensor,
+    k: Tensor,
+    *,
+    norm: str = "none",
+    q_weight: Tensor | None = None,
+    q_bias: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    k_bias: Tensor | None = None,
+    eps: float = 1e-6,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
+    prefix: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """`vit_kernels.qk_rope` as one operator."""
+    q, k = _qk_rope(q, k, norm, q_weight, q_bias, k_weight, k_bias, eps, cos, sin, interleaved, prefix)
+    return q, k
 
 
 def attention(

@@ -98,6 +98,8 @@ def _named(case: Case, result: Any) -> Outputs:
         return {"mean": result[0], "m2": result[1]}
     if not isinstance(result, tuple):
         return {"y": result}
+    if case.kernel == "qk_rope":
+        return {"q": result[0], "k": result[1]}
     second = "lse" if case.kernel == "attention" else "stats"
     return {"y": result[0], second: result[1]}
 
@@ -232,6 +234,29 @@ def _norm(m: int, n: int, *, beta: bool = True) -> Callable[[Draw], Inputs]:
     return inputs
 
 
+def _heads(
+    heads: int, heads_k: int, width: int, *parts: str, tokens: int = 21, prefix: int = 0
+) -> Callable[[Draw], Inputs]:
+    """Views of a packed projection of two images. parts: "layer" or "rms" parameters, one table for "all" heads, for
+    each "head" or for each "image", "narrow" if it has the dtype of q."""
+
+    def inputs(draw: Draw) -> Inputs:
+        packed = draw.normal(2, tokens, heads + heads_k, width)
+        made: Inputs = {"q": packed[:, :, :heads], "k": packed[:, :, heads:]}
+        if "layer" in parts or "rms" in parts:
+            made |= {"q_weight": draw.gamma(width), "k_weight": draw.gamma(width)}
+        if "layer" in parts:
+            made |= {"q_bias": draw.bias(width), "k_bias": draw.bias(width)}
+        for axes, table in (("all", ()), ("head", (heads,)), ("image", (2, 1))):
+            if axes in parts:
+                angles = 3 * draw.normal(*table, tokens - prefix, width).float()
+                dtype = draw.dtype if "narrow" in parts else torch.float32
+                made |= {"cos": angles.cos().to(dtype), "sin": angles.sin().to(dtype), "prefix": prefix}
+        return made
+
+    return inputs
+
+
 STATS = {"emit_stats": True}
 CASES: tuple[Case, ...] = (
     Case("patch_embed", "32 px, patch 16, class token", _patches(2, 32, 16, 96, 1), launch_options=STATS),
@@ -270,6 +295,22 @@ CASES: tuple[Case, ...] = (
         "mlp", "width 192, one kernel, swiglu", _mlp(17, 192, 72, gated=True), {"activation": "swiglu"}, {"fused": True}
     ),
     Case("mlp", "width 400, two GEMMs", _mlp(18, 400, 160), {}, {"partial_stats": True, **STATS}),
+    Case("qk_rope", "LayerNorm, width 64", _heads(3, 3, 64, "layer"), {"norm": "layer"}),
+    Case("qk_rope", "RMSNorm, width 7, grouped", _heads(4, 2, 7, "rms"), {"norm": "rms"}),
+    Case("qk_rope", "halves, width 64, five prefix tokens", _heads(3, 3, 64, "all", "narrow", prefix=5)),
+    Case("qk_rope", "interleaved, width 88", _heads(2, 2, 88, "all", prefix=1), {"interleaved": True}),
+    Case(
+        "qk_rope",
+        "LayerNorm, halves of each image, width 80, grouped",
+        _heads(4, 1, 80, "layer", "image", prefix=1),
+        {"norm": "layer"},
+    ),
+    Case(
+        "qk_rope",
+        "RMSNorm, interleaved of each head, width 64",
+        _heads(3, 3, 64, "rms", "head", prefix=2),
+        {"norm": "rms", "interleaved": True},
+    ),
 )
 
 
@@ -292,6 +333,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
         inputs = _mlp(tile.block_m + 3, width, 2 * tile.block_h + 5, gated=gated)
         options = {"activation": "swiglu" if gated else "gelu"}
         return Case(kernel, f"{name}, width {width}{', gated' * gated}", inputs, options, {"fused": True, **STATS})
+    if kernel == "qk_rope":
+        inputs = _heads(tile.heads + 1, tile.heads + 1, width, "layer", "all", tokens=tile.block_t + 5, prefix=2)
+        return Case(kernel, f"{name}, width {width}", inputs, {"norm": "layer"})
     if kernel == "patch_embed":
         size = 16 * (1 + int(tile.block_m**0.5))
         return Case(kernel, name, _patches(1, size, 16, tile.block_n + 8, 1), {}, STATS)

@@ -1,4 +1,4 @@
-"""Compiles every kernel, as the preset models launch it, for every GPU generation: no GPU needed.
+"""Compiles every kernel, as the preset models and others launch it, for every GPU generation: no GPU needed.
 
     python -m vit_bench.compile_matrix --gpu sm_90 --model vit_base_patch16_224 --dtype float16 --json out/matrix.json
     python -m vit_bench.compile_matrix --quick
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vit_bench import records
 from vit_bench.compiled_variants import Variant, compile_for
-from vit_bench.plan import BATCHES
+from vit_bench.plan import BATCHES, HEADS
 from vit_bench.recording import gpu
 from vit_bench.variant_listing import Listed, list_variants, pairwise_sample
 from vit_engine.config import PRESETS
@@ -51,7 +51,7 @@ def evidence(variants: list[Variant], models: Sequence[str], batches: Sequence[i
                 versions=records.versions(),
                 date=records.today(),
                 detail={
-                    "models": list(models),
+                    "models": [heads.family for heads in HEADS] if kernel == "qk_rope" else list(models),
                     "batches": list(batches),
                     "variants": len(group),
                     "most_registers": max(v.registers for v in group),

@@ -12,11 +12,10 @@ import torch
 
 from vit_bench import records
 from vit_bench.occupancy import ctas_per_sm
-from vit_bench.plan import BATCHES, Call, model_calls
+from vit_bench.plan import BATCHES, Call, all_calls
 from vit_bench.recording import Launch, gpu, recording
 from vit_bench.sass import code_facts
 from vit_bench.variant_listing import used_by
-from vit_engine.config import ViTConfig
 
 MATRIX_KERNELS = ("patch_embed", "attention", "linear", "mlp")  # those whose work is matrix products
 
@@ -119,7 +118,8 @@ def compile_for(
     verbose: bool = False,
     only: Collection[str] | None = None,
 ) -> list[Variant]:
-    """Every distinct kernel that these models launch on one GPU in one dtype, compiled and judged.
+    """Every distinct kernel that these models, and the families without a preset, launch on one GPU in one dtype,
+    compiled and judged.
 
     only: the calls to make, by `variant_listing.used_by`; all of them by default.
     """
@@ -127,21 +127,19 @@ def compile_for(
     found: dict[tuple[str, int], Variant] = {}
     failures: dict[tuple[str, str], Variant] = {}
     with recording(gpu(gpu_name), torch_device="meta") as recorder, _quiet(verbose):
-        for model in models:
-            for batch in batches:
-                for call in model_calls(ViTConfig.preset(model), batch, getattr(torch, dtype)):
-                    user = used_by(model, batch, call)
-                    if call.kernel not in kernels or (only is not None and user not in only):
-                        continue
-                    recorder.launches.clear()
-                    try:
-                        call.run()
-                    except Exception as error:  # one kernel that does not compile must not hide the others
-                        failure = _failed(call, gpu_name, dtype, user, error)
-                        failures.setdefault((call.kernel, failure.error), failure)
-                    for launch in recorder.launches:
-                        # The recorder gives every launch of the same machine code the same binary.
-                        key = call.kernel, id(launch.binary)
-                        if key not in found:
-                            found[key] = _from_launch(call, launch, gpu_name, dtype, user)
+        for model, batch, call in all_calls(models, batches, getattr(torch, dtype)):
+            user = used_by(model, batch, call)
+            if call.kernel not in kernels or (only is not None and user not in only):
+                continue
+            recorder.launches.clear()
+            try:
+                call.run()
+            except Exception as error:  # one kernel that does not compile must not hide the others
+                failure = _failed(call, gpu_name, dtype, user, error)
+                failures.setdefault((call.kernel, failure.error), failure)
+            for launch in recorder.launches:
+                # The recorder gives every launch of the same machine code the same binary.
+                key = call.kernel, id(launch.binary)
+                if key not in found:
+                    found[key] = _from_launch(call, launch, gpu_name, dtype, user)
     return [*found.values(), *failures.values()]

@@ -7,7 +7,7 @@ they are ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,7 @@ class Call:
 
     kernel: the launcher's name; label: what it is in the model; times: how often one forward pass of float images makes
     it, 0 for the calls of other entry points (uint8 images, features of all tokens, statistics of rows that no kernel
-    of ours wrote).
+    of ours wrote) and of models that are no preset.
     """
 
     kernel: str
@@ -90,3 +90,65 @@ def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str =
     if config.num_classes:
         head = new(config.num_classes, width), new(config.num_classes)
         yield Call("linear", "head", partial(vit_kernels.linear, new(batch, width), *head), 1)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries and keys of a family of models without a preset, as it asks `qk_rope` for them.
+
+    rope: "" or how columns pair, "halves" or "interleaved"; own: each head has a table of its own.
+    """
+
+    family: str
+    heads: int
+    width: int
+    norm: str = "none"
+    rope: str = ""
+    prefix: int = 0
+    own: bool = False
+
+
+HEADS = (
+    Heads("timm's qk_norm, ViT-B", 12, 64, "layer"),
+    Heads("RMS-normalised heads, ViT-L", 16, 64, "rms"),
+    Heads("EVA-02, ViT-B", 12, 64, rope="interleaved", prefix=1),
+    Heads("EVA, ViT-g", 16, 88, rope="interleaved", prefix=1),
+    Heads("DINOv3, ViT-L", 16, 64, rope="halves", prefix=5),
+    Heads("DINOv3, ViT-7B", 32, 128, rope="halves", prefix=5),
+    Heads("normalised and rotated heads, ViT-H", 16, 80, "layer", "halves", 5),
+    Heads("tables of each head, ViT-L", 16, 64, "rms", "interleaved", 1, own=True),
+)
+
+
+def heads_call(heads: Heads, batch: int, dtype: torch.dtype, device: str = "meta") -> Call:
+    """`qk_rope` on a packed projection of 14 x 14 patches and the prefix.
+
+    Tables are in fp32 and packed as timm has them for interleaved pairs, in the model's dtype and apart as Hugging Face
+    has them for halves.
+    """
+    new = partial(torch.ones, device=device)
+    q, k, _ = new(batch, 196 + heads.prefix, 3, heads.heads, heads.width, dtype=dtype).unbind(2)
+    options: dict[str, torch.Tensor] = {}
+    if heads.norm != "none":
+        beta = ("q_bias", "k_bias") if heads.norm == "layer" else ()
+        options |= {name: new(heads.width, dtype=dtype) for name in ("q_weight", "k_weight", *beta)}
+    shape = (heads.heads, 196) if heads.own else (196,)
+    if heads.rope == "interleaved":
+        options["sin"], options["cos"] = new(*shape, 2 * heads.width, dtype=torch.float32).chunk(2, -1)
+    elif heads.rope:
+        options |= {name: new(*shape, heads.width, dtype=dtype) for name in ("cos", "sin")}
+    interleaved = heads.rope == "interleaved"
+    fixed = partial(vit_kernels.qk_rope, norm=heads.norm, interleaved=interleaved, prefix=heads.prefix)
+    run = partial(fixed, q, k, **options)
+    return Call("qk_rope", "queries and keys", run, 0)
+
+
+def all_calls(models: Sequence[str], batches: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[str, int, Call]]:
+    """(model, batch, call) of these presets, and of the families whose kernels no preset needs."""
+    for model in models:
+        for batch in batches:
+            for call in model_calls(ViTConfig.preset(model), batch, dtype):
+                yield model, batch, call
+    for heads in HEADS:
+        for batch in batches:
+            yield heads.family, batch, heads_call(heads, batch, dtype)

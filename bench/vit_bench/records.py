@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-KERNELS = ("patch_embed", "attention", "linear", "row_stats", "layer_norm", "mlp")
+KERNELS = ("patch_embed", "attention", "linear", "row_stats", "layer_norm", "mlp", "qk_rope")
 DTYPES = ("float32", "float16", "bfloat16")
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 RUNGS = ("interpreted", "compiled", "sanitized", "emulated", "executed")

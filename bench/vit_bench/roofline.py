@@ -108,6 +108,6 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
         return attention_flops(batch, heads, queries, a["keys"], width)
     if kernel == "mlp_kernel":
         return mlp_flops(a["M"], a["WIDTH"], a["HIDDEN"], gated=gated)
-    if kernel in ("layer_norm_kernel", "row_stats_kernel"):
+    if kernel in ("layer_norm_kernel", "row_stats_kernel", "qk_rope_kernel"):
         return 0
     raise ValueError(f"kernel {kernel!r} has no formula for its FLOP in vit_bench.roofline")

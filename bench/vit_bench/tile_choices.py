@@ -15,26 +15,27 @@ from unittest import mock
 import torch
 from triton.runtime.jit import JITFunction
 
-from vit_bench.plan import BATCHES, model_calls
+from vit_bench.plan import BATCHES, all_calls
 from vit_bench.recording import recording
-from vit_engine.config import ViTConfig
-from vit_kernels import tiles
+from vit_kernels import qk_rope_tiles, tiles
 from vit_kernels.device import Device
 
 CHOOSERS = {
-    "patch_embed": "choose_patch_embed",
-    "attention": "choose_attention",
-    "linear": "choose_gemm",
-    "row_stats": "choose_rows",
-    "layer_norm": "choose_rows",
-    "mlp": "choose_mlp",
+    "patch_embed": (tiles, "choose_patch_embed"),
+    "attention": (tiles, "choose_attention"),
+    "linear": (tiles, "choose_gemm"),
+    "row_stats": (tiles, "choose_rows"),
+    "layer_norm": (tiles, "choose_rows"),
+    "mlp": (tiles, "choose_mlp"),
+    "qk_rope": (qk_rope_tiles, "choose_qk_rope"),
 }
-_WIDTH_ARGUMENT = {"attention": 3, "mlp": 1}  # where the chooser takes the width that is compiled into the kernel
+# Where the chooser takes the width that is compiled into the kernel.
+_WIDTH_ARGUMENT = {"attention": 3, "mlp": 1, "qk_rope": 3}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A tile that some preset model gets. width, gated: what else shapes the kernel that it is compiled into."""
+    """A tile that some model gets. width, gated: what else shapes the kernel that it is compiled into."""
 
     tile: Any
     width: int
@@ -42,12 +43,13 @@ class Choice:
 
 
 def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Sequence[str]) -> list[Choice]:
-    """The distinct tiles of one launcher on `device`, over the given models and all batches of the plan.
+    """The distinct tiles of one launcher on `device`, over the given models, the families without a preset, and all
+    batches of the plan.
 
     The MLP's two GEMMs count under linear, whose kernel they are. Nothing is compiled or launched.
     """
     found: dict[Choice, None] = {}
-    original = getattr(tiles, CHOOSERS[kernel])
+    original = getattr(*CHOOSERS[kernel])
 
     def note(*arguments: Any, **options: Any) -> Any:
         tile = original(*arguments, **options)
@@ -60,18 +62,16 @@ def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Seq
     with (
         recording(device, torch_device="meta"),
         mock.patch.object(JITFunction, "run", return_value=None),
-        mock.patch.object(tiles, CHOOSERS[kernel], note),
+        mock.patch.object(*CHOOSERS[kernel], note),
     ):
-        for model in models:
-            for batch in BATCHES:
-                for call in model_calls(ViTConfig.preset(model), batch, dtype):
-                    if call.kernel in launchers:
-                        call.run()
+        for _, _, call in all_calls(models, BATCHES, dtype):
+            if call.kernel in launchers:
+                call.run()
     return list(found)
 
 
 @contextmanager
 def forced(kernel: str, tile: Any) -> Iterator[None]:
     """Every launch of `kernel` in this block uses `tile`, whatever the problem."""
-    with mock.patch.object(tiles, CHOOSERS[kernel], return_value=tile):
+    with mock.patch.object(*CHOOSERS[kernel], return_value=tile):
         yield

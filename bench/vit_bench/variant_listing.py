@@ -14,9 +14,8 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from vit_bench.pairwise import covering_sample
-from vit_bench.plan import Call, model_calls
+from vit_bench.plan import Call, all_calls
 from vit_bench.recording import gpu, recording
-from vit_engine.config import ViTConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ def used_by(model: str, batch: int, call: Call) -> str:
 def list_variants(
     gpu_name: str, dtype: str, models: Sequence[str], kernels: Collection[str], batches: Sequence[int]
 ) -> list[Listed]:
-    """Every distinct kernel that these models launch on one GPU in one dtype, in the order in which they need it."""
+    """Every distinct kernel that these models, and the families without a preset, launch on one GPU in one dtype, in
+    the order in which they need it."""
     found: dict[tuple[str, Any], Listed] = {}
     call_at_hand = ("", "")
 
@@ -76,12 +76,10 @@ def list_variants(
         recording(gpu(gpu_name), torch_device="meta"),
         mock.patch.object(JITFunction, "_do_compile", note),
     ):
-        for model in models:
-            for batch in batches:
-                for call in model_calls(ViTConfig.preset(model), batch, getattr(torch, dtype)):
-                    if call.kernel in kernels:
-                        call_at_hand = call.kernel, used_by(model, batch, call)
-                        call.run()
+        for model, batch, call in all_calls(models, batches, getattr(torch, dtype)):
+            if call.kernel in kernels:
+                call_at_hand = call.kernel, used_by(model, batch, call)
+                call.run()
     return list(found.values())
 
 

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from .device import INTERPRETED, Device
+from .tiles import cdiv, next_power_of_2
 
 # Pairs of columns that a program of 4 warps holds at a time, by bytes of a number: 16 bytes a thread.
 _PAIRS = {2: 1024, 4: 512}
@@ -25,11 +26,11 @@ class QkRopeTile:
 
 def half_width(width: int) -> int:
     """Pairs of columns of a head of this width, as a power of two."""
-    return 1 << max((width + 1) // 2 - 1, 0).bit_length()
+    return next_power_of_2(cdiv(width, 2))
 
 
 def _programs(tile: QkRopeTile, batch: int, tokens: int, heads: int) -> int:
-    return batch * -(-tokens // tile.block_t) * -(-heads // tile.heads)
+    return batch * cdiv(tokens, tile.block_t) * cdiv(heads, tile.heads)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -40,7 +41,7 @@ def choose_qk_rope(batch: int, tokens: int, heads: int, width: int, itemsize: in
     """
     if device == INTERPRETED:
         # Every program and every head costs the same, whatever its size.
-        return QkRopeTile(min(1 << max(tokens - 1, 0).bit_length(), 1024), heads, 4)
+        return QkRopeTile(min(next_power_of_2(tokens), 1024), heads, 4)
     block_t = max(_FEWEST_TOKENS, min(_PAIRS[itemsize] // half_width(width), 64))
     wanted = _PROGRAMS_PER_SM * device.sm_count
     for each in (8, 4, 2, 1):

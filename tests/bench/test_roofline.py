@@ -125,6 +125,7 @@ def test_a_tensor_given_twice_is_read_once_and_a_view_has_its_own_elements():
         ("mlp_kernel", {"M": 5, "WIDTH": 8, "HIDDEN": 16, "ACTIVATION": "swiglu"}, 3 * (2 * 5 * 8 * 16)),
         ("layer_norm_kernel", {"M": 5, "N": 8}, 0),
         ("row_stats_kernel", {"M": 5, "N": 8}, 0),
+        ("qk_rope_kernel", {"WIDTH": 64, "tokens": 5}, 0),
     ],
 )
 def test_products_of_one_launch(kernel, arguments, flops):

@@ -33,6 +33,16 @@ CASES = {
         tuple(draw(1, 2, 5, 16).transpose(1, 2) for _ in "qkv"),
         (None, False, None, None, False, False),
     ),
+    "qk_rope": (
+        ops._qk_rope,
+        tuple(draw(2, 5, 3, 2, 8).unbind(2))[:2],
+        ("layer", draw(8), draw(8), draw(8), None, 1e-6, draw(1, 4, 8), draw(4, 8), True, 1),
+    ),
+    "qk_rope, no tables, fewer key heads": (
+        ops._qk_rope,
+        (draw(1, 5, 4, 7), draw(1, 2, 5, 7).transpose(1, 2)),
+        ("none", None, None, None, None, 1e-6, None, None, False, 0),
+    ),
     "linear": (
         ops._linear,
         (draw(5, 12), draw(6, 12), draw(6)),
@@ -67,6 +77,10 @@ def test_wrappers_return_what_the_launchers_do() -> None:
     both = ops.linear(x, weight, emit_stats=True)
     assert isinstance(both, tuple) and torch.equal(both[0], y) and both[1].shape == (2, 2, 5)
     torch.testing.assert_close(y, x @ weight.T)
+    q, k = draw(1, 5, 2, 8), draw(1, 5, 1, 8)
+    q_out, k_out = ops.qk_rope(q, k, norm="rms", k_weight=draw(8))
+    torch.testing.assert_close(q_out, torch.nn.functional.rms_norm(q, (8,), None, 1e-6))
+    torch.testing.assert_close(k_out, torch.nn.functional.rms_norm(k, (8,), draw(8), 1e-6))
 
 
 @pytest.mark.parametrize("name", CASES)
