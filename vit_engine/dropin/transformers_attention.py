@@ -38,9 +38,10 @@ def register_attention() -> None:
 
     Afterwards `from_pretrained(..., attn_implementation="vit_engine")` or `model.set_attn_implementation("vit_engine")`
     runs `vit_engine.ops.attention` in every model whose layers look their attention up in `AttentionInterface`; a model
-    with attention code of its own raises ValueError when it makes a mask. May be called again. For inference, fp32, fp16
-    and bf16, heads up to 128 wide; what the kernel cannot do (softcap, attention sinks, position_bias, dropout, packed
-    sequences, returned weights) raises and names the argument.
+    with attention code of its own raises ValueError when it makes a mask. May be called again.
+
+    For inference, in fp32, fp16 and bf16, heads up to 128 wide. What the kernel cannot do (softcap, attention sinks,
+    position_bias, dropout, packed sequences, returned weights) raises and names the argument.
 
     A query that may attend to no key (a padding token on the left) gives 0, as with "sdpa", where "eager" gives an
     average of all values. Raises ModuleNotFoundError without transformers.
@@ -87,9 +88,7 @@ def attention_forward(
             raise ValueError(_unsupported(name, argument))
     if attention_mask is not None and attention_mask.ndim != 4:
         raise ValueError(f"attention_mask must have shape [B, H, Nq, Nk]; got {tuple(attention_mask.shape)}")
-    if torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (query, key, value, attention_mask)
-    ):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (query, key, value, attention_mask)):
         raise NotImplementedError(
             f"attn_implementation={NAME!r} has no backward pass: run the model under torch.no_grad() or "
             'torch.inference_mode(), or train with model.set_attn_implementation("sdpa")'
@@ -101,8 +100,8 @@ def attention_forward(
     causal = queries > 1 and attention_mask is None and bool(is_causal)
     if causal and queries != keys:
         raise ValueError(
-            f"attention_mask must be given for causal attention of {queries} queries to {keys} keys: without it nothing "
-            "says which keys they come after"
+            f"attention_mask must be given for causal attention of {queries} queries to {keys} keys: nothing else says "
+            "which keys they come after"
         )
     if sliding_window is not None and attention_mask is None and keys > sliding_window:
         raise ValueError(
@@ -138,9 +137,9 @@ def attention_mask_of(
 ) -> Tensor | None:
     """transformers' boolean mask for "sdpa", [B, 1, q_length, kv_length], or None where attention needs none.
 
-    It is None under fewer conditions: a causal mask goes only where queries and keys are the same tokens, or where there
-    is one query. Raises ValueError for the configuration of a model whose attention is code of its own: that would
-    take the mask for one to be added.
+    It is None under fewer conditions: a causal mask goes only where queries and keys are the same tokens, or where
+    there is one query. Raises ValueError for the configuration of a model whose attention is code of its own: that
+    would take the mask for one to be added.
     """
     from transformers.masking_utils import sdpa_mask
 
@@ -165,8 +164,8 @@ def _unsupported(name: str, value: Any) -> str:
 def _model_with_own_attention(config_class: type) -> str | None:
     """The name of a model class of this configuration, already imported, that does not use `AttentionInterface`.
 
-    Read from its module: it defines an attention layer, and holds no such interface. (A module that defines no attention
-    layer builds on others'.)
+    Read from its module: it defines an attention layer, and holds no such interface. (A module that defines no
+    attention layer builds on others'.)
     """
     from transformers import AttentionInterface, PreTrainedModel
 
@@ -174,11 +173,9 @@ def _model_with_own_attention(config_class: type) -> str | None:
         if model.config_class is not config_class or model.__module__ not in sys.modules:
             continue
         contents = vars(sys.modules[model.__module__])
-        layers = [
-            x for name, x in contents.items() if "Attention" in name and isinstance(x, type) and issubclass(x, nn.Module)
-        ]
-        uses_interface = any(isinstance(x, AttentionInterface) for x in contents.values())
-        if any(x.__module__ == model.__module__ for x in layers) and not uses_interface:
+        classes = [x for x in contents.values() if isinstance(x, type) and x.__module__ == model.__module__]
+        defines_layer = any(issubclass(x, nn.Module) and "Attention" in x.__name__ for x in classes)
+        if defines_layer and not any(isinstance(x, AttentionInterface) for x in contents.values()):
             return model.__name__
     return None
 
