@@ -17,6 +17,7 @@ applies them (see vit_kernels/folding.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -162,11 +163,11 @@ def run_block(
     o = ops.attention(q, k, v, scale=plan.scale, causal=inputs.causal, mask=inputs.mask)
     assert isinstance(o, Tensor)
     o = o.view(x.shape[0], plan.heads * plan.head_dim)
-    x, stats = _normed_linear(
+    x, x_stats = _normed_linear(
         o, None, plan.attention_norm, plan.proj, derived, f"{name}.proj", fold,
         layer_scale=read(plan.gamma1), residual=x, emit_stats=True,
     )  # fmt: skip
-    return _mlp(plan, x, stats, derived, name, fold)
+    return _mlp(plan, x, x_stats, derived, name, fold)
 
 
 def _project(
@@ -210,8 +211,8 @@ def _mlp(
         return _normed_linear(rows, hidden_stats, plan.mlp_norm, plan.fc2, derived, f"{name}.fc2", fold, **finish)
     if fold:
         weight, column_sum, bias = _folded(plan.norm2, plan.fc1, derived, f"{name}.fc1")
-        norm: dict = {"norm": plan.norm2.kind, "stats": stats, "column_sum": column_sum, "eps": plan.norm2.eps}
-        rows = x
+        norm: dict[str, Any] = {"norm": plan.norm2.kind, "stats": stats, "column_sum": column_sum}
+        norm["eps"], rows = plan.norm2.eps, x
     else:
         weight, bias = _joined(plan.fc1, derived, f"{name}.fc1")
         norm, rows = {"norm": "none"}, apply_norm(x, plan.norm2)
@@ -221,8 +222,8 @@ def _mlp(
 
 def _normed_linear(
     x: Tensor, stats: Tensor | None, norm: Norm | None, layer: Stack, derived: DerivedCache, key: str, fold: bool,
-    **options,
-):  # fmt: skip
+    **options: Any,
+) -> Any:  # fmt: skip
     """ops.linear of norm(x): the norm folded into the layer, in a launch of its own (fold=False), or absent."""
     if norm is None:
         return ops.linear(x, *_joined(layer, derived, key), **options)

@@ -11,7 +11,8 @@ from torch.nn.modules import module as torch_module
 __all__ = ["Structure", "foreign_code"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# transformers puts a hook on every attention module once any output was asked for; it only listens (see transformers.py).
+# transformers puts a hook on every attention module once any output was asked for. It only listens, and blocks ask
+# whether it wants anything: see other_outputs_wanted() in transformers_blocks.py.
 _LISTENERS = ("transformers.utils.output_capturing",)
 
 

@@ -58,10 +58,14 @@ def other_outputs_wanted() -> str | None:
     return f"output_{wanted[0]}: they are not computed by the kernels" if wanted else None
 
 
+# What models pass on to layers without meaning them: hidden states are collected by hooks on the layers themselves.
+_HARMLESS = ("output_hidden_states", "return_dict")
+
+
 def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
     """Why arguments of a layer need the original code, if they do."""
     for name, value in more.items():
-        if value is not None and value is not False:
+        if value is not None and value is not False and name not in _HARMLESS:
             return f"argument {name}={value!r:.40}"
     if mask is not None and mask.ndim != 4:
         return f"an attention mask of {mask.ndim} dimensions, expected 4"
@@ -113,14 +117,18 @@ def _attention(block: nn.Module, names: _Names) -> tuple[dict[str, Any], tuple[n
     return fields, (attention,) if rate else ()
 
 
-def _block(block: nn.Module, names: _Names, arguments: Any = _arguments, **scales: Source | None) -> Block:
+def _block(
+    block: nn.Module, names: _Names, arguments: Any = _arguments, gamma1: Source | None = None,
+    gamma2: Source | None = None,
+) -> Block:  # fmt: skip
     attention, random = _attention(block, names)
     plan = BlockPlan(
         norm1=required_norm(block, names.norm1),
         norm2=required_norm(block, names.norm2),
         **attention,
         **_mlp(block, names),
-        **scales,
+        gamma1=gamma1,
+        gamma2=gamma2,
     )
     random += dropout(block, *names.random)
     return Block(plan, arguments, random, rotary=arguments is _rotary_arguments)
@@ -138,8 +146,8 @@ def _dino(prefix: str, arguments: Any = _arguments) -> Any:
 
     def describe(block: nn.Module) -> Block:
         scale = f"{type(block).__module__}.{prefix}LayerScale"
-        scales = {f"gamma{i}": gamma(block, f"layer_scale{i}", scale, tensor="lambda1") for i in (1, 2)}
-        return _block(block, names, arguments, **scales)
+        gammas = [gamma(block, f"layer_scale{i}", scale, tensor="lambda1") for i in (1, 2)]
+        return _block(block, names, arguments, *gammas)
 
     return describe
 
@@ -164,13 +172,13 @@ def _beit(block: Any) -> Block:
         return _refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
 
     names = _vit("Beit", "drop_path")
-    scales: dict[str, Source | None] = {}
+    gammas: list[Source | None] = []
     for i in (1, 2):
         factor = getattr(block, f"lambda_{i}")
         if not isinstance(factor, Tensor) and factor != 1.0:
             raise Unsupported(f"lambda_{i} is {factor!r}, expected a parameter or 1.0")
-        scales[f"gamma{i}"] = source(block, f"lambda_{i}") if isinstance(factor, Tensor) else None
-    return _block(block, names, arguments, **scales)
+        gammas.append(source(block, f"lambda_{i}") if isinstance(factor, Tensor) else None)
+    return _block(block, names, arguments, *gammas)
 
 
 def _models(name: str, layer: str) -> str:

@@ -134,7 +134,7 @@ class FusedEmbeddings(Attached):
         except Unsupported as refusal:
             return str(refusal)
 
-    def _why_not(self, stem: Stem, images: Any, masked: Any, interpolate: bool) -> str | None:
+    def _why_not(self, stem: Stem, images: Any, masked: Any) -> str | None:
         if masked is not None:
             return "bool_masked_pos puts mask tokens in"
         weight = stem.conv.weight
@@ -165,18 +165,17 @@ class FusedEmbeddings(Attached):
         stem = self.stem(interpolate)
         if isinstance(stem, str) or more:
             return self.instead(str(stem) if not more else f"arguments {sorted(more)}", pixel_values, **given)
-        why = self._why_not(stem, pixel_values, bool_masked_pos, interpolate)
+        why = self._why_not(stem, pixel_values, bool_masked_pos)
         if why is not None:
             return self.instead(why, pixel_values, **given)
         if torch.compiler.is_compiling() or not wants_gradient(self.module, pixel_values):
             return self._run(stem, pixel_values, hand_over=True)
-        tokens = differentiable(
+        return differentiable(
             lambda images: self._run(stem, images, hand_over=False),
             lambda images: self.original(images, **given),
             self.module,
             pixel_values,
         )
-        return tokens
 
     def _run(self, stem: Stem, images: Tensor, hand_over: bool) -> Tensor:
         images = images.to(stem.conv.weight.dtype)

@@ -62,7 +62,7 @@ def _timm_stem(model: Any) -> Stem:
         grid = embed.dynamic_feat_size((height, width))
         if not model.dynamic_img_size or tuple(grid) == tuple(embed.grid_size):
             return model.pos_embed[0]
-        from timm.layers import resample_abs_pos_embed
+        from timm.layers.pos_embed import resample_abs_pos_embed
 
         return resample_abs_pos_embed(
             model.pos_embed,
@@ -150,8 +150,10 @@ class FusedTorchvision(Attached):
         model: Any = self.module
         try:
             encoder = model.encoder
-            if class_name(encoder) != "torchvision.models.vision_transformer.Encoder" or "_process_input" in vars(model):
-                raise Unsupported(f"encoder is {class_name(encoder)}, expected torchvision's, with its own input")
+            if class_name(encoder) != "torchvision.models.vision_transformer.Encoder":
+                raise Unsupported(f"encoder is {class_name(encoder)}, expected torchvision's own")
+            if "_process_input" in vars(model):
+                raise Unsupported("_process_input is overridden on the instance", changed=True)
             _untouched(model, "conv_proj", "encoder")
             _untouched(encoder, "dropout", "layers", "ln")
             _inactive(encoder, "dropout")
