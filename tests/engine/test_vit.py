@@ -221,6 +221,7 @@ try:
 except AttributeError as error:
     assert "no attribute 'Vit'" in str(error)
 vit_engine.ViT, vit_engine.ViTConfig, vit_engine.load_checkpoint, vit_engine.save_checkpoint, vit_engine.load_model
+vit_engine.convert, vit_engine.timm_to_google
 import torch
 assert "vit_kernels" not in sys.modules, "kernels are loaded before they are used"
 assert not torch.cuda.is_initialized()

@@ -144,7 +144,8 @@ def timm_to_transformers(
     """The inverse of transformers_to_timm, which has the table.
 
     family: "vit", "deit" (with or without a distillation token), or "dinov2" (with or without registers).
-    layout: "v5", what transformers 5 has in its models, or "v4", what its files and earlier models have.
+    layout: "v5", what the models of transformers 5.24 have, or "v4", what earlier models and all its files have
+        (save_pretrained still writes that). Either loads with from_pretrained.
     prefix: what to put in front of everything but the classifiers, such as "dinov2."; None is "vit." or "deit." if
         there is a head (transformers' ...ForImageClassification) and nothing otherwise (...Model).
 
