@@ -81,8 +81,8 @@ def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str =
     )
     run = partial(feed_forward, x, new(hidden, width), folded_bias, new(width, inner), vector)
     yield Call("mlp", "mlp", run, config.depth)
-    # The class token is normalised alone. A mean over the patches is taken of normalised rows, or normalised itself.
-    all_rows = config.global_pool == "avg" and not config.norm_after_pool
+    # The class token is normalised alone. Patches are pooled as normalised rows, or what was pooled is normalised.
+    all_rows = config.global_pool != "token" and not config.norm_after_pool
     normalise = partial(vit_kernels.layer_norm, weight=vector, bias=new(width))
     yield Call("layer_norm", "final norm", partial(normalise, x), int(all_rows))
     run = partial(normalise, x.view(batch, tokens, width)[:, 0])

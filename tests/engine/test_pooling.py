@@ -9,6 +9,7 @@ import torch
 
 from tests.engine.redraw import SMALL, images, redraw, relative, small_vit, timm_model
 from tests.rung import DEVICE, DTYPES, RUNG
+from vit_bench.plan import model_calls
 from vit_bench.tolerance import check
 from vit_engine import ViT, ViTConfig, fused, load_model, save_checkpoint
 from vit_engine.pooling import AttentionPool
@@ -132,6 +133,13 @@ def test_initialisation() -> None:
     for name in ("q.weight", "kv.weight", "proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"):
         assert 0.0174 < float(state[name].std()) < 0.0178, name
     assert not any(state[name].any() for name in state if name.endswith(".bias"))
+
+
+@pytest.mark.parametrize(("after_pool", "all_tokens", "one_row"), [(None, 1, 0), (True, 0, 1)])
+def test_the_plan_of_launches_knows_what_is_normalised(after_pool: bool | None, all_tokens: int, one_row: int) -> None:
+    config = ViTConfig.preset("vit_base_patch16_siglip_224", fc_norm=after_pool)
+    planned = {call.label: call.times for call in model_calls(config, 1, torch.float16)}
+    assert (planned["final norm"], planned["final norm, class token"]) == (all_tokens, one_row)
 
 
 def test_file_and_graph(tmp_path) -> None:
