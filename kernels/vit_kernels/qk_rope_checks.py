@@ -54,8 +54,9 @@ def check_qk_rope(
         raise TypeError(f"prefix must be an integer; got {prefix!r}")
     if not 0 <= prefix <= tokens:
         raise ValueError(f"prefix must be from 0 to the {tokens} tokens of q; got {prefix}")
+    tables = _check_tables(q, k, cos, sin, prefix)
     check_same_device("q", q, {"k": k, **vectors, "cos": cos, "sin": sin})
-    return _check_tables(q, k, cos, sin, prefix)
+    return tables
 
 
 def _check_tables(

@@ -39,11 +39,13 @@ def _problem(kernel: str) -> Problem:
         return (64,), lambda x: vit_kernels.mlp(x, fc1, hidden, fc2, bias, norm="none", residual=x), 1.0
     if kernel == "attention":
         return (197, 3, 4, 64), lambda x: vit_kernels.attention(*x.unbind(2)), 0.4
+    if kernel == "qk_rope":
+        return (50, 2, 2, 64), lambda x: vit_kernels.qk_rope(*x.unbind(2), norm="rms"), 1.0
     weight, position = draw.weight(64, 3, 16, 16), draw.normal(16, 64)
     return (3, 64, 64), lambda x: vit_kernels.patch_embed(x, weight, bias, None, position), 0.1
 
 
-@pytest.mark.parametrize("kernel", ["row_stats", "layer_norm", "linear", "mlp", "attention", "patch_embed"])
+@pytest.mark.parametrize("kernel", ["row_stats", "layer_norm", "linear", "mlp", "attention", "patch_embed", "qk_rope"])
 def test_the_last_rows(kernel: str) -> None:
     shape, launch, written = _problem(kernel)
     rows, tail = BEYOND // torch.Size(shape).numel() + 3, 3

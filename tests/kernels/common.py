@@ -21,6 +21,7 @@ layer_norm: Any = vit_kernels.layer_norm
 linear: Any = vit_kernels.linear
 mlp: Any = vit_kernels.mlp
 patch_embed: Any = vit_kernels.patch_embed
+qk_rope: Any = vit_kernels.qk_rope
 
 
 def _parametrize_dtype(*sanitized: torch.dtype) -> pytest.MarkDecorator:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vit_kernels import attention, fold_norm, layer_norm, linear, mlp, patch_embed, row_stats
+from vit_kernels import attention, fold_norm, layer_norm, linear, mlp, patch_embed, qk_rope, row_stats
 
 from ..rung import DEVICE
 
@@ -173,6 +173,72 @@ def attention_arguments(**changes: Any) -> dict[str, Any]:
 )
 def test_attention(error, text, bad):
     refused(attention, error, text, attention_arguments(), bad)
+
+
+QK_ROPE = {
+    "q": t(2, 5, 4, 16), "k": t(2, 5, 4, 16), "norm": "layer", "q_weight": t(16), "q_bias": t(16), "k_weight": t(16),
+    "k_bias": t(16), "cos": t(4, 16), "sin": t(4, 16), "prefix": 1,
+}  # fmt: skip
+PLAIN = dict.fromkeys(("q_weight", "q_bias", "k_weight", "k_bias", "cos", "sin"))
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "bad"),
+    [
+        case(TypeError, "q must be a torch.Tensor ... got NoneType", q=None),
+        case(ValueError, "q must have 4 dimensions ... got shape (2, 5, 64)", q=t(2, 5, 64)),
+        case(TypeError, "k must have dtype ... got float64", k=t(2, 5, 4, 16, dtype=WRONG)),
+        case(TypeError, "k must have the dtype of q, float32 ... got float16", k=t(2, 5, 4, 16, dtype=HALF)),
+        case(ValueError, "k must have shape (2, 5, key heads, 16) ... got (2, 6, 4, 16)", k=t(2, 6, 4, 16)),
+        case(ValueError, "k must have shape (2, 5, key heads, 16) ... got (3, 5, 4, 16)", k=t(3, 5, 4, 16)),
+        case(ValueError, "k must have shape (2, 5, key heads, 16) ... got (2, 5, 4, 8)", k=t(2, 5, 4, 8)),
+        case(
+            ValueError,
+            "q must have a head width from 1 to 128 ... (2, 5, 4, 129)",
+            q=t(2, 5, 4, 129),
+            k=t(2, 5, 4, 129),
+            **PLAIN,
+        ),
+        case(ValueError, "q must have a head width from 1 to 128 ... (2, 5, 4, 0)", q=t(2, 5, 4, 0), k=t(2, 5, 4, 0)),
+        case(
+            ValueError,
+            "q must have an even head width where cos and sin are given ... (2, 5, 4, 7)",
+            q=t(2, 5, 4, 7),
+            k=t(2, 5, 4, 7),
+            cos=t(4, 7),
+            sin=t(4, 7),
+            **dict.fromkeys(("q_weight", "q_bias", "k_weight", "k_bias")),
+        ),
+        case(ValueError, "norm must be one of none, layer, rms ... got 'l2'", norm="l2"),
+        case(ValueError, "q_weight belongs to norm='layer' or 'rms'", norm="none"),
+        case(ValueError, "k_bias belongs to norm='layer' or 'rms'", **PLAIN | {"norm": "none", "k_bias": t(16)}),
+        case(ValueError, "q_weight must have shape (16,) ... got (15,)", q_weight=t(15)),
+        case(ValueError, "q_bias must have 1 dimensions ... got shape (1, 16)", q_bias=t(1, 16)),
+        case(TypeError, "k_weight must have dtype ... got float64", k_weight=t(16, dtype=WRONG)),
+        case(ValueError, "k_bias must have shape (16,) ... got (64,)", k_bias=t(64)),
+        case(ValueError, "eps must be a finite number >= 0 ... got -1", eps=-1),
+        case(ValueError, "cos and sin must be given together; got only cos", sin=None),
+        case(ValueError, "cos and sin must be given together; got only sin", cos=None),
+        case(TypeError, "cos must be a torch.Tensor ... got list", cos=[1.0]),
+        case(TypeError, "sin must have dtype ... got float64", sin=t(4, 16, dtype=WRONG)),
+        case(ValueError, "cos must have shape (N - prefix, D) = (4, 16) ... got (5, 16)", cos=t(5, 16)),
+        case(ValueError, "sin must have shape (N - prefix, D) = (4, 16) ... got (4, 8)", sin=t(4, 8)),
+        case(ValueError, "cos must have shape ... (1 or 4, 4, 16) ... got (2, 4, 16)", cos=t(2, 4, 16)),
+        case(ValueError, "(1 or 2, 1 or 4, 4, 16); got (3, 1, 4, 16)", sin=t(3, 1, 4, 16)),
+        case(ValueError, "(1 or 2, 1 or 4, 4, 16); got (2, 3, 4, 16)", sin=t(2, 3, 4, 16)),
+        case(ValueError, "cos must have shape ... got (16,)", cos=t(16)),
+        case(ValueError, "cos must have shape ... got (1, 1, 1, 4, 16)", cos=t(1, 1, 1, 4, 16)),
+        case(ValueError, "cos must have shape ... (1, 4, 16) ... got (4, 4, 16)", k=t(2, 5, 2, 16), cos=t(4, 4, 16)),
+        case(TypeError, "interleaved must be True or False ... got 1", interleaved=1),
+        case(TypeError, "prefix must be an integer ... got 1.0", prefix=1.0),
+        case(TypeError, "prefix must be an integer ... got True", prefix=True),
+        case(ValueError, "prefix must be from 0 to the 5 tokens of q ... got 6", prefix=6),
+        case(ValueError, "prefix must be from 0 to the 5 tokens of q ... got -1", prefix=-1),
+        case(ValueError, "cos must have shape (N - prefix, D) = (5, 16) ... got (4, 16)", prefix=0),
+    ],
+)
+def test_qk_rope(error, text, bad):
+    refused(qk_rope, error, text, QK_ROPE, bad)
 
 
 PATCH_EMBED = {

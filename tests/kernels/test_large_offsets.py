@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from vit_kernels import fold_norm, row_stats, tiles
+from vit_kernels import fold_norm, qk_rope_tiles, row_stats, tiles
 
 from ..rung import RUNG
 from ..weights import Draw
-from .common import attention, layer_norm, linear, mlp, patch_embed, same_bits
+from .common import attention, layer_norm, linear, mlp, patch_embed, qk_rope, same_bits
 from .large import INT32, last_programs, sparse, spread
 
 pytestmark = pytest.mark.skipif(
@@ -38,6 +38,7 @@ def _small_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "choose_mlp", lambda *a, **k: tiles.MlpTile(16, 16, 4, 1))
     monkeypatch.setattr(tiles, "choose_attention", lambda *a, **k: tiles.AttentionTile(16, 16, 4, 2))
     monkeypatch.setattr(tiles, "choose_rows", lambda *a, **k: tiles.RowsTile(2, 16, 4))
+    monkeypatch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a: qk_rope_tiles.QkRopeTile(8, 2, 4))
 
 
 @pytest.fixture
@@ -312,3 +313,50 @@ def test_attention_writes(draw, batch, queries, heads, width):
     # The last program is the last head's.
     same_bits(o[-1:, -1:, -1:], clean_o[:, :, -1:])
     same_bits(lse[-1:, -1:, -1:], clean_lse[:, -1:])
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        *((name, axis) for name in ("q", "k", "cos", "sin") for axis in range(4)),
+        *((name, 0) for name in ("q_weight", "q_bias", "k_weight", "k_bias")),
+    ],
+)
+def test_qk_rope_reads(draw, name, axis, interleaved):
+    """Three images of four heads: two programs of two, or, with the tables of each head, four of one."""
+    shape = (3, 20, 4, 16)
+    arguments: dict[str, Any] = {"q": draw.normal(*shape), "k": draw.normal(*shape), "norm": "layer"}
+    arguments |= {name: draw.gamma(16) for name in ("q_weight", "q_bias", "k_weight", "k_bias")}
+    table = (3, 1 if axis == 3 else 4, 19, 16)
+    arguments |= {"cos": draw.normal(*table), "sin": draw.normal(*table), "prefix": 1, "interleaved": interleaved}
+    probe_read(qk_rope, arguments, name, axis)
+
+
+@pytest.mark.parametrize("rope", ["halves", "interleaved"])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "width"),
+    [
+        pytest.param(3, INT32 // 4, 1, 2, id="tokens-of-images"),
+        pytest.param(1, INT32 // 8 + 1, 4, 2, id="heads-of-tokens"),
+        pytest.param(1, INT32 // 64 + 1, 4, 16, id="columns-of-heads"),
+    ],
+)
+def test_qk_rope_writes(draw, batch, tokens, heads, width, rope):
+    q, k, cos, sin = (draw.normal(*shape, width) for shape in [(1, 1, heads)] * 2 + [(1,)] * 2)
+    options = {"interleaved": rope == "interleaved", "norm": "rms"}
+    many = (x.expand(batch, tokens, heads, width) for x in (q, k))
+    with last_programs():
+        results = qk_rope(*many, cos=cos.expand(tokens, width), sin=sin.expand(tokens, width), **options)
+    # The last program is the last heads'.
+    for ours, clean in zip(results, qk_rope(q, k, cos=cos, sin=sin, **options), strict=True):
+        same_bits(ours[-1:, -1:, -2:], clean[:, :, -2:])
+
+
+def test_qk_rope_of_almost_as_many_tokens_as_int32_holds(draw):
+    q, k = draw.normal(1, 1, 1, 1), draw.normal(1, 1, 1, 1)
+    q_out, k_out = qk_rope(q, k)
+    with last_programs():
+        results = qk_rope(*(x.expand(1, INT32 - 1, 1, 1) for x in (q, k)))
+    for ours, clean in zip(results, (q_out, k_out), strict=True):
+        same_bits(ours[:, -1:], clean)

@@ -17,12 +17,12 @@ import pytest
 import torch
 from triton import knobs
 
-from vit_kernels import fold_norm, row_stats, tiles
+from vit_kernels import fold_norm, qk_rope_tiles, row_stats, tiles
 from vit_kernels import launch as launch_module
 from vit_kernels.device import device_of
 
 from ..weights import Draw
-from .common import attention, layer_norm, linear, mlp, patch_embed
+from .common import attention, layer_norm, linear, mlp, patch_embed, qk_rope
 
 GEMM = tiles.GemmTile(16, 64, 32, 2, 7, group_m=3)
 ATTENTION = tiles.AttentionTile(16, 32, 2, 7)
@@ -48,18 +48,19 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
         seen.append(Launch(kernel.__name__, on, programs, constants))
         original(on, kernel, programs, *arguments, **constants)
 
-    for name in ("attention", "linear", "mlp", "norm", "patch_embed"):
+    for name in ("attention", "linear", "mlp", "norm", "patch_embed", "qk_rope"):
         monkeypatch.setattr(importlib.import_module(f"vit_kernels.{name}"), "launch", note)
     return seen
 
 
 @pytest.fixture
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], list[tuple[Any, ...]]]:
-    """choose(name, tile): `tiles.name` gives this tile; returns the list of what it will have been asked."""
+    """choose(name, tile): the chooser `name` gives this tile; returns the list of what it will have been asked."""
 
     def replace(name: str, tile: Any) -> list[tuple[Any, ...]]:
         asked: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(tiles, name, lambda *a, **k: asked.append((*a, k)) or tile)
+        module = qk_rope_tiles if name == "choose_qk_rope" else tiles
+        monkeypatch.setattr(module, name, lambda *a, **k: asked.append((*a, k)) or tile)
         return asked
 
     return replace
@@ -162,6 +163,30 @@ def test_patch_embed(launches, choose):
     expect(launches[0], "patch_embed_kernel", images, 4 * 2, **GEMM_CONSTANTS)
 
 
+def test_qk_rope(launches, choose):
+    """One launch for queries and keys, of as many groups as the one with more heads has."""
+    asked = choose("choose_qk_rope", qk_rope_tiles.QkRopeTile(8, 2, 2))
+    q, k = DRAW.normal(2, 9, 3, 22), DRAW.normal(2, 9, 1, 22)
+    cos, sin = DRAW.normal(8, 22), DRAW.normal(8, 22)
+    qk_rope(q, k, cos=cos, sin=sin, prefix=1)
+    qk_rope(q, k, norm="rms", q_weight=DRAW.gamma(22))
+    assert asked == [(2, 9, 3, 22, 2, device_of(q), {})] * 2
+    expect(
+        launches[0], "qk_rope_kernel", q, 2 * 2 * 2,
+        BLOCK_T=8, num_warps=2, WIDTH=22, HALF=16, FIRST=11, ROPE=True, DENSE=True, NORM="none",
+    )  # fmt: skip
+    # Not rotated, the second tile begins where the first one ends, full.
+    expect(launches[1], "qk_rope_kernel", q, 2 * 2 * 2, FIRST=16, ROPE=False, NORM="rms", INTERLEAVED=False)
+    heads_apart = DRAW.normal(2, 3, 9, 22).transpose(1, 2)
+    for both in ((heads_apart, q), (q, heads_apart)):
+        qk_rope(*both, cos=cos.expand(3, 8, 22), sin=sin, prefix=1)
+    qk_rope(q, q, cos=cos.repeat(3, 1, 1), sin=sin, prefix=1)
+    qk_rope(q, q, cos=cos, sin=sin.repeat(3, 1, 1), prefix=1)
+    assert [seen.constants["DENSE"] for seen in launches[2:]] == [False, False, True, True]
+    # A table of each head: as many programs as heads.
+    assert [seen.programs for seen in launches[2:]] == [2 * 2 * 2, 2 * 2 * 2, 2 * 2 * 3, 2 * 2 * 3]
+
+
 def test_tf32_reaches_the_tile_and_the_kernel(launches, choose):
     asked, asked_by_patches = choose("choose_gemm", GEMM), choose("choose_patch_embed", GEMM)
     choose("choose_mlp", None)
@@ -184,6 +209,9 @@ def test_nothing_is_launched_for_nothing(launches):
     layer_norm(empty)
     row_stats(empty)
     attention(q, q, q)
+    qk_rope(q, q)
+    qk_rope(q.view(1, 0, 1, 16), q.view(1, 0, 1, 16))
+    qk_rope(q.view(1, 4, 0, 16), q.view(1, 4, 0, 16))
     patch_embed(DRAW.images(0, 1, 4, 4), DRAW.weight(8, 1, 2, 2))
     assert launches == []
 
