@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_any
 
 from vit_kernels import launch
@@ -20,7 +21,7 @@ from vit_kernels import launch
 from ..derived import DerivedCache
 from ..replay import ReplayCache
 
-__all__ = ["Attached", "State", "differentiable", "wants_gradient"]
+__all__ = ["Attached", "State", "counting_changes", "differentiable", "wants_gradient"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NEEDS = "the kernels need an NVIDIA GPU of compute capability 8.0 or newer"
@@ -29,17 +30,16 @@ NEEDS = "the kernels need an NVIDIA GPU of compute capability 8.0 or newer"
 class State:
     """What the attached objects of one accelerated model share.
 
-    fold: whether norms are folded into copies of the weights behind them. trusted: whether the code that runs between
-    the attached modules is a library's own, which does not write into tokens in place. derived: the folded weights.
+    fold: whether norms are folded into copies of the weights behind them. derived: the folded weights. Threads may
+    share it: what one hands over is looked at as a whole, and taken for no tokens but those it belongs to.
     """
 
-    def __init__(self, fold: bool, trusted: bool) -> None:
+    def __init__(self, fold: bool) -> None:
         self.fold = fold
-        self.trusted = trusted
         self.derived = DerivedCache()
         self.replays = ReplayCache()
         self._accepted: tuple[object, bool] | None = None
-        self._last: tuple[weakref.ref[Tensor], int | None, Tensor] | None = None
+        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     def clear(self) -> None:
         """Forgets everything that was derived from parameters."""
@@ -56,30 +56,31 @@ class State:
 
     def hand_over(self, tokens: Tensor, stats: Tensor) -> None:
         """Keeps the row statistics of tokens for whoever takes these very tokens next."""
-        if not torch.compiler.is_compiling():
-            self._last = weakref.ref(tokens), _version(tokens), stats
+        if not torch.compiler.is_compiling() and not tokens.is_inference():
+            self._last = weakref.ref(tokens), tokens._version, stats
 
     def statistics_of(self, tokens: Tensor) -> Tensor | None:
-        """Row statistics of tokens if they are the ones handed over last, unchanged; None otherwise.
-
-        Tensors of inference mode do not count their changes: for those the code in between has to be trusted.
-        """
+        """Row statistics of tokens if they are the ones handed over last, unchanged; None otherwise."""
         if torch.compiler.is_compiling():
             return None
         last = self._last
-        if last is None or last[0]() is not tokens or last[1] != _version(tokens):
+        if last is None or last[0]() is not tokens or last[1] != tokens._version:
             return None
-        return last[2] if last[1] is not None or self.trusted else None
+        return last[2]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"fold": self.fold, "trusted": self.trusted}
+        return {"fold": self.fold}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["fold"], state["trusted"])
+        self.__init__(state["fold"])
 
 
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+def counting_changes(run: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """run(), whose results count their changes even under torch.inference_mode(): code in between may write to them."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return run()
+    with torch.inference_mode(False), torch.no_grad():
+        return run()
 
 
 class Attached:
@@ -115,16 +116,20 @@ class Attached:
         if not torch.compiler.is_compiling():
             if type(x) not in (Tensor, nn.Parameter):
                 return f"the input is a {type(x).__name__}"
-            if weight.device.type == "meta" or not self.state.accepts(weight.device):
+            if _transformed():
+                return "a transform of torch.func or forward-mode differentiation is at work"
+            if not self.state.accepts(weight.device):
                 return f"the model is on {str(weight.device)!r}: {NEEDS}"
         if x.device != weight.device:
             return f"the input is on {x.device}, the model on {weight.device}"
-        if torch.is_autocast_enabled(x.device.type):
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return "autocast: it mixes dtypes that the kernels do not mix; use model.to(dtype) instead"
         if weight.dtype not in DTYPES:
             return f"the model is {_short(weight.dtype)}: the kernels take float32, float16 and bfloat16"
         if x.dtype != weight.dtype:
             return f"the input is {_short(x.dtype)}, the model {_short(weight.dtype)}"
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and wants_gradient(self.module, x):
+            return "gradients are enabled while a graph is compiled; call it under torch.no_grad()"
         return None
 
     def covers(self) -> list[nn.Module]:
@@ -144,6 +149,11 @@ class Attached:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _transformed() -> bool:
+    """Whether tensors may stand for more than they show: under torch.func's transforms and in forward mode."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def wants_gradient(module: nn.Module, x: Tensor) -> bool:
@@ -171,11 +181,12 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, *parameters = ctx.saved_tensors
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(ctx.needs_input_grad[2])
+        twice = torch.is_grad_enabled()  # somebody differentiates the gradients, too
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            x = x if twice else x.detach().requires_grad_(ctx.needs_input_grad[2])
             y = ctx.original(x)
         wanted = [t for t, need in zip((x, *parameters), ctx.needs_input_grad[2:], strict=True) if need]
-        found = iter(torch.autograd.grad(y, wanted, gradients, allow_unused=True))
+        found = iter(torch.autograd.grad(y, wanted, gradients, create_graph=twice, allow_unused=True))
         return (None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:]))
 
 

@@ -15,6 +15,7 @@ from ..encoder_block import AttentionInputs, BlockPlan, Norm, Source, Stack
 
 __all__ = [
     "Block",
+    "Made",
     "Unsupported",
     "activation",
     "check_head_dim",
@@ -42,13 +43,22 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True)
+class Made:
+    """A tensor computed from parameters, to be kept until one of `sources` changes."""
+
+    key: str
+    sources: list[Tensor | None]
+    build: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
 class Block:
-    """How to run one block. arguments: of the library's forward() -> (tokens, what the attention gets), or a string
-    that says why these arguments need the original; random: parts that act at random in training mode; rotary: whether
-    it takes rotary position embeddings."""
+    """How to run one block. arguments: of the library's forward() -> (tokens, what the attention gets) or (tokens, a bias
+    to be made for it), or a string that says why these arguments need the original; random: parts that act at random
+    in training mode; rotary: whether it takes rotary position embeddings."""
 
     plan: BlockPlan
-    arguments: Callable[..., tuple[Tensor, AttentionInputs] | str]
+    arguments: Callable[..., tuple[Tensor, AttentionInputs | Made] | str]
     random: tuple[nn.Module, ...] = ()
     rotary: bool = False
 

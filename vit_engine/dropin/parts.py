@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..encoder_block import AttentionInputs, Norm, apply_norm, run_block
-from .attached import Attached, State, any_requires_grad, differentiable, wants_gradient
-from .describe import Block, Unsupported, class_name, norm
-from .structure import Structure, foreign_code
+from .attached import Attached, State, any_requires_grad, counting_changes, differentiable, wants_gradient
+from .describe import Block, Made, Unsupported, class_name, norm
+from .structure import Structure, foreign_code, only_listens
 from .timm_blocks import TIMM_BLOCKS
 from .torchvision_blocks import TORCHVISION_BLOCKS
 from .transformers_blocks import TRANSFORMERS_BLOCKS
@@ -25,6 +26,8 @@ def describe_block(block: nn.Module) -> Block:
     foreign = foreign_code(block)
     if foreign is not None:
         raise Unsupported(foreign, changed=True)
+    if class_name(block) not in BLOCKS:
+        raise Unsupported(f"it is {class_name(block)}, whose forward() is its own", changed=True)
     return BLOCKS[class_name(block)](block)
 
 
@@ -36,6 +39,8 @@ class FusedBlock(Attached):
         self._structure: Structure | None = None
         self._block: Block | None = None
         self._refusal = ""
+        # What forward() calls its tokens: they may be given by name, behind others.
+        self._tokens = list(inspect.signature(type(module).forward).parameters)[1]
 
     @torch.compiler.assume_constant_result
     def _up_to_date(self) -> bool:
@@ -75,7 +80,9 @@ class FusedBlock(Attached):
         return rows.view(batch, tokens, width), stats
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tokens = args[0] if args else next(iter(kwargs.values()))
+        tokens = args[0] if args else kwargs.get(self._tokens)
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+            return self.instead("the tokens are no tensor of three dimensions", *args, **kwargs)
         why = self.why_not(tokens)
         if why is not None:
             return self.instead(why, *args, **kwargs)
@@ -83,23 +90,35 @@ class FusedBlock(Attached):
         given = self._block.arguments(*args, **kwargs)
         if isinstance(given, str):
             return self.instead(given, *args, **kwargs)
-        x, inputs = given
+        x, inputs = given[0], self._made(given[1])
         if not torch.compiler.is_compiling():
             self.why = None
         if torch.compiler.is_compiling() or not wants_gradient(self.module, x):
-            y, stats = self.step(x, self.state.statistics_of(x), inputs)
+            stats_in = self._statistics_of(x)
+            y, stats = counting_changes(lambda: self.step(x, stats_in, inputs))
         elif any_requires_grad(args[1:], {k: v for k, v in kwargs.items() if v is not x}):
             return self.instead("another argument than the tokens asks for a gradient", *args, **kwargs)
         else:
             y, stats = self._with_gradient(x, inputs, args, kwargs)
-        if not self.module._forward_hooks:
+        # A hook could write where no counter sees it.
+        if only_listens(self.module._forward_hooks):
             self.state.hand_over(y, stats)
         return y
+
+    def _made(self, inputs: AttentionInputs | Made) -> AttentionInputs:
+        if isinstance(inputs, AttentionInputs):
+            return inputs
+        build = inputs.build
+        key = f"{self.name}.{inputs.key}"
+        return AttentionInputs(mask=self.state.derived.get(key, inputs.sources, lambda: (build(),))[0])
+
+    def _statistics_of(self, x: Tensor) -> Tensor | None:
+        return self.state.statistics_of(x) if only_listens(self.module._forward_pre_hooks) else None
 
     def _with_gradient(
         self, x: Tensor, inputs: AttentionInputs, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        stats_in, emitted = self.state.statistics_of(x), []
+        stats_in, emitted, block = self._statistics_of(x), [], self._block
 
         def run(tokens: Tensor) -> Tensor:
             y, stats = self.step(tokens, stats_in, inputs)
@@ -107,6 +126,10 @@ class FusedBlock(Attached):
             return y
 
         def original(tokens: Tensor) -> Tensor:
+            if block is not None and any(part.training for part in block.random):
+                raise RuntimeError(
+                    f"{self.name}: dropout or stochastic depth was switched on between the forward and the backward pass"
+                )
             if args:
                 return self.original(tokens, *args[1:], **kwargs)
             return self.original(**{k: tokens if v is x else v for k, v in kwargs.items()})
@@ -175,9 +198,9 @@ def chain(blocks: Any, x: Tensor, stats: Tensor | None) -> tuple[Tensor, Tensor 
         fused = vars(block).get("forward")
         hooked = block._forward_hooks or block._forward_pre_hooks
         if isinstance(fused, FusedBlock) and not hooked and fused.why_not(x) is None:
-            fused.why = None
+            if not torch.compiler.is_compiling():
+                fused.why = None
             x, stats = fused.step(x, stats, AttentionInputs())
         else:
-            x = block(x)
-            stats = fused.state.statistics_of(x) if isinstance(fused, FusedBlock) else None
+            x, stats = block(x), None
     return x, stats

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..encoder_block import AttentionInputs, BlockPlan, Norm, Stack
 from .describe import (
     Block,
+    Made,
     Unsupported,
     activation,
     check_head_dim,
@@ -156,11 +157,12 @@ def beit_block(block: Any) -> Block:
     )
 
     def arguments(x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Any:
-        bias = shared_rel_pos_bias
-        if attn.relative_position_bias_table is not None:
-            own = attn._get_rel_pos_bias()
-            bias = own if bias is None else own + bias
-        return x, AttentionInputs(mask=bias)
+        table = attn.relative_position_bias_table
+        if table is None:
+            return x, AttentionInputs(mask=shared_rel_pos_bias)
+        if shared_rel_pos_bias is None:
+            return x, Made("relative position bias", [table], attn._get_rel_pos_bias)
+        return x, AttentionInputs(mask=attn._get_rel_pos_bias() + shared_rel_pos_bias)
 
     random = dropout(
         block, "attn.attn_drop", "attn.proj_drop", "drop_path1", "drop_path2", "mlp.drop1", "mlp.drop2"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..encoder_block import AttentionInputs, BlockPlan, Source
 from .describe import (
     Block,
+    Made,
     Unsupported,
     activation,
     check_head_dim,
@@ -167,8 +168,17 @@ def _beit(block: Any) -> Block:
             if resolution is None or (mask is not None and not mask.is_floating_point()):
                 return "relative position bias without a resolution, or with a mask that is not additive"
             window = (resolution[0] // block.patch_size, resolution[1] // block.patch_size)
-            bias = block.relative_position_bias(window, interpolate_pos_encoding, dim_size=hidden_states.shape[1])
-            mask = bias if mask is None else bias + mask
+            relative, interpolate = block.relative_position_bias, bool(interpolate_pos_encoding)
+            tokens = hidden_states.shape[1]
+
+            def bias() -> Tensor:
+                return relative(window, interpolate, dim_size=tokens)
+
+            if mask is None:
+                key = f"relative position bias {window} {interpolate} {tokens}"
+                made = Made(key, [relative.relative_position_bias_table], bias)
+                return _refusal(None, more) or (hidden_states, made)
+            mask = bias() + mask
         return _refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
 
     names = _vit("Beit", "drop_path")

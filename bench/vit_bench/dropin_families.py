@@ -1,0 +1,217 @@
+"""The models that `vit_engine.accelerate` takes, by family: a small one of the same classes, and the full-size one.
+
+A small model has two blocks of width 48 and random weights that all matter, so that it runs in Triton's interpreter in
+a second; a full-size one has the library's own configuration and no values. timm's names are sorted into families by
+`timm_family`, so that every name of a timm module is accounted for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_bench.whole_model import redraw
+
+__all__ = ["FAMILIES", "TIMM_MODULES", "Family", "small_model", "timm_family", "timm_names"]
+
+TIMM_MODULES = ("vision_transformer", "deit", "eva", "beit")
+WIDTH, HEADS = 48, 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """library, name: for the table. small, full: builders, the second called on the meta device. covers: the models'
+    names, where they are not timm's. images: (height, width) of the small model's images.
+    """
+
+    library: str
+    name: str
+    small: Callable[[], nn.Module]
+    full: Callable[[], nn.Module]
+    full_name: str
+    images: tuple[int, int] = (32, 32)
+    covers: tuple[str, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.library}: {self.name}"
+
+
+def small_model(family: Family, seed: int = 0) -> nn.Module:
+    """The family's small model in eval mode and float32, every parameter redrawn."""
+    torch.manual_seed(seed)
+    model = family.small().eval()
+    redraw(model, seed)
+    return model
+
+
+def images(family: Family, batch: int = 2, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, *family.images, generator=torch.Generator().manual_seed(seed))
+
+
+# --- timm ----------------------------------------------------------------------------------------------------------
+
+# The first pattern that a name matches says which family it belongs to; "refused" are those without kernels.
+_TIMM_PATTERNS = {
+    "vision_transformer": {
+        "refused": r"_18x2_|_rpn_|_xp_|vit_d?pwee|vit_dwee|vit_dlittle",
+        "AIMv2: RMSNorm, SwiGLU": r"aimv2",
+        "BEiT-3: norms inside the branches": r"beit3",
+        "CLIP: norm before the blocks, no patch bias": r"_clip_",
+        "SigLIP 1 and 2: attention pooling or average": r"siglip",
+        "DINOv2, TIPSv2: LayerScale, registers": r"(small|base|large|so400m)_patch14_(dinov2|reg\d_)",
+        "DINOv2, TIPSv2 giant: packed SwiGLU": r"giant_patch14_(dinov2|reg\d_)",
+        "RADIO: no final norm": r"radio",
+        "FlexiViT": r"flexivit",
+        "SBB: registers, average pooling, LayerScale": r"reg\d_(gap|map)",
+        "ViT, AugReg, MAE, DINO, SAM, EVA plain": r"",
+    },
+    "deit": {"DeiT distilled": r"distilled", "DeiT, DeiT-3": r""},
+    "eva": {
+        "refused": r"eva02_enormous",
+        "DINOv3, LingBot: rotary, LayerScale": r"dinov3|lingbot",
+        "Sapiens2: grouped heads, RMSNorm": r"sapiens2",
+        "Perception Encoder": r"_pe_",
+        "ViT with RoPE": r"_rope_",
+        "EVA-02: SwiGLU, norms inside the branches": r"eva02",
+        "EVA giant": r"eva_giant",
+    },
+    "beit": {"BEiT, BEiT v2: relative position bias": r""},
+}
+
+
+def timm_family(module: str, name: str) -> str:
+    """The family of a timm model name, "refused" where there are no kernels for its blocks."""
+    return next(family for family, pattern in _TIMM_PATTERNS[module].items() if re.search(pattern, name))
+
+
+def timm_names(module: str, family: str) -> tuple[str, ...]:
+    """timm's names of one family, as the installed version lists them."""
+    import timm
+
+    return tuple(name for name in timm.list_models(module=module) if timm_family(module, name) == family)
+
+
+def _timm(module: str, family: str, example: str, **more: Any) -> Family:
+    def build(**arguments: Any) -> nn.Module:
+        import timm
+
+        return timm.create_model(example, **arguments)
+
+    patch = int(match[1]) if (match := re.search(r"patch(\d+)", example)) else 16
+    small = {"depth": 2, "embed_dim": WIDTH, "num_heads": HEADS, "num_classes": 5, "img_size": 2 * patch, **more}
+    return Family("timm", family, lambda: build(**small), build, example, images=(2 * patch, 2 * patch))
+
+
+_TIMM = [
+    _timm("vision_transformer", "ViT, AugReg, MAE, DINO, SAM, EVA plain", "vit_base_patch16_224"),
+    _timm("vision_transformer", "CLIP: norm before the blocks, no patch bias", "vit_base_patch16_clip_quickgelu_224"),
+    _timm("vision_transformer", "SigLIP 1 and 2: attention pooling or average", "vit_base_patch16_siglip_224"),
+    _timm("vision_transformer", "DINOv2, TIPSv2: LayerScale, registers", "vit_base_patch14_reg4_dinov2"),
+    _timm("vision_transformer", "DINOv2, TIPSv2 giant: packed SwiGLU", "vit_giant_patch14_reg4_dinov2"),
+    _timm("vision_transformer", "SBB: registers, average pooling, LayerScale", "vit_betwixt_patch16_reg4_gap_256"),
+    _timm("vision_transformer", "FlexiViT", "flexivit_base"),
+    _timm("vision_transformer", "RADIO: no final norm", "vit_base_patch16_radio_v3"),
+    _timm("vision_transformer", "AIMv2: RMSNorm, SwiGLU", "aimv2_large_patch14_224"),
+    _timm("vision_transformer", "BEiT-3: norms inside the branches", "beit3_base_patch16_224"),
+    _timm("deit", "DeiT, DeiT-3", "deit3_base_patch16_224"),
+    _timm("deit", "DeiT distilled", "deit_base_distilled_patch16_224"),
+    _timm("eva", "EVA-02: SwiGLU, norms inside the branches", "eva02_base_patch14_224"),
+    _timm("eva", "EVA giant", "eva_giant_patch14_224"),
+    _timm("eva", "DINOv3, LingBot: rotary, LayerScale", "vit_base_patch16_dinov3"),
+    _timm("eva", "Perception Encoder", "vit_pe_core_base_patch16_224"),
+    _timm("eva", "ViT with RoPE", "vit_base_patch16_rope_mixed_224"),
+    _timm("eva", "Sapiens2: grouped heads, RMSNorm", "vit_base_patch16_sapiens2", num_kv_heads=(1, 2)),
+    _timm("beit", "BEiT, BEiT v2: relative position bias", "beit_base_patch16_224"),
+]
+
+
+# --- torchvision ---------------------------------------------------------------------------------------------------
+
+
+def _torchvision_small() -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(32, 8, num_layers=2, num_heads=HEADS, hidden_dim=WIDTH, mlp_dim=96, num_classes=5)
+
+
+def _torchvision_full() -> nn.Module:
+    from torchvision.models import vit_b_16
+
+    return vit_b_16()
+
+
+_TORCHVISION_NAMES = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
+_TORCHVISION = [
+    Family("torchvision", "ViT", _torchvision_small, _torchvision_full, "vit_b_16", (32, 32), _TORCHVISION_NAMES)
+]
+
+
+# --- transformers --------------------------------------------------------------------------------------------------
+
+_SMALL_CONFIG = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 96,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def _transformers(
+    name: str, model: str, config: str, covers: tuple[str, ...], arguments: dict[str, Any] | None = None,
+    full: dict[str, Any] | None = None, **more: Any,
+) -> Family:  # fmt: skip
+    def build(**settings: Any) -> nn.Module:
+        import transformers
+
+        return getattr(transformers, model)(getattr(transformers, config)(**settings))
+
+    return Family(
+        "transformers",
+        name,
+        lambda: build(**{**_SMALL_CONFIG, **more}),
+        lambda: build(**(full or {})),
+        model,
+        covers=covers,
+        arguments=arguments or {},
+    )
+
+
+def _noise() -> Tensor:
+    """ViTMAE shuffles patches by noise of its own unless it is given some."""
+    return torch.linspace(1, 0, 16).expand(2, 16)
+
+
+_DINO = {"mlp_ratio": 2}
+_TRANSFORMERS = [
+    _transformers("ViT", "ViTForImageClassification", "ViTConfig", ("ViT*",), num_labels=5),
+    _transformers("DeiT", "DeiTModel", "DeiTConfig", ("DeiT*",)),
+    _transformers("DINOv2", "Dinov2Model", "Dinov2Config", ("Dinov2*",), **_DINO, use_swiglu_ffn=True),
+    _transformers(
+        "DINOv2 with registers", "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", ("Dinov2WithRegisters*",),
+        **_DINO, num_register_tokens=2,
+    ),  # fmt: skip
+    _transformers(
+        "DINOv3", "DINOv3ViTModel", "DINOv3ViTConfig", ("DINOv3ViT*",), num_register_tokens=2, use_gated_mlp=True,
+        hidden_act="silu",
+    ),  # fmt: skip
+    _transformers("CLIP vision", "CLIPVisionModel", "CLIPVisionConfig", ("CLIPVisionModel*", "CLIPModel")),
+    _transformers("SigLIP vision", "SiglipVisionModel", "SiglipVisionConfig", ("SiglipVisionModel", "SiglipModel")),
+    _transformers(
+        "ViTMAE encoder", "ViTMAEModel", "ViTMAEConfig", ("ViTMAEModel", "ViTMAEForPreTraining"),
+        arguments={"noise": _noise}, mask_ratio=0.5,
+    ),  # fmt: skip
+    _transformers(
+        "BEiT", "BeitModel", "BeitConfig", ("Beit*",), use_relative_position_bias=True, use_mean_pooling=True,
+        layer_scale_init_value=0.5, full={"use_relative_position_bias": True},
+    ),  # fmt: skip
+]
+
+FAMILIES: tuple[Family, ...] = (*_TIMM, *_TORCHVISION, *_TRANSFORMERS)

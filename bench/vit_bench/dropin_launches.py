@@ -1,0 +1,86 @@
+"""What an accelerated model launches, beside what eager PyTorch would: recorded and counted, nothing executed.
+
+Full-size models without values (meta tensors) in half precision, one image. Ours are launches through the recording
+driver, compiled for one GPU, and the operators of PyTorch that are left. Eager's are operators that compute: views and
+allocations are left out, scaled_dot_product_attention counts once (a fused backend is one kernel, and two with a layout
+change). A matrix product of cuBLAS may be more than one kernel, so eager's figure is a lower bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import vit_engine
+from vit_bench.dropin_families import Family
+from vit_bench.launch_plan import OtherWork
+from vit_bench.recording import gpu, recording
+
+__all__ = ["Launches", "count_launches", "eager_operators"]
+
+# Neither computes anything: a view by another name, and memory.
+_FREE = ("aten._unsafe_view.default", "aten.new_empty.default", "aten.lift_fresh.default", "aten.alias.default")
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Of one forward pass: kernels of ours, operators left to PyTorch beside them, and operators of eager PyTorch."""
+
+    ours: int
+    left: int
+    eager: int
+
+
+class _OneAttention(TorchFunctionMode):
+    """Counts scaled_dot_product_attention and takes its place: on meta tensors it would fall into its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        self.calls += 1
+        names = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        query, value = names["query"], names["value"]
+        batch, heads, tokens, _ = query.shape
+        # As fused backends lay out their result: heads beside each other, so that putting them together moves nothing.
+        return torch.empty(
+            batch, tokens, heads, value.shape[-1], dtype=query.dtype, device=query.device
+        ).transpose(1, 2)  # fmt: skip
+
+
+def eager_operators(model: nn.Module, images: Tensor) -> list[str]:
+    """Names of the operators that compute in one forward pass."""
+    with _OneAttention() as attention, OtherWork() as work:
+        model(images)
+    return [name for name in work.seen if name not in _FREE] + ["scaled_dot_product_attention"] * attention.calls
+
+
+def _image_size(model: Any) -> tuple[int, int]:
+    """Height and width of the images that a model of any of the libraries was made for."""
+    if hasattr(model, "patch_embed"):
+        return tuple(model.patch_embed.img_size or (224, 224))
+    size = model.config.image_size if hasattr(model, "config") else model.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+@torch.no_grad()
+def count_launches(family: Family, gpu_name: str = "sm_90") -> Launches:
+    """The family's full-size model, eager and accelerated."""
+    with torch.device("meta"):
+        model = family.full().eval().half()
+    images = torch.empty(1, 3, *_image_size(model), dtype=torch.float16, device="meta")
+    eager = eager_operators(model, images)
+    with recording(gpu(gpu_name), torch_device="meta") as recorder:
+        vit_engine.accelerate(model)
+        model(images)  # folds
+        recorder.launches.clear()
+        left = eager_operators(model, images)
+        return Launches(len(recorder.launches), len(left), len(eager))
