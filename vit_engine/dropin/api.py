@@ -19,7 +19,6 @@ from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTorchvision
 
 __all__ = ["accelerate", "attached_to", "explain", "refresh", "restore"]
 
-_LIBRARIES = ("timm.", "torchvision.", "transformers.", "torch.")
 _TORCHVISION = "torchvision.models.vision_transformer.VisionTransformer"
 _TIMM_PATCHES = "timm.layers.patch_embed.PatchEmbed"
 # Norms that the libraries' models apply outside their blocks.
@@ -91,7 +90,7 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
         )
     if not usable:
         raise TypeError(f"accelerate: no block can run on the kernels: {'; '.join(problems[:4])}")
-    state = State(fold, trusted=type(model).__module__.startswith(_LIBRARIES))
+    state = State(fold)
     for name in usable:
         FusedBlock(blocks[name], name, state).attach()
     _attach_the_rest(model, blocks, state)

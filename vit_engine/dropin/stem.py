@@ -75,7 +75,8 @@ def run_stem(stem: Stem, images: Tensor, derived: DerivedCache, name: str) -> tu
         build = stem.position
         if stem.derive:
             sources = [read(source) for source in stem.position_sources]
-            position = derived.get(f"{name}.position.{height}x{width}", sources, lambda: (build(height, width),))[0]
+            key = f"{name}.position.{height}x{width}.{ph}x{pw}"
+            position = derived.get(key, sources, lambda: (build(height, width),))[0]
         else:
             position = build(height, width)
     tokens, stats = ops.patch_embed(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["Structure", "foreign_code"]
+__all__ = ["Structure", "foreign_code", "only_listens"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # transformers puts a hook on every attention module once any output was asked for. It only listens, and blocks ask
@@ -19,6 +20,11 @@ _LISTENERS = ("transformers.utils.output_capturing",)
 def _hooks(part: nn.Module) -> Iterator[object]:
     for table in _HOOKS:
         yield from getattr(part, table).values()
+
+
+def only_listens(hooks: dict[int, Any]) -> bool:
+    """Whether these hooks, if any, are known to leave alone what they are shown."""
+    return all(getattr(hook, "__module__", None) in _LISTENERS for hook in hooks.values())
 
 
 def foreign_code(root: nn.Module) -> str | None:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attached import Attached, differentiable, wants_gradient
+from .attached import Attached, counting_changes, differentiable, wants_gradient
 from .describe import Unsupported, class_name
 from .stem import Stem, patch_convolution, run_stem
+from .structure import only_listens
 
 __all__ = ["TRANSFORMERS_STEMS", "FusedEmbeddings"]
 
@@ -169,22 +170,21 @@ class FusedEmbeddings(Attached):
         if why is not None:
             return self.instead(why, pixel_values, **given)
         if torch.compiler.is_compiling() or not wants_gradient(self.module, pixel_values):
-            return self._run(stem, pixel_values, hand_over=True)
+            tokens, stats = counting_changes(lambda: self._run(stem, pixel_values))
+            if only_listens(self.module._forward_hooks):
+                self.state.hand_over(tokens, stats)
+            return tokens
         return differentiable(
-            lambda images: self._run(stem, images, hand_over=False),
+            lambda images: self._run(stem, images)[0],
             lambda images: self.original(images, **given),
             self.module,
             pixel_values,
         )
 
-    def _run(self, stem: Stem, images: Tensor, hand_over: bool) -> Tensor:
-        images = images.to(stem.conv.weight.dtype)
-        tokens, stats = run_stem(stem, images, self.state.derived, self.name)
-        if hand_over and not torch.compiler.is_compiling():
+    def _run(self, stem: Stem, images: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.compiler.is_compiling():
             self.why = None
-            if not self.module._forward_hooks:
-                self.state.hand_over(tokens, stats)
-        return tokens
+        return run_stem(stem, images.to(stem.conv.weight.dtype), self.state.derived, self.name)
 
     def report(self) -> tuple[str, str | None]:
         stem = self.stem()
