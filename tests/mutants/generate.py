@@ -1,6 +1,6 @@
 """Mutants made mechanically from the kernels and launchers, and a sample of them by seed.
 
-Left out are tiles.py and device.py: what they compute is how fast a kernel runs, not what it returns, and
+Left out are the tile choices and device.py: what they compute is how fast a kernel runs, not what it returns, and
 tests/kernels/test_tiles.py holds them to figures of their own. (The tests hold the launchers to using the tile they
 were given.)
 """
@@ -18,7 +18,7 @@ from .source import Source
 FOLDER = Path("kernels/vit_kernels")
 MODULES = (
     "attention", "attention_checks", "checks", "folding", "launch", "linear", "mlp", "norm", "patch_embed",
-    "primitives",
+    "primitives", "qk_rope", "qk_rope_checks",
 )  # fmt: skip
 
 

@@ -35,6 +35,11 @@ QUICK: dict[str, tuple[str, ...]] = {
         f"{KERNELS}/test_linear.py", f"{KERNELS}/test_norm.py", f"{KERNELS}/test_mlp.py",
         f"{LARGE}::test_linear_reads_statistics", f"{LARGE}::test_linear_writes_statistics",
     ),
+    "qk_rope": (
+        f"{KERNELS}/test_qk_rope.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
+        f"{LARGE}::test_qk_rope_reads", f"{LARGE}::test_qk_rope_writes",
+    ),
+    "qk_rope_checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_qk_rope.py"),
     "fused": ("tests/engine/test_fused.py",),
     "derived": ("tests/engine/test_fused.py",),
     "ops": ("tests/engine/test_ops.py", "tests/engine/test_fused.py"),
@@ -57,6 +62,8 @@ EAGER = (
     f"{KERNELS}/test_patch_embed.py::test_the_smallest_tile",
     f"{KERNELS}/test_patch_embed.py::test_foreign_values_change_no_bit",
     f"{KERNELS}/test_patch_embed.py::test_bytes",
+    f"{KERNELS}/test_qk_rope.py::test_every_option",
+    f"{KERNELS}/test_qk_rope.py::test_heads_of_different_number",
     f"{KERNELS}/test_launching.py",
 )
 # All default tests, but for those that notice any change of the source and so catch nothing: whether a mutant still
