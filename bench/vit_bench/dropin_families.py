@@ -197,21 +197,21 @@ _TRANSFORMERS = [
     _transformers(
         "DINOv2 with registers", "Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", ("Dinov2WithRegisters*",),
         **_DINO, num_register_tokens=2,
-    ),  # fmt: skip
+    ),
     _transformers(
         "DINOv3", "DINOv3ViTModel", "DINOv3ViTConfig", ("DINOv3ViT*",), num_register_tokens=2, use_gated_mlp=True,
         hidden_act="silu",
-    ),  # fmt: skip
+    ),
     _transformers("CLIP vision", "CLIPVisionModel", "CLIPVisionConfig", ("CLIPVisionModel*", "CLIPModel")),
     _transformers("SigLIP vision", "SiglipVisionModel", "SiglipVisionConfig", ("SiglipVisionModel", "SiglipModel")),
     _transformers(
         "ViTMAE encoder", "ViTMAEModel", "ViTMAEConfig", ("ViTMAEModel", "ViTMAEForPreTraining"),
         arguments={"noise": _noise}, mask_ratio=0.5,
-    ),  # fmt: skip
+    ),
     _transformers(
         "BEiT", "BeitModel", "BeitConfig", ("Beit*",), use_relative_position_bias=True, use_mean_pooling=True,
         layer_scale_init_value=0.5, full={"use_relative_position_bias": True},
-    ),  # fmt: skip
+    ),
 ]
 
 FAMILIES: tuple[Family, ...] = (*_TIMM, *_TORCHVISION, *_TRANSFORMERS)

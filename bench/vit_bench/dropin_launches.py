@@ -1,6 +1,6 @@
 """What an accelerated model launches, beside what eager PyTorch would: recorded and counted, nothing executed.
 
-Full-size models without values (meta tensors) in half precision, one image. Ours are launches through the recording
+Full-size models without values in half precision, one image. Ours are launches through the recording
 driver, compiled for one GPU, and the operators of PyTorch that are left. Eager's are operators that compute: views and
 allocations are left out, scaled_dot_product_attention counts once (a fused backend is one kernel, and two with a layout
 change). A matrix product of cuBLAS may be more than one kernel, so eager's figure is a lower bound.
@@ -19,6 +19,7 @@ import vit_engine
 from vit_bench.dropin_families import Family
 from vit_bench.launch_plan import OtherWork
 from vit_bench.recording import gpu, recording
+from vit_engine.dropin.api import attached_to
 
 __all__ = ["Launches", "count_launches", "eager_operators"]
 
@@ -71,6 +72,11 @@ def _image_size(model: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def model_replays(model: nn.Module) -> Any:
+    """The repeated passes of an accelerated model."""
+    return next(attached_to(model)).state.replays
+
+
 @torch.no_grad()
 def count_launches(family: Family, gpu_name: str = "sm_90") -> Launches:
     """The family's full-size model, eager and accelerated."""
@@ -78,9 +84,15 @@ def count_launches(family: Family, gpu_name: str = "sm_90") -> Launches:
         model = family.full().eval().half()
     images = torch.empty(1, 3, *_image_size(model), dtype=torch.float16, device="meta")
     eager = eager_operators(model, images)
-    with recording(gpu(gpu_name), torch_device="meta") as recorder:
+    # Launches are made for tensors that have memory; what is in it does not matter.
+    model, images = model.to_empty(device="cpu"), torch.empty(images.shape, dtype=images.dtype)
+    for buffer in model.buffers():
+        if not buffer.is_floating_point():
+            buffer.zero_()  # an index
+    with recording(gpu(gpu_name)) as recorder:
         vit_engine.accelerate(model)
         model(images)  # folds
+        model_replays(model).clear()
         recorder.launches.clear()
         left = eager_operators(model, images)
         return Launches(len(recorder.launches), len(left), len(eager))

@@ -69,7 +69,8 @@ def _imported_modules(tree: ast.Module) -> set[str]:
     return names
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """The same code, so that a change of its documentation alone is none."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
@@ -105,7 +106,7 @@ def source_hash(kernel: str, folder: Path | None = None) -> str:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         waiting.extend(_imported_modules(tree))
-        trees[name] = ast.dump(_without_docstrings(tree))
+        trees[name] = ast.dump(without_docstrings(tree))
     digest = hashlib.sha256()
     for name in sorted(trees):
         digest.update(f"{name}\n{trees[name]}\n".encode())

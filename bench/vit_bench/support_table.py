@@ -74,12 +74,12 @@ def table(facts: Shown) -> str:
     return "\n".join(lines)
 
 
-def replaced(readme: str, text: str) -> str:
+def replaced(readme: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The README with what stands between the markers replaced."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"README must hold the two marker lines once, in this order:\n{BEGIN}\n{END}")
-    head, rest = readme.split(BEGIN)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
+        raise ValueError(f"README must hold the two marker lines once, in this order:\n{begin}\n{end}")
+    head, rest = readme.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,12 +23,16 @@ SMALL = ViTConfig(
 )
 
 
+# How the libraries name their tokens and position embeddings, which are as large as what they are added to.
+_TOKENS = ("token", "pos_embed", "pos_embedding", "position_embedding", "class_embedding", "probe", "latent")
+
+
 @torch.no_grad()
 def redraw(model: torch.nn.Module, seed: int = 0) -> None:
     """Gives every parameter values that matter (see `vit_bench.draw`), in place."""
     draw = Draw(torch.float32, "cpu", seed)
     for name, parameter in sorted(model.named_parameters()):
-        if name in ("cls_token", "reg_token", "pos_embed"):
+        if name.rpartition(".")[2].removesuffix("s").endswith(_TOKENS) or "position_embedding" in name:
             value = draw.normal(*parameter.shape)
         elif name.endswith(".bias"):
             value = draw.bias(parameter.shape[0])

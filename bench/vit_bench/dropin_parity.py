@@ -1,0 +1,115 @@
+"""An accelerated model beside itself untouched: logits and all hidden states, in float32 and by the tolerance rule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vit_engine
+from vit_bench import tolerance
+from vit_bench.dropin_families import Family, images, small_model
+from vit_engine.dropin.describe import class_name
+from vit_engine.dropin.parts import BLOCKS
+
+__all__ = ["Outputs", "compare_half", "relative_error", "run"]
+
+Outputs = dict[str, Tensor]
+
+
+@contextmanager
+def _hidden_states(model: nn.Module) -> Iterator[Outputs]:
+    """What every encoder block returns, by the block's name, while the context lasts."""
+    seen: Outputs = {}
+    handles = []
+    for name, part in model.named_modules():
+        if class_name(part) in BLOCKS:
+
+            def note(_module: nn.Module, _args: Any, output: Tensor, name: str = name) -> None:
+                seen[name] = output
+
+            handles.append(part.register_forward_hook(note))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _results(output: Any) -> Outputs:
+    """The floating-point tensors of a model's output by name."""
+    if isinstance(output, Tensor):
+        return {"logits": output}
+    return {k: v for k, v in output.items() if isinstance(v, Tensor) and v.is_floating_point() and k != "mask"}
+
+
+@torch.no_grad()
+def run(model: nn.Module, family: Family, x: Tensor, hidden: bool = True) -> Outputs:
+    """The model's results for images x, once as it is and, with hidden, once more with hooks on its blocks."""
+    arguments = {name: make().to(x.dtype) for name, make in family.arguments.items()}
+    results = _results(model(x, **arguments))
+    if hidden:
+        with _hidden_states(model) as seen:
+            model(x, **arguments)
+        results |= seen
+    return results
+
+
+def relative_error(ours: Outputs, truth: Outputs) -> float:
+    """The largest difference of any result over the largest magnitude of that result."""
+    if ours.keys() != truth.keys():
+        raise AssertionError(f"results differ: {sorted(ours)} and {sorted(truth)}")
+    return max(
+        float((ours[name].double() - value.double()).abs().max() / value.double().abs().max())
+        for name, value in truth.items()
+    )
+
+
+@dataclass(frozen=True)
+class Half:
+    """Worst relative L2 error of a row over all results, against float64: ours, the library's own, what is allowed."""
+
+    ours: float
+    eager: float
+    allowed: float
+
+
+def compare_half(family: Family, dtype: torch.dtype = torch.float16, device: str | torch.device = "cpu") -> Half:
+    """Accelerated and eager in a 16-bit dtype against the same rounded weights in float64; AssertionError beyond twice
+    the library's own error (see `vit_bench.tolerance`)."""
+    eager_model = small_model(family).to(dtype)
+    truth_model = copy.deepcopy(eager_model).double()
+    ours_model = vit_engine.accelerate(copy.deepcopy(eager_model).to(device))
+    x = images(family).to(dtype)
+    ours = run(ours_model, family, x.to(device))
+    eager, truth = run(eager_model, family, x), run(truth_model, family, x.double())
+    if not ours.keys() == eager.keys() == truth.keys():
+        raise AssertionError(f"results differ: {sorted(ours)}, {sorted(eager)} and {sorted(truth)}")
+    errors = [tolerance.check(ours[n].cpu(), eager[n], truth[n], name=f"{family}, {n}") for n in truth]
+    return Half(max(e.row for e in errors), max(e.row_eager for e in errors), max(e.row_allowed for e in errors))
+
+
+def compare_float32(family: Family, device: str | torch.device = "cpu") -> float:
+    """Relative error of an accelerated model's results in float32 against the untouched model's; AssertionError if a
+    block did not run on the kernels."""
+    model, x = small_model(family), images(family)
+    truth = run(model, family, x)
+    vit_engine.accelerate(model.to(device))
+    ours = {name: value.cpu() for name, value in run(model, family, x.to(device)).items()}
+    blocks = [row for row in _rows(model) if row.kernels == "PyTorch"]
+    if blocks:
+        raise AssertionError(f"{family}: {blocks[0].module} did not run on the kernels: {blocks[0].why}")
+    return relative_error(ours, truth)
+
+
+def _rows(model: nn.Module) -> list[Any]:
+    from vit_engine.dropin.api import attached_to
+    from vit_engine.dropin.explain import explanation_of
+
+    names = {name for name, part in model.named_modules() if class_name(part) in BLOCKS}
+    return [row for row in explanation_of(model, list(attached_to(model))).rows if row.module in names]

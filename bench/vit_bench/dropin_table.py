@@ -1,0 +1,157 @@
+"""The README's table of models that `accelerate` takes, made from bench/evidence/dropin.json and from nothing else.
+
+    python -m vit_bench.dropin_table measure     # compare and count every family, and write the file; minutes
+    python -m vit_bench.dropin_table             # rewrite the table in README.md
+    python -m vit_bench.dropin_table --check     # fail when README.md says something else
+
+The file holds the hash of the code that it was made with (without comments and docstrings). Figures of other code count
+for nothing: the table says "not measured" until the runs are repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import vit_engine
+from vit_bench.records import without_docstrings
+from vit_bench.support_table import replaced
+
+BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
+END = "<!-- end of drop-in table -->"
+
+
+def source_hash() -> str:
+    """Of vit_engine's drop-in code: what stands between a library's module and the operators."""
+    engine = Path(vit_engine.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*(engine / "dropin").glob("*.py"), engine / "encoder_block.py", engine / "derived.py"]):
+        digest.update(path.name.encode())
+        digest.update(ast.dump(without_docstrings(ast.parse(path.read_text()))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _covered(library: str, name: str, covers: Sequence[str]) -> list[str]:
+    from vit_bench.dropin_families import TIMM_MODULES, timm_names
+
+    if library != "timm":
+        return list(covers)
+    return [model for module in TIMM_MODULES for model in timm_names(module, name)]
+
+
+def _parity() -> list[dict[str, Any]]:
+    """One entry per family: errors in float32 and float16. Needs Triton's interpreter, or a GPU."""
+    from vit_bench.dropin_families import FAMILIES
+    from vit_bench.dropin_parity import compare_float32, compare_half
+
+    entries = []
+    for family in FAMILIES:
+        half = compare_half(family)
+        entry = {
+            "library": family.library,
+            "family": family.name,
+            "names": _covered(family.library, family.name, family.covers),
+            "float32": compare_float32(family),
+            "float16": {"ours": half.ours, "eager": half.eager, "allowed": half.allowed},
+        }
+        print(f"{family}: float32 {entry['float32']:.1e}, float16 {half.ours:.1e} (eager {half.eager:.1e})", flush=True)
+        entries.append(entry)
+    return entries
+
+
+def _launches(entries: list[dict[str, Any]]) -> None:
+    """Adds the counts of launches. Needs Triton's compiler: not in the process that interprets."""
+    from vit_bench.dropin_families import FAMILIES
+    from vit_bench.dropin_launches import count_launches
+
+    by_name = {(family.library, family.name): family for family in FAMILIES}
+    for entry in entries:
+        family = by_name[entry["library"], entry["family"]]
+        counted = count_launches(family)
+        entry["launches"] = {"model": family.full_name, **asdict(counted)}
+        print(f"{family}: {entry['launches']}", flush=True)
+
+
+def _refused() -> dict[str, list[str]]:
+    from vit_bench.dropin_families import TIMM_MODULES, timm_names
+
+    return {module: list(timm_names(module, "refused")) for module in TIMM_MODULES}
+
+
+def measure(file: Path) -> None:
+    """Runs everything and writes the file."""
+    command = [sys.executable, "-m", "vit_bench.dropin_table", "parity"]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise SystemExit(f"parity failed:\n{run.stdout[-2000:]}")
+    entries = json.loads(run.stdout.splitlines()[-1])
+    _launches(entries)
+    libraries = {name: importlib.metadata.version(name) for name in ("timm", "torchvision", "transformers")}
+    content = {"source": source_hash(), "versions": libraries, "families": entries, "refused": _refused()}
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def table(content: dict[str, Any]) -> str:
+    """The table in Markdown, and the names behind it."""
+    fresh = content["source"] == source_hash()
+    lines = [
+        "| library | family | models | fp32 error | fp16 error (eager's) | launches, and operators left | eager |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in content["families"]:
+        names, launches, half = entry["names"], entry["launches"], entry["float16"]
+        covered = f"{len(names)} names" if entry["library"] == "timm" else ", ".join(f"`{name}`" for name in names)
+        figures = ["not measured"] * 4
+        if fresh:
+            figures = [
+                f"{entry['float32']:.0e}",
+                f"{half['ours']:.1e} ({half['eager']:.1e})",
+                f"`{launches['model']}`: {launches['ours']} + {launches['left']}",
+                str(launches["eager"]),
+            ]
+        lines.append(f"| {entry['library']} | {entry['family']} | {covered} | {' | '.join(figures)} |")
+    refused = [f"`{name}`" for names in content["refused"].values() for name in names]
+    accepted = sum(len(e["names"]) for e in content["families"] if e["library"] == "timm")
+    sentence = (
+        f"Of timm {content['versions']['timm']}'s {accepted + len(refused)} names in vision_transformer, deit, eva and "
+        f"beit {accepted} are accelerated. Refused, because their blocks are built otherwise: {', '.join(refused)}."
+    )
+    return "\n".join([*lines, "", sentence])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vit_bench.dropin_table", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("what", nargs="?", choices=("table", "measure", "parity"), default="table")
+    parser.add_argument("--check", action="store_true", help="compare with README.md instead of writing it")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--evidence", type=Path, default=Path("bench/evidence/dropin.json"))
+    options = parser.parse_args(arguments)
+    if options.what == "parity":
+        print(json.dumps(_parity()))
+        return 0
+    if options.what == "measure":
+        measure(options.evidence)
+    before = options.readme.read_text(encoding="utf-8")
+    text = table(json.loads(options.evidence.read_text(encoding="utf-8")))
+    after = replaced(before, text, BEGIN, END)
+    if not options.check:
+        options.readme.write_text(after, encoding="utf-8")
+        return 0
+    if before == after:
+        return 0
+    print(f"{options.readme} is stale: run `python -m vit_bench.dropin_table`", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
