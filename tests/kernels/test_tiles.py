@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_kernels import tiles
+from vit_kernels import qk_rope_tiles, tiles
 from vit_kernels.device import A100, H100, INTERPRETED, KNOWN_DEVICES, RTX_4090, Device
 
 DEVICES = pytest.mark.parametrize("device", KNOWN_DEVICES, ids=lambda d: d.name)
@@ -113,3 +113,27 @@ def test_row_tiles(device: Device, m: int, n: int) -> None:
     assert tile.block_n == min(tiles.next_power_of_2(n), 4096)
     assert tile.block_m * tile.block_n <= 4096
     assert tile.block_m == 1 or tiles.cdiv(m, tile.block_m) >= device.sm_count
+
+
+@DEVICES
+@given(
+    batch=st.integers(1, 1000), tokens=st.integers(1, 20000), heads=st.integers(1, 64), width=st.integers(1, 128),
+    itemsize=st.sampled_from([2, 4]),
+)  # fmt: skip
+def test_qk_rope_tiles_fit(device: Device, batch: int, tokens: int, heads: int, width: int, itemsize: int) -> None:
+    """A thread of 128 holds at most 16 bytes of either tile of a head."""
+    tile = qk_rope_tiles.choose_qk_rope(batch, tokens, heads, width, itemsize, device)
+    half = qk_rope_tiles.half_width(width)
+    assert width <= 2 * half < 2 * width + 2 and half & (half - 1) == 0
+    assert tile.block_t * half * itemsize <= 16 * 32 * tile.num_warps
+    assert tile.block_t >= 8 and tile.block_t & (tile.block_t - 1) == 0
+    assert 1 <= tile.heads <= heads
+
+
+def test_heads_of_qk_rope_share_tables_where_sms_have_enough_to_do() -> None:
+    def tile(batch: int) -> tuple[int, int]:
+        chosen = qk_rope_tiles.choose_qk_rope(batch, 197, 12, 64, 2, H100)
+        return chosen.block_t, chosen.heads
+
+    assert [tile(batch) for batch in (1, 8, 64, 256)] == [(8, 1), (32, 1), (32, 4), (32, 8)]
+    assert qk_rope_tiles.choose_qk_rope(8, 197, 12, 64, 2, INTERPRETED).heads == 12
