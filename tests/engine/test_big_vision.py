@@ -187,6 +187,7 @@ def test_both_ways(variant: dict, scan: bool) -> None:
     blank(**variant).load_state_dict(state, strict=True)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert all(tensor.is_contiguous() for tensor in state.values())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in state.values()}) == len(state)
     assert same_arrays(timm_to_google(state, 3, "big_vision", scan, "params/"), arrays)
 
 
@@ -260,11 +261,14 @@ def test_timm_to_google_names_what_has_no_place() -> None:
     del odd["blocks.0.norm1.bias"]
     odd["blocks.1.mlp.fc1.bias"] = torch.ones(5)
     odd["head.weight"] = torch.ones(5)
+    odd["blocks.0.attn.qkv.bias"] = torch.ones(12)  # divides by the heads, but query, key and value do not
     with pytest.raises(ValueError) as error:
         timm_to_google(odd, 3, "big_vision", scan=True)
     assert str(error.value).splitlines()[1:] == [
+        "  blocks.*.attn.qkv.bias (to be stacked, all 2 blocks need it in one shape)",
         "  blocks.*.mlp.fc1.bias (to be stacked, all 2 blocks need it in one shape)",
         "  blocks.*.norm1.bias (to be stacked, all 2 blocks need it in one shape)",
+        "  blocks.0.attn.qkv.bias (its shape [12] does not divide among 3 heads)",
         "  head.weight (its shape [5] does not divide among 3 heads)",
     ]
 

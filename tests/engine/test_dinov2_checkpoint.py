@@ -87,6 +87,15 @@ def test_positions_are_resized_without_the_class_token(tmp_path: Path, variant: 
     assert torch.equal(model.pos_embed, expected)
 
 
+def test_registers_alone_tell_whose_file_it_is(tmp_path: Path) -> None:
+    state = state_of(REGISTERS)
+    del state["mask_token"]
+    torch.save(state, tmp_path / "dinov2.pth")
+    model = blank(**REGISTERS)
+    load_checkpoint(model, tmp_path / "dinov2.pth", allow_pickle=True)
+    assert all(torch.equal(tensor, dinov2_to_timm(state)[name]) for name, tensor in model.state_dict().items())
+
+
 def test_is_refused_unless_asked_for(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "dinov2.pth")
     with pytest.raises(CheckpointError, match="pickles"):
