@@ -106,16 +106,15 @@ def test_tables_of_images_and_heads(dtype, leading):
     judge_both(arguments)
 
 
-@every_dtype
+@sanitize_bfloat16
 @pytest.mark.parametrize("tables", DTYPES, ids=str)
-def test_tables_and_weights_of_another_dtype(dtype, tables):
-    arguments = arguments_of(Draw(dtype, seed=5), 16, "layer", "interleaved", prefix=1)
-    names = ("q_weight", "q_bias", "k_weight", "k_bias", "cos", "sin")
-    narrow = {name: arguments[name].to(tables) for name in names}
-    ours = qk_rope(**arguments | narrow)
-    same = {name: value.float() for name, value in narrow.items()}
-    for mine, expected in zip(ours, qk_rope(**arguments | same), strict=True):
-        same_bits(mine, expected)
+@pytest.mark.parametrize("rope", ["halves", "interleaved"])
+def test_all_is_computed_in_fp32_and_rounded_once(dtype, rope, tables):
+    arguments = arguments_of(Draw(dtype, seed=5), 16, "none", rope, prefix=1)
+    arguments |= {name: arguments[name].to(tables) for name in ("cos", "sin")}
+    wide = {name: value.float() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    for ours, expected in zip(qk_rope(**arguments), qk_rope(**arguments | wide), strict=True):
+        same_bits(ours, expected.to(dtype))
 
 
 @sanitize_bfloat16
@@ -193,8 +192,9 @@ def test_without_one_parameter(norm, missing):
 def test_nothing(batch, tokens, heads):
     draw = Draw(torch.float16, seed=12)
     q, k = (draw.normal(batch, tokens, count, 8) for count in heads)
-    q_out, k_out = qk_rope(q, k, norm="rms", **angles(draw, tokens, 8))
+    q_out, k_out = qk_rope(q, k, norm="rms")
     assert (q_out.shape, k_out.shape) == (q.shape, k.shape)
+    judge(k_out, reference.qk_rope, {"q": q, "k": k, "norm": "rms"}, pick=1)
 
 
 TABLES = pytest.mark.parametrize("tables", [torch.float32, torch.float16], ids=["tables-float32", "tables-float16"])
