@@ -7,9 +7,10 @@ a second; a full-size one has the library's own configuration and no values. tim
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from vit_bench.whole_model import redraw
 
-__all__ = ["FAMILIES", "TIMM_MODULES", "Family", "small_model", "timm_family", "timm_names"]
+__all__ = ["FAMILIES", "TIMM_MODULES", "Family", "inputs", "small_model", "timm_family", "timm_names"]
 
 TIMM_MODULES = ("vision_transformer", "deit", "eva", "beit")
 WIDTH, HEADS = 48, 2
@@ -26,7 +27,8 @@ WIDTH, HEADS = 48, 2
 @dataclass(frozen=True)
 class Family:
     """library, name: for the table. small, full: builders, the second called on the meta device. covers: the models'
-    names, where they are not timm's. images: (height, width) of the small model's images.
+    names, where they are not timm's. more: what forward() needs beside images, from how many of them there are and the
+    model; patches: images come as rows of patches.
     """
 
     library: str
@@ -34,9 +36,9 @@ class Family:
     small: Callable[[], nn.Module]
     full: Callable[[], nn.Module]
     full_name: str
-    images: tuple[int, int] = (32, 32)
     covers: tuple[str, ...] = ()
-    arguments: dict[str, Any] = field(default_factory=dict)
+    more: Callable[[int, Any], dict[str, Tensor]] | None = None
+    patches: bool = False
 
     def __str__(self) -> str:
         return f"{self.library}: {self.name}"
@@ -50,8 +52,25 @@ def small_model(family: Family, seed: int = 0) -> nn.Module:
     return model
 
 
-def images(family: Family, batch: int = 2, seed: int = 1) -> Tensor:
-    return torch.randn(batch, 3, *family.images, generator=torch.Generator().manual_seed(seed))
+def image_size(model: Any) -> tuple[int, int]:
+    """Height and width of the images that a model of any of the libraries was made for."""
+    if hasattr(model, "patch_embed"):
+        height, width = model.patch_embed.img_size or (224, 224)
+        return height, width
+    size = getattr(model, "image_size", None) or model.config.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def inputs(family: Family, model: Any, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
+    """What the model's forward() is called with: "images", to be given first, and the rest by name; float32."""
+    generator = torch.Generator().manual_seed(seed)
+    more = family.more(batch, model) if family.more else {}
+    if family.patches:
+        config = model.config
+        shape = (batch, config.num_patches, config.num_channels * config.patch_size**2)
+    else:
+        shape = (batch, 3, *image_size(model))
+    return {"images": torch.randn(shape, generator=generator), **more}
 
 
 # --- timm ----------------------------------------------------------------------------------------------------------
@@ -105,7 +124,7 @@ def _timm(module: str, family: str, example: str, **more: Any) -> Family:
 
     patch = int(match[1]) if (match := re.search(r"patch(\d+)", example)) else 16
     small = {"depth": 2, "embed_dim": WIDTH, "num_heads": HEADS, "num_classes": 5, "img_size": 2 * patch, **more}
-    return Family("timm", family, lambda: build(**small), build, example, images=(2 * patch, 2 * patch))
+    return Family("timm", family, lambda: build(**small), build, example)
 
 
 _TIMM = [
@@ -148,7 +167,7 @@ def _torchvision_full() -> nn.Module:
 
 _TORCHVISION_NAMES = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _TORCHVISION = [
-    Family("torchvision", "ViT", _torchvision_small, _torchvision_full, "vit_b_16", (32, 32), _TORCHVISION_NAMES)
+    Family("torchvision", "ViT", _torchvision_small, _torchvision_full, "vit_b_16", _TORCHVISION_NAMES)
 ]
 
 
@@ -165,8 +184,8 @@ _SMALL_CONFIG = {
 
 
 def _transformers(
-    name: str, model: str, config: str, covers: tuple[str, ...], arguments: dict[str, Any] | None = None,
-    full: dict[str, Any] | None = None, **more: Any,
+    name: str, model: str, config: str, covers: tuple[str, ...], full: dict[str, Any] | None = None,
+    inputs: Callable[[int, Any], dict[str, Tensor]] | None = None, patches: bool = False, **more: Any,
 ) -> Family:  # fmt: skip
     def build(**settings: Any) -> nn.Module:
         import transformers
@@ -180,16 +199,26 @@ def _transformers(
         lambda: build(**(full or {})),
         model,
         covers=covers,
-        arguments=arguments or {},
+        more=inputs,
+        patches=patches,
     )
 
 
-def _noise() -> Tensor:
+def _noise(batch: int, model: Any) -> dict[str, Tensor]:
     """ViTMAE shuffles patches by noise of its own unless it is given some."""
-    return torch.linspace(1, 0, 16).expand(2, 16)
+    patches = (model.config.image_size // model.config.patch_size) ** 2
+    return {"noise": torch.linspace(1, 0, patches).expand(batch, patches)}
 
 
-_DINO = {"mlp_ratio": 2}
+def _shapes(batch: int, model: Any) -> dict[str, Tensor]:
+    """SigLIP 2 takes images of different shapes as rows of patches, padded: the last one here lacks a row."""
+    side = math.isqrt(model.config.num_patches)
+    shapes = torch.tensor([[side, side]] * (batch - 1) + [[side - 1, side]])
+    used = shapes.prod(1, keepdim=True)
+    return {"pixel_attention_mask": (torch.arange(side * side) < used).long(), "spatial_shapes": shapes}
+
+
+_DINO: dict[str, Any] = {"mlp_ratio": 2}
 _TRANSFORMERS = [
     _transformers("ViT", "ViTForImageClassification", "ViTConfig", ("ViT*",), num_labels=5),
     _transformers("DeiT", "DeiTModel", "DeiTConfig", ("DeiT*",)),
@@ -205,8 +234,12 @@ _TRANSFORMERS = [
     _transformers("CLIP vision", "CLIPVisionModel", "CLIPVisionConfig", ("CLIPVisionModel*", "CLIPModel")),
     _transformers("SigLIP vision", "SiglipVisionModel", "SiglipVisionConfig", ("SiglipVisionModel", "SiglipModel")),
     _transformers(
+        "SigLIP 2 vision", "Siglip2VisionModel", "Siglip2VisionConfig", ("Siglip2VisionModel", "Siglip2Model"),
+        inputs=_shapes, patches=True, num_patches=16,
+    ),
+    _transformers(
         "ViTMAE encoder", "ViTMAEModel", "ViTMAEConfig", ("ViTMAEModel", "ViTMAEForPreTraining"),
-        arguments={"noise": _noise}, mask_ratio=0.5,
+        inputs=_noise, mask_ratio=0.5,
     ),
     _transformers(
         "BEiT", "BeitModel", "BeitConfig", ("Beit*",), use_relative_position_bias=True, use_mean_pooling=True,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import vit_engine
-from vit_bench.dropin_families import Family
+from vit_bench.dropin_families import Family, inputs
 from vit_bench.launch_plan import OtherWork
 from vit_bench.recording import gpu, recording
 from vit_engine.dropin.api import attached_to
@@ -57,19 +57,15 @@ class _OneAttention(TorchFunctionMode):
         ).transpose(1, 2)  # fmt: skip
 
 
-def eager_operators(model: nn.Module, images: Tensor) -> list[str]:
+def eager_operators(model: nn.Module, given: dict[str, Tensor]) -> list[str]:
     """Names of the operators that compute in one forward pass."""
     with _OneAttention() as attention, OtherWork() as work:
-        model(images)
+        _call(model, given)
     return [name for name in work.seen if name not in _FREE] + ["scaled_dot_product_attention"] * attention.calls
 
 
-def _image_size(model: Any) -> tuple[int, int]:
-    """Height and width of the images that a model of any of the libraries was made for."""
-    if hasattr(model, "patch_embed"):
-        return tuple(model.patch_embed.img_size or (224, 224))
-    size = model.config.image_size if hasattr(model, "config") else model.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _call(model: nn.Module, given: dict[str, Tensor]) -> None:
+    model(given["images"], **{name: value for name, value in given.items() if name != "images"})
 
 
 def model_replays(model: nn.Module) -> Any:
@@ -82,17 +78,19 @@ def count_launches(family: Family, gpu_name: str = "sm_90") -> Launches:
     """The family's full-size model, eager and accelerated."""
     with torch.device("meta"):
         model = family.full().eval().half()
-    images = torch.empty(1, 3, *_image_size(model), dtype=torch.float16, device="meta")
-    eager = eager_operators(model, images)
+    given = {k: v.half() if v.is_floating_point() else v for k, v in inputs(family, model, batch=1).items()}
+    eager = None if family.patches else eager_operators(model, {k: v.to("meta") for k, v in given.items()})
     # Launches are made for tensors that have memory; what is in it does not matter.
-    model, images = model.to_empty(device="cpu"), torch.empty(images.shape, dtype=images.dtype)
+    model = model.to_empty(device="cpu")
     for buffer in model.buffers():
         if not buffer.is_floating_point():
             buffer.zero_()  # an index
+    if eager is None:  # Python code reads shapes and padding, so they need values
+        eager = eager_operators(model, given)
     with recording(gpu(gpu_name)) as recorder:
         vit_engine.accelerate(model)
-        model(images)  # folds
+        _call(model, given)  # folds
         model_replays(model).clear()
         recorder.launches.clear()
-        left = eager_operators(model, images)
+        left = eager_operators(model, given)
         return Launches(len(recorder.launches), len(left), len(eager))

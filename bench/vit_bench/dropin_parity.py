@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vit_engine
 from vit_bench import tolerance
-from vit_bench.dropin_families import Family, images, small_model
+from vit_bench.dropin_families import Family, inputs, small_model
 from vit_engine.dropin.describe import class_name
 from vit_engine.dropin.parts import BLOCKS
 
@@ -49,15 +49,19 @@ def _results(output: Any) -> Outputs:
 
 
 @torch.no_grad()
-def run(model: nn.Module, family: Family, x: Tensor, hidden: bool = True) -> Outputs:
-    """The model's results for images x, once as it is and, with hidden, once more with hooks on its blocks."""
-    arguments = {name: make().to(x.dtype) for name, make in family.arguments.items()}
-    results = _results(model(x, **arguments))
-    if hidden:
-        with _hidden_states(model) as seen:
-            model(x, **arguments)
-        results |= seen
-    return results
+def run(model: nn.Module, given: dict[str, Tensor], like: Tensor | None = None) -> Outputs:
+    """The model's results for these inputs, once as it is and once more with hooks on its blocks.
+
+    like: the dtype of what is floating point, and the device; None leaves both.
+    """
+    if like is not None:
+        given = {k: v.to(like.device, like.dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
+    images = given["images"]
+    more = {name: value for name, value in given.items() if name != "images"}
+    results = _results(model(images, **more))
+    with _hidden_states(model) as seen:
+        model(images, **more)
+    return {name: value.cpu() for name, value in (results | seen).items()}
 
 
 def relative_error(ours: Outputs, truth: Outputs) -> float:
@@ -85,22 +89,24 @@ def compare_half(family: Family, dtype: torch.dtype = torch.float16, device: str
     eager_model = small_model(family).to(dtype)
     truth_model = copy.deepcopy(eager_model).double()
     ours_model = vit_engine.accelerate(copy.deepcopy(eager_model).to(device))
-    x = images(family).to(dtype)
-    ours = run(ours_model, family, x.to(device))
-    eager, truth = run(eager_model, family, x), run(truth_model, family, x.double())
+    given = inputs(family, eager_model)
+    rounded = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given.items()}
+    ours = run(ours_model, rounded, torch.empty(0, dtype=dtype, device=device))
+    eager, truth = run(eager_model, rounded), run(truth_model, rounded, torch.empty(0, dtype=torch.float64))
     if not ours.keys() == eager.keys() == truth.keys():
         raise AssertionError(f"results differ: {sorted(ours)}, {sorted(eager)} and {sorted(truth)}")
-    errors = [tolerance.check(ours[n].cpu(), eager[n], truth[n], name=f"{family}, {n}") for n in truth]
+    errors = [tolerance.check(ours[n], eager[n], truth[n], name=f"{family}, {n}") for n in truth]
     return Half(max(e.row for e in errors), max(e.row_eager for e in errors), max(e.row_allowed for e in errors))
 
 
 def compare_float32(family: Family, device: str | torch.device = "cpu") -> float:
     """Relative error of an accelerated model's results in float32 against the untouched model's; AssertionError if a
     block did not run on the kernels."""
-    model, x = small_model(family), images(family)
-    truth = run(model, family, x)
+    model = small_model(family)
+    given = inputs(family, model)
+    truth = run(model, given)
     vit_engine.accelerate(model.to(device))
-    ours = {name: value.cpu() for name, value in run(model, family, x.to(device)).items()}
+    ours = run(model, given, torch.empty(0, device=device))
     blocks = [row for row in _rows(model) if row.kernels == "PyTorch"]
     if blocks:
         raise AssertionError(f"{family}: {blocks[0].module} did not run on the kernels: {blocks[0].why}")

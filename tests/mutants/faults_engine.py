@@ -45,25 +45,33 @@ POSITION = {
 }
 
 FUSED = {
-    "eps-of-the-wrong-library": (
-        "PyTorch's default of 1e-5 where the model has its own.",
-        "eps=block.norm1.eps",
-        "eps=1e-5",
-    ),
     "second-norm-is-the-first": (
         "fc1 folded with the norm of the attention.",
-        "mlp.fc1, block.norm2)",
-        "mlp.fc1, block.norm1)",
+        "norm2=Norm(block.norm2)",
+        "norm2=Norm(block.norm1)",
     ),
     "second-scale-is-the-first": (
         "LayerScale of the attention used twice.",
         "_gamma(block.ls2)",
         "_gamma(block.ls1)",
     ),
+}
+
+ENCODER_BLOCK = {
+    "eps-of-the-wrong-library": (
+        "PyTorch's default of 1e-5 where the model has its own.",
+        "column_sum=column_sum, eps=norm.eps",
+        "column_sum=column_sum, eps=1e-5",
+    ),
     "statistics-one-layer-late": (
         "The norm of a block applied with the statistics of other rows.",
-        'norm="layer", stats=stats, column_sum=column_sum,\n',
-        'norm="layer", stats=stats.flip(2), column_sum=column_sum,\n',
+        "norm=norm.kind, stats=stats, column_sum",
+        "norm=norm.kind, stats=stats.flip(2), column_sum",
+    ),
+    "zero-key-bias-in-the-wrong-rows": (
+        "Biases of query and value put together without the zeros of the key.",
+        "part = rows.new_zeros(rows.shape[0])",
+        "continue",
     ),
 }
 
@@ -96,5 +104,6 @@ FAULTS = {
     "vit_engine/derived.py": DERIVED,
     "vit_engine/position.py": POSITION,
     "vit_engine/fused.py": FUSED,
+    "vit_engine/encoder_block.py": ENCODER_BLOCK,
     "vit_engine/ops.py": OPS,
 }

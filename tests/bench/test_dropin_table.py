@@ -1,0 +1,95 @@
+"""The README's table of drop-in models says what its file holds, and nothing of older code."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.child import run
+from vit_bench import dropin_table
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "bench/evidence/dropin.json"
+
+CONTENT: dict[str, Any] = {
+    "source": "",
+    "versions": {"timm": "9.9"},
+    "families": [
+        {
+            "library": "timm",
+            "family": "ViT",
+            "names": ["a", "b"],
+            "float32": 3.2e-7,
+            "float16": {"ours": 4e-4, "eager": 5e-4, "allowed": 1e-3},
+            "launches": {"model": "a", "ours": 62, "left": 1, "eager": 125},
+        }
+    ],
+    "refused": {"vision_transformer": ["c"]},
+}
+
+
+def test_a_row_holds_the_figures_of_its_family() -> None:
+    content = {**copy.deepcopy(CONTENT), "source": dropin_table.source_hash()}
+    lines = dropin_table.table(content).splitlines()
+    assert lines[2] == "| timm | ViT | 2 names | 3e-07 | 4.0e-04 (5.0e-04) | `a`: 62 + 1 | 125 |"
+    assert "Of timm 9.9's 3 names" in lines[-1] and "`c`" in lines[-1]
+
+
+def test_figures_of_other_code_are_not_shown() -> None:
+    lines = dropin_table.table({**copy.deepcopy(CONTENT), "source": "other"}).splitlines()
+    assert lines[2] == "| timm | ViT | 2 names | not measured | not measured | not measured | not measured |"
+
+
+def test_check_fails_for_another_table_and_writing_repairs_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    readme, evidence = tmp_path / "README.md", tmp_path / "dropin.json"
+    readme.write_text(f"before\n{dropin_table.BEGIN}\nold\n{dropin_table.END}\nafter\n")
+    evidence.write_text(json.dumps(CONTENT))
+    where = ["--readme", str(readme), "--evidence", str(evidence)]
+    assert dropin_table.main(["--check", *where]) == 1
+    assert "stale" in capsys.readouterr().err
+    assert dropin_table.main(where) == 0
+    assert dropin_table.main(["--check", *where]) == 0
+    text = readme.read_text()
+    assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
+
+
+def test_the_committed_readme_is_fresh() -> None:
+    assert dropin_table.main(["--check", "--readme", str(ROOT / "README.md"), "--evidence", str(FILE)]) == 0
+    content = json.loads(FILE.read_text())
+    assert content["source"] == dropin_table.source_hash(), "run `python -m vit_bench.dropin_table measure`"
+    assert all(entry["float32"] < 1e-4 for entry in content["families"])
+    assert all(entry["float16"]["ours"] <= entry["float16"]["allowed"] for entry in content["families"])
+    assert all(entry["launches"]["ours"] < entry["launches"]["eager"] for entry in content["families"])
+
+
+def test_the_committed_file_accounts_for_every_family_and_name() -> None:
+    import timm
+
+    from vit_bench.dropin_families import FAMILIES, TIMM_MODULES
+
+    content = json.loads(FILE.read_text())
+    assert [(e["library"], e["family"]) for e in content["families"]] == [(f.library, f.name) for f in FAMILIES]
+    if content["versions"]["timm"] != timm.__version__:
+        pytest.skip(f"the file lists the names of timm {content['versions']['timm']}, installed is {timm.__version__}")
+    listed = [name for e in content["families"] if e["library"] == "timm" for name in e["names"]]
+    listed += [name for names in content["refused"].values() for name in names]
+    assert sorted(listed) == sorted(name for module in TIMM_MODULES for name in timm.list_models(module=module))
+
+
+@pytest.mark.compiled
+def test_launches_of_a_full_size_model_are_recorded() -> None:
+    """torchvision's ViT-B/16: five launches a block, one for the stem and one for the norm of the class token."""
+    counted = run("""
+        import dataclasses, json
+        from vit_bench.dropin_families import FAMILIES
+        from vit_bench.dropin_launches import count_launches
+        family = next(f for f in FAMILIES if f.library == "torchvision")
+        print(json.dumps(dataclasses.asdict(count_launches(family))))
+    """)
+    assert counted["ours"] == 12 * 5 + 2
+    assert counted["left"] == 1  # the classifier
+    assert counted["eager"] > 2 * counted["ours"]
