@@ -15,7 +15,8 @@ class DerivedCache:
 
     A change is seen by address and by autograd's version counter, so every ordinary way of writing a parameter counts
     (optimizers, load_state_dict, in-place operations, a new Parameter, .to()). Writing through `.data` bypasses the
-    counter: call clear() after that. Not part of any state_dict, and left out of copies and pickles.
+    counter, and parameters made under torch.inference_mode() have none, only an address: call clear() after writing to
+    these. Not part of any state_dict, and left out of copies and pickles.
     """
 
     def __init__(self) -> None:
@@ -34,8 +35,8 @@ class DerivedCache:
     ) -> tuple[Tensor, ...]:
         """build(), from the cache where that is right.
 
-        It is not while PyTorch traces a graph, nor for tensors without an address or a version counter to ask for
-        (fake and inference tensors): those are built anew.
+        It is not while PyTorch traces a graph, nor for tensors without an address (fake ones), nor for what is built
+        while a CUDA graph is captured, as that is there only once the graph runs: those are built anew.
         """
         if torch.compiler.is_compiling() or not all(_plain(t) for t in sources):
             return build()
@@ -43,9 +44,15 @@ class DerivedCache:
         entry = self._entries.get(key)
         if entry is not None and entry[1] == state:
             return entry[2]
+        on_gpu = any(t is not None and t.device.type == "cuda" for t in sources)
+        if on_gpu and torch.cuda.is_current_stream_capturing():
+            return build()
         # Outside inference mode, whose tensors could not be used outside it later.
         with torch.inference_mode(False), torch.no_grad():
             derived = build()
+        if on_gpu:
+            # Whoever finds them may be on another stream.
+            torch.cuda.current_stream(derived[0].device).synchronize()
         # The aliases keep the storages alive, so that no other tensor can come to lie at a remembered address.
         self._entries[key] = ([None if t is None else t.detach() for t in sources], state, derived)
         return derived
@@ -58,10 +65,11 @@ class DerivedCache:
 
 
 def _plain(tensor: Tensor | None) -> bool:
-    return tensor is None or (type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_inference())
+    return tensor is None or type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def _state(tensor: Tensor | None) -> tuple:
     if tensor is None:
         return ()
-    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device

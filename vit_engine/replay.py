@@ -7,17 +7,19 @@ third on a `Replay` makes the same launches on new addresses: results and kernel
 
 What a replay depends on is asked each time: shape, strides, dtype, device and alignment of the images, and every
 parameter, buffer, submodule and plain attribute of the model (`Fingerprint`). It needs no gradients, no graph being
-traced and no operator being watched; anything else runs as written.
+traced, no operator being watched, and nobody's hooks in the model; anything else runs as written.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from vit_kernels.launch import Launched, Tape, active_driver, interpreting, launching_on, repeat, taped
@@ -33,15 +35,26 @@ class Fingerprint:
     """Whether a module is still what it was, asked in a few dozen microseconds for a ViT.
 
     Compares the submodules, parameters and buffers by identity, tensors also by address and autograd's version counter,
-    and the plain attributes (numbers, strings, booleans) of every submodule. As with any cache that stands on version
-    counters, writing through `.data` goes unseen.
+    and of every submodule the class, the mode, the plain attributes (numbers, strings, booleans) and the number of
+    attributes: a forward() set on an instance is one more. As with any cache that stands on version counters, writing
+    through `.data` goes unseen.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._entries: list[tuple[dict[str, Any], str, object]] = []
         self._tensors: list[tuple[Tensor, int, int]] = []
-        self.usable = True
-        for part in module.modules():
+        self._parts = list(module.modules())
+        self._kinds = list(map(type, self._parts))
+        self._attributes = list(map(vars, self._parts))
+        self._sizes = list(map(len, self._attributes))
+        self._modes = list(map(_mode, self._attributes))
+        # A replay would leave out what hooks do. Those of the module itself run around it.
+        inside = [part for part in self._parts if part is not module]
+        self._hooks = [hooks for part in inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self.usable = not self._has_hooks()
+        if not self.usable:
+            return
+        for part in self._parts:
             attributes = vars(part)
             for name, value in attributes.items():
                 if isinstance(value, (int, float, str)) and name != "training" and not name.startswith("_"):
@@ -56,14 +69,26 @@ class Fingerprint:
                     return
                 self._tensors.append((tensor, tensor._version, tensor.data_ptr()))
 
+    def _has_hooks(self) -> bool:
+        return any(self._hooks) or bool(_has_any_global_hook())
+
     def holds(self) -> bool:
-        """True while nothing has changed; False, too, for a module with tensors that have no version counter."""
-        if not self.usable:
+        """True while nothing has changed; False, too, for a module with hooks inside, or with tensors that have no
+        version counter."""
+        if not self.usable or self._has_hooks():
+            return False
+        # Whole tables in C: this is asked before every pass.
+        if list(map(len, self._attributes)) != self._sizes or list(map(_mode, self._attributes)) != self._modes:
+            return False
+        if list(map(type, self._parts)) != self._kinds:
             return False
         for table, name, value in self._entries:
             if table.get(name) is not value:
                 return False
         return all(t._version == version and t.data_ptr() == address for t, version, address in self._tensors)
+
+
+_mode = itemgetter("training")
 
 
 class Replay:

@@ -178,7 +178,8 @@ class ViT(nn.Module):
         )[0]
 
     def clear_cache(self) -> None:
-        """Forgets what was derived from parameters: needed only after writing to a parameter through `.data`."""
+        """Forgets what was derived from parameters. Needed only after writes that leave no trace: to a parameter
+        through `.data`, and to one that was made under torch.inference_mode()."""
         self._positions.clear()
         self.derived.clear()
         if "replays" in vars(self):

@@ -13,6 +13,7 @@ import torch
 import torchvision.models.vision_transformer as torchvision_vit
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vit_engine
 from tests.engine.redraw import redraw
@@ -133,7 +134,7 @@ def launches_of(run: Callable[[], Any]) -> list[str]:
     return watch.seen
 
 
-class _Watch(torch.utils._python_dispatch.TorchDispatchMode):
+class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []

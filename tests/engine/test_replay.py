@@ -218,6 +218,49 @@ CHANGES = [
 ]  # fmt: skip
 
 
+def set_forward(vit: Any) -> None:
+    vit.blocks[0].forward = lambda x: x
+
+
+def train(vit: Any) -> None:
+    vit.blocks[0].mlp.train()
+
+
+def change_class(vit: Any) -> None:
+    vit.blocks[0].mlp.__class__ = type("Other", (type(vit.blocks[0].mlp),), {})
+
+
+@pytest.mark.parametrize("change", [set_forward, train, change_class], ids=lambda change: change.__name__)
+def test_other_code_is_seen(change: Callable[[ViT], None], repeated: list[str]) -> None:
+    vit = model()
+    fingerprint = Fingerprint(vit)
+    assert fingerprint.holds()
+    change(vit)
+    assert not fingerprint.holds()
+
+
+def test_what_hooks_do_is_never_left_out(repeated: list[str]) -> None:
+    vit = model()
+    for _ in range(3):
+        vit(images(0))
+    count = len(repeated)
+    for add in (vit.blocks[0].register_forward_hook, vit.blocks[0].mlp.register_forward_pre_hook):
+        handle = add(lambda *_: None)
+        for _ in range(3):
+            vit(images(0))
+        assert len(repeated) == count
+        handle.remove()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not Fingerprint(vit).holds()
+    finally:
+        handle.remove()
+    vit.register_forward_hook(lambda *_: None)  # runs around the replay
+    for _ in range(3):
+        vit(images(0))
+    assert len(repeated) > count
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_of_the_model_is_never_missed(change: Callable[[ViT], None], repeated: list[str]) -> None:
     vit = model()

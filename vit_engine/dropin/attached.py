@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_any
 
@@ -153,7 +154,7 @@ def _short(dtype: torch.dtype) -> str:
 
 def _transformed() -> bool:
     """Whether tensors may stand for more than they show: under torch.func's transforms and in forward mode."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def wants_gradient(module: nn.Module, x: Tensor) -> bool:

@@ -128,7 +128,7 @@ class FusedBlock(Attached):
         def original(tokens: Tensor) -> Tensor:
             if block is not None and any(part.training for part in block.random):
                 raise RuntimeError(
-                    f"{self.name}: dropout or stochastic depth was switched on between the forward and the backward pass"
+                    f"{self.name}: dropout or stochastic depth was switched on between forward and backward pass"
                 )
             if args:
                 return self.original(tokens, *args[1:], **kwargs)
