@@ -160,6 +160,7 @@ def _unsupported(name: str, value: Any) -> str:
     return f'attn_implementation={NAME!r} does not support {name}; got {shown}. Use "eager" if the model needs it.'
 
 
+# torch.compile takes the answer as it is: traced, the walk over all model classes costs seconds.
 @torch.compiler.assume_constant_result
 def _model_with_own_attention(config_class: type) -> str | None:
     """The name of a model class of this configuration, already imported, that does not use `AttentionInterface`.
