@@ -8,6 +8,7 @@ change). A matrix product of cuBLAS may be more than one kernel, so eager's figu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 import vit_engine
 from vit_bench.dropin_families import Family, inputs
 from vit_bench.launch_plan import OtherWork
-from vit_bench.recording import gpu, recording
+from vit_bench.recording import Launch, gpu, recording
 from vit_engine.dropin.api import attached_to
 
-__all__ = ["Launches", "count_launches", "eager_operators"]
+__all__ = ["Compiled", "Launches", "count_launches", "eager_operators"]
 
 # Neither computes anything: a view by another name, and memory.
 _FREE = ("aten._unsafe_view.default", "aten.new_empty.default", "aten.lift_fresh.default", "aten.alias.default")
@@ -34,6 +35,14 @@ class Launches:
     ours: int
     left: int
     eager: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model's kernels for one GPU. kernels: how many different ones; problems: spills, too much shared memory."""
+
+    kernels: int
+    problems: tuple[str, ...]
 
 
 class _OneAttention(TorchFunctionMode):
@@ -68,14 +77,14 @@ def _call(model: nn.Module, given: dict[str, Tensor]) -> None:
     model(given["images"], **{name: value for name, value in given.items() if name != "images"})
 
 
-def model_replays(model: nn.Module) -> Any:
+def replays_of(model: nn.Module) -> Any:
     """The repeated passes of an accelerated model."""
     return next(attached_to(model)).state.replays
 
 
 @torch.no_grad()
-def count_launches(family: Family, gpu_name: str = "sm_90") -> Launches:
-    """The family's full-size model, eager and accelerated."""
+def count_launches(family: Family, gpu_names: Sequence[str] = ("sm_90",)) -> tuple[Launches, dict[str, Compiled]]:
+    """The family's full-size model, eager and accelerated: its launches on the first GPU, its kernels for each."""
     with torch.device("meta"):
         model = family.full().eval().half()
     given = {k: v.half() if v.is_floating_point() else v for k, v in inputs(family, model, batch=1).items()}
@@ -87,10 +96,28 @@ def count_launches(family: Family, gpu_name: str = "sm_90") -> Launches:
             buffer.zero_()  # an index
     if eager is None:  # Python code reads shapes and padding, so they need values
         eager = eager_operators(model, given)
-    with recording(gpu(gpu_name)) as recorder:
-        vit_engine.accelerate(model)
-        _call(model, given)  # folds
-        model_replays(model).clear()
-        recorder.launches.clear()
-        left = eager_operators(model, given)
-        return Launches(len(recorder.launches), len(left), len(eager))
+    vit_engine.accelerate(model)
+    launches, compiled = None, {}
+    for name in gpu_names:
+        with recording(gpu(name)) as recorder:
+            if launches is None:
+                _call(model, given)  # folds
+                recorder.launches.clear()
+            replays_of(model).clear()
+            left = eager_operators(model, given)
+            launches = launches or Launches(len(recorder.launches), len(left), len(eager))
+            compiled[name] = _compiled(recorder.launches, gpu(name).shared_memory)
+    assert launches is not None
+    return launches, compiled
+
+
+def _compiled(launches: Sequence[Launch], limit: int) -> Compiled:
+    different = {id(launch.binary): launch for launch in launches}
+    problems = []
+    for launch in different.values():
+        resources = launch.binary.resources
+        if resources.spilled_bytes:
+            problems.append(f"{launch.kernel}: {resources.spilled_bytes} bytes spilled per thread")
+        if launch.shared > limit:
+            problems.append(f"{launch.kernel}: {launch.shared} bytes of shared memory, {limit} allowed")
+    return Compiled(len(different), tuple(problems))

@@ -29,6 +29,7 @@ from vit_bench.support_table import replaced
 
 BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
 END = "<!-- end of drop-in table -->"
+GPUS = ("sm_90", "sm_80", "sm_86", "sm_89", "sm_100", "sm_120")
 
 
 def source_hash() -> str:
@@ -77,9 +78,10 @@ def _launches(entries: list[dict[str, Any]]) -> None:
     by_name = {(family.library, family.name): family for family in FAMILIES}
     for entry in entries:
         family = by_name[entry["library"], entry["family"]]
-        counted = count_launches(family)
+        counted, compiled = count_launches(family, GPUS)
         entry["launches"] = {"model": family.full_name, **asdict(counted)}
-        print(f"{family}: {entry['launches']}", flush=True)
+        entry["compiled"] = {name: asdict(found) for name, found in compiled.items()}
+        print(f"{family}: {entry['launches']}, {entry['compiled']}", flush=True)
 
 
 def _refused() -> dict[str, list[str]]:

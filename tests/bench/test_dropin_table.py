@@ -64,6 +64,8 @@ def test_the_committed_readme_is_fresh() -> None:
     assert all(entry["float32"] < 1e-4 for entry in content["families"])
     assert all(entry["float16"]["ours"] <= entry["float16"]["allowed"] for entry in content["families"])
     assert all(entry["launches"]["ours"] < entry["launches"]["eager"] for entry in content["families"])
+    assert all(set(entry["compiled"]) == set(dropin_table.GPUS) for entry in content["families"])
+    assert not [p for entry in content["families"] for found in entry["compiled"].values() for p in found["problems"]]
 
 
 def test_the_committed_file_accounts_for_every_family_and_name() -> None:
@@ -88,8 +90,10 @@ def test_launches_of_a_full_size_model_are_recorded() -> None:
         from vit_bench.dropin_families import FAMILIES
         from vit_bench.dropin_launches import count_launches
         family = next(f for f in FAMILIES if f.library == "torchvision")
-        print(json.dumps(dataclasses.asdict(count_launches(family))))
+        launches, compiled = count_launches(family)
+        print(json.dumps({**dataclasses.asdict(launches), "problems": compiled["sm_90"].problems}))
     """)
+    assert counted["problems"] == []
     assert counted["ours"] == 12 * 5 + 2
     assert counted["left"] == 1  # the classifier
     assert counted["eager"] > 2 * counted["ours"]
