@@ -24,7 +24,6 @@ _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 _GIANT = {"embed_dim": 1408, "depth": 40, "num_heads": 16, "hidden_dim": 6144}
 _GIGANTIC = {"embed_dim": 1664, "depth": 48, "num_heads": 16, "hidden_dim": 8192}
-_GIANT_OPT = {"embed_dim": 1536, "depth": 40, "num_heads": 16}
 _DINOV2_GIANT = {"embed_dim": 1536, "depth": 40, "num_heads": 24, "hidden_dim": 8192, "activation": "swiglu"}
 
 _REGISTERS = {"num_register_tokens": 4, "no_embed_class": True}
@@ -80,6 +79,4 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit_large_patch16_siglip_256": _siglip(_LARGE, 16, 256),
     "vit_large_patch16_siglip_384": _siglip(_LARGE, 16, 384),
     "vit_large_patch16_siglip_512": _siglip(_LARGE, 16, 512, **_TANH),
-    "vit_giantopt_patch16_siglip_256": _siglip(_GIANT_OPT, 16, 256, **_TANH),
-    "vit_giantopt_patch16_siglip_384": _siglip(_GIANT_OPT, 16, 384, **_TANH),
 }
