@@ -11,6 +11,7 @@ from vit_bench.full.checks import (
     COMPILED,
     EXECUTED,
     INTERPRETED,
+    LIBRARIES,
     MODELS,
     NAMES,
     PYTORCH,
@@ -60,13 +61,14 @@ def test_without_a_gpu_the_rest_says_why_it_is_not_run() -> None:
     assert {name for name, rung in runs.items() if rung == INTERPRETED} == {
         *(f"cases/{kernel}/{dtype}" for kernel in KERNELS for dtype in ("fp32", "fp16")),
         *(f"small/{which}/{dtype}" for which in ("vit", "timm") for dtype in ("fp32", "fp16")),
+        *(f"dropin/{which}/{dtype}" for which in LIBRARIES for dtype in ("fp32", "fp16")),
     }
     assert {name for name, rung in runs.items() if rung == PYTORCH} == {f"torch/{m}/fp32" for m in MODELS[:2]}
     assert [name for name, rung in runs.items() if rung == COMPILED] == ["compiled/sm_90/bf16"]
     for name, check in checks.items():
         if name in runs:
             continue
-        about_bfloat16 = name.startswith(("cases/", "small/"))
+        about_bfloat16 = name.startswith(("cases/", "small/", "dropin/"))
         assert check.not_run == "no NVIDIA GPU" or (about_bfloat16 and "bfloat16" in check.not_run), name
 
 
@@ -77,7 +79,7 @@ def test_without_a_gpu_the_rest_says_why_it_is_not_run() -> None:
         ({"sanitizer": None}, {"memcheck", "racecheck"}, "CUDA_HOME"),
         (
             {"triton": False},
-            {"cases", "tiles", "timm", "small", "compiled", "memcheck", "racecheck", "graph", "throughput"},
+            {"cases", "tiles", "timm", "small", "dropin", "compiled", "memcheck", "racecheck", "graph", "throughput"},
             "triton is not installed",
         ),
     ],

@@ -21,6 +21,7 @@ from vit_bench import compiled_variants
 from vit_bench.full import child, parts
 from vit_bench.full.checks import NAMES
 from vit_bench.full.parts import CannotRunError, Part, parts_of
+from vit_bench.records import KERNELS
 
 
 def raising(error: BaseException) -> Callable[[], dict[str, Any]]:
@@ -90,7 +91,8 @@ def test_every_name_has_work_behind_it() -> None:
     counts = Counter({name: len(parts_of(name)) for name in NAMES if not name.startswith("tiles/")})
     assert min(counts.values()) >= 1
     assert counts["cases/linear/fp16"] == counts["memcheck/linear/fp16"] >= 8
-    assert counts["timm/vit_huge_patch14_224/bf16"] == 1 and counts["compiled/sm_90/bf16"] == 6
+    assert counts["timm/vit_huge_patch14_224/bf16"] == 1 and counts["compiled/sm_90/bf16"] == len(KERNELS)
+    assert counts["dropin/timm/bf16"] > counts["dropin/transformers/bf16"] > counts["dropin/torchvision/bf16"] == 1
 
 
 @pytest.mark.interpreted_only

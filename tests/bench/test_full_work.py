@@ -24,6 +24,31 @@ def test_small_models_pass(name: str) -> None:
     assert 0 < figures["row"] <= figures["row_allowed"]
 
 
+@pytest.mark.interpreted_only
+@pytest.mark.parametrize(("dtype", "figure"), [("fp32", "relative_error"), ("fp16", "ours")])
+def test_an_accelerated_model_passes(dtype: str, figure: str) -> None:
+    (part,) = parts_of(f"dropin/torchvision/{dtype}")
+    assert part.name == "ViT" and 0 < part.run()[figure] < 1e-3
+
+
+@pytest.mark.interpreted_only
+def test_an_accelerated_model_that_is_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vit_engine import encoder_block
+
+    real = encoder_block.ops.attention
+    monkeypatch.setattr(encoder_block.ops, "attention", lambda q, k, v, **more: real(q, k, v, **more) * 1.01)
+    for dtype in ("fp32", "fp16"):
+        (part,) = parts_of(f"dropin/torchvision/{dtype}")
+        with pytest.raises(AssertionError):
+            part.run()
+
+
+def test_a_library_that_is_not_installed_cannot_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CannotRunError, match="pip install torchvision"):
+        parts_of("dropin/torchvision/fp32")[0].run()
+
+
 def test_timm_in_half_precision_and_the_head_where_a_preset_has_none() -> None:
     figures = models.parity("shrunken", torch.bfloat16, "cpu", "torch")
     assert 0 < figures.row <= figures.row_allowed

@@ -21,6 +21,7 @@ MODELS = (
 SMALLEST_MODELS = MODELS[:2]  # those that PyTorch alone runs in seconds on one core, in float64 too
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 BATCHES = (1, 8, 64, 256)
+LIBRARIES = ("timm", "torchvision", "transformers")
 TOOLS = ("memcheck", "racecheck")
 COMPILED_FOR = "sm_90"
 TOOL_FOUND_ERRORS = 9  # the exit status that compute-sanitizer is told to end with
@@ -124,13 +125,15 @@ def _kernel_checks(facts: Facts) -> list[Check]:
 
 
 def _model_checks(facts: Facts) -> list[Check]:
-    """Small models on the best rung; the presets against timm on the GPU; the torch backend against timm anywhere."""
+    """Small models, ours and accelerated ones, on the best rung; the presets against timm on the GPU; the torch backend
+    against timm anywhere."""
     small = [_on_best_rung(facts, f"small/vit/{d}", d, 600) for d in DTYPES]
     shrunken = [_on_best_rung(facts, f"small/timm/{d}", d, 600, _needs_timm(facts)) for d in DTYPES]
+    drop_in = [_on_best_rung(facts, f"dropin/{library}/{d}", d, 900) for library in LIBRARIES for d in DTYPES]
     torch = [Check(f"torch/{m}/fp32", PYTORCH, 600, not_run=_needs_timm(facts)) for m in SMALLEST_MODELS]
     no_presets = _first(_needs_gpu(facts), _needs_triton(facts), _needs_timm(facts))
     presets = [Check(f"timm/{m}/{d}", EXECUTED, 1800, not_run=no_presets) for m in MODELS for d in DTYPES]
-    return [*small, *shrunken, *torch, *presets]
+    return [*small, *shrunken, *drop_in, *torch, *presets]
 
 
 def _compiled_checks(facts: Facts) -> list[Check]:

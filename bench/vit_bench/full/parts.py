@@ -7,6 +7,7 @@ A process that reaches this module has been told by TRITON_INTERPRET whether ker
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from vit_bench.tolerance import Errors
 from vit_kernels import interpreting
 
 Figures = dict[str, Any]
+
+DROP_IN_FP32 = 1e-4  # of a result's largest value
 
 
 class CannotRunError(Exception):
@@ -94,6 +97,24 @@ def _small(which: str, dtype: str) -> list[Part]:
         return asdict(run_model(SMALL, _dtype(dtype), _device(), _backend()))
 
     return [Part("logits", run)]
+
+
+def _drop_in(library: str, dtype: str) -> list[Part]:
+    """A small model of each family of a library, accelerated, beside itself untouched."""
+    from vit_bench.dropin_families import FAMILIES, Family
+    from vit_bench.dropin_parity import compare_float32, compare_half
+
+    def run(family: Family) -> Figures:
+        if importlib.util.find_spec(library) is None:
+            raise CannotRunError(f"{library} is not installed (pip install {library})")
+        if dtype != "fp32":
+            return asdict(compare_half(family, _dtype(dtype), _device()))
+        error = compare_float32(family, _device())
+        if not error < DROP_IN_FP32:
+            raise AssertionError(f"relative error {error:.1e}, {DROP_IN_FP32:.0e} is allowed")
+        return {"relative_error": error}
+
+    return [Part(family.name, partial(run, family)) for family in FAMILIES if family.library == library]
 
 
 def _torch(model: str, dtype: str) -> list[Part]:
@@ -176,6 +197,7 @@ _KINDS: dict[str, Callable[[str, str], list[Part]]] = {
     "cases": _cases,
     "tiles": _tiles,
     "small": _small,
+    "dropin": _drop_in,
     "torch": _torch,
     "timm": _timm,
     "compiled": _compiled,
