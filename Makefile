@@ -9,10 +9,11 @@ GENERATIONS = 80 86 89 90 100 120
 # Emulated outranks sanitized, so only the other generations need it.
 SANITIZED ?= $(if $(DRIVER),$(filter-out $(EMULATED),$(GENERATIONS)),$(GENERATIONS))
 
-.PHONY: check lint test slow sanitize nightly mutants matrix matrix-quick evidence executed table host-cost bench
+.PHONY: check lint test slow sanitize nightly mutants matrix matrix-quick evidence executed table dropin host-cost bench
 
 check: lint test
 	$(PYTHON) -m vit_bench.support_table --check
+	$(PYTHON) -m vit_bench.dropin_table --check
 
 lint:
 	$(PYTHON) -m ruff check .
@@ -61,6 +62,11 @@ executed:
 
 table:
 	$(PYTHON) -m vit_bench.support_table
+	$(PYTHON) -m vit_bench.dropin_table
+
+# Every family of models that accelerate() takes: compared, counted, compiled for six generations; then its table.
+dropin:
+	$(PYTHON) -m vit_bench.dropin_table measure
 
 # Host time of a forward pass beside eager's dispatch; no GPU needed.
 host-cost:
