@@ -1,12 +1,12 @@
 """Architectures under timm's names, as ViTConfig fields.
 
 Widths and depths are those of the ViT paper's table 1 (B, L, H), of DeiT (Ti, S), of "Scaling Vision Transformers" (g,
-G; arXiv 2106.04560), of DINOv2 (arXiv 2304.07193) and of SigLIP (arXiv 2303.15343, 2502.14786), each as timm's model of
-the same name has them. mean, std and num_classes are those of the weights that timm keeps under the name: 1000 classes,
-or none (0) where those weights are a feature extractor.
+G; arXiv 2106.04560), of DINOv2 (arXiv 2304.07193) and of SigLIP (B, L; arXiv 2303.15343, 2502.14786), each as timm's
+model of the same name has them. mean, std and num_classes are those of the weights that timm keeps under the name: 1000
+classes, or none (0) where those weights are a feature extractor.
 
 timm gives some SigLIP models the exact GELU and others its tanh approximation; the presets follow it name by name.
-Google's own code has the approximation in all of them: preset(name, activation="gelu_tanh").
+transformers has the approximation in all of them: ViTConfig.preset(name, activation="gelu_tanh").
 """
 
 from __future__ import annotations
