@@ -1,4 +1,5 @@
-"""Triton kernels for Vision Transformers: patch embedding, attention, linear layers, norms and the MLP, all fused.
+"""Triton kernels for Vision Transformers: patch embedding, attention and what queries and keys go through before it,
+linear layers, norms and the MLP, all fused.
 
 Every launcher takes PyTorch tensors on an NVIDIA GPU of compute capability 8.0 or newer (or, with TRITON_INTERPRET=1,
 CPU tensors), in fp32, fp16 or bf16, accumulates in fp32 and supports every size. Importing this package touches no GPU.

@@ -113,6 +113,22 @@ def test_variants_are_listed_without_compiling_as_they_are_compiled() -> None:
     assert names == [] and listed == compiled and len(listed) >= 4
 
 
+def test_families_without_a_preset_are_listed_with_any_models() -> None:
+    """And more images need no other kernel, once they are enough for the larger tile."""
+    users, again, shapes = run(
+        """
+        import json
+        from vit_bench.plan import HEADS
+        from vit_bench.variant_listing import list_variants
+        few, many = (list_variants("sm_90", "float16", [], ["qk_rope"], b) for b in ([64], [64, 256]))
+        shapes = {(heads.width, heads.norm, heads.rope) for heads in HEADS}
+        print(json.dumps([[v.used_by for v in few], [v.used_by for v in many], len(shapes)]))
+        """
+    )
+    assert users == again and len(users) >= shapes == 8
+    assert "EVA-02, ViT-B batch 64: queries and keys" in users
+
+
 def test_the_quick_matrix_takes_all_of_two_generations_and_every_pair_of_the_others() -> None:
     seen = run(
         """
