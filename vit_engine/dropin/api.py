@@ -12,8 +12,7 @@ from ..vit import ViT
 from .attached import NEEDS, Attached, State
 from .describe import Unsupported, class_name
 from .explain import Explanation, explanation_of
-from .parts import BLOCKS, FusedBlock, FusedNorm, describe_block
-from .timm_blocks import REFUSED
+from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
 from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTorchvision
 
@@ -63,16 +62,8 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
             raise TypeError(f"accelerate: {name} must be True or False, got {locals()[name]!r}")
     restore(model)
     _refuse_meta(model)
-    blocks = {name: part for name, part in model.named_modules() if class_name(part) in BLOCKS}
-    problems = [
-        f"{name or 'the model'}: {class_name(part)} ({REFUSED[class_name(part)]})"
-        for name, part in model.named_modules()
-        if class_name(part) in REFUSED
-    ]
-    if not blocks:
-        found = "; ".join(problems[:4]) or f"{class_name(model)} has no encoder block among its modules that is known"
-        raise TypeError(f"accelerate: {found}. Supported are {SUPPORTED}")
-    usable = []
+    blocks = {name: part for name, part in model.named_modules() if is_block(part)}
+    problems, usable = [], False
     for name, block in blocks.items():
         try:
             describe_block(block)
@@ -80,27 +71,31 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
             if not refusal.changed:
                 problems.append(f"{name}: {refusal}")
                 continue
-        usable.append(name)
+        usable = True
+    if not usable:
+        found = _some(problems) or f"{class_name(model)} has no encoder block among its modules that is known"
+        raise TypeError(f"accelerate: no kernels for {found}. Supported are {SUPPORTED}")
     problems += _unsupported_stems(model)
     if strict and problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise TypeError(
-            f"accelerate: no kernels for {'; '.join(problems[:4])}{more}. With strict=False the other parts are "
-            "accelerated"
+            f"accelerate: no kernels for {_some(problems)}. With strict=False the other parts are accelerated"
         )
-    if not usable:
-        raise TypeError(f"accelerate: no block can run on the kernels: {'; '.join(problems[:4])}")
     state = State(fold)
-    for name in usable:
-        FusedBlock(blocks[name], name, state).attach()
+    for name, block in blocks.items():
+        FusedBlock(block, name, state).attach()
     _attach_the_rest(model, blocks, state)
     return model
+
+
+def _some(problems: list[str]) -> str:
+    more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+    return f"{'; '.join(problems[:4])}{more}"
 
 
 def _refuse_meta(model: nn.Module) -> None:
     from vit_kernels import launch
 
-    if any(p.is_meta for p in model.parameters()) and not launch.accepts("meta"):
+    if any(p.is_meta for p in model.parameters()) and (launch.interpreting() or not launch.accepts("meta")):
         raise ValueError(
             "accelerate: the model is on the meta device and has no values yet: load its weights first, for example "
             f"with model.to_empty(device=...) and model.load_state_dict(...); {NEEDS}"

@@ -96,7 +96,9 @@ class Attached:
         self.why: str | None = None
 
     def attach(self) -> None:
-        setattr(self.module, self.method, self)
+        """Unless somebody else has put a method of that name on the instance: theirs stays."""
+        if self.method not in vars(self.module):
+            setattr(self.module, self.method, self)
 
     def detach(self) -> None:
         delattr(self.module, self.method)

@@ -53,9 +53,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Block:
-    """How to run one block. arguments: of the library's forward() -> (tokens, what the attention gets) or (tokens, a bias
-    to be made for it), or a string that says why these arguments need the original; random: parts that act at random
-    in training mode; rotary: whether it takes rotary position embeddings."""
+    """How to run one block. arguments: of the library's forward() -> (tokens, what the attention gets) or (tokens, a
+    bias to be made for it), or a string that says why these arguments need the original; random: parts that act at
+    random in training mode; rotary: whether it takes rotary position embeddings."""
 
     plan: BlockPlan
     arguments: Callable[..., tuple[Tensor, AttentionInputs | Made] | str]
@@ -122,9 +122,18 @@ def linear(parent: nn.Module, *names: str) -> Stack:
         for part in name.split("."):
             child = getattr(child, part)
         if class_name(child) not in _LINEAR:
+            if _quantised(child):
+                raise Unsupported(f"{name} is {class_name(child)}, with quantised weights: expected torch.nn.Linear")
             raise Unsupported(f"{name} is {class_name(child)}, expected torch.nn.Linear", changed=True)
         layers.append(child)
     return Stack(tuple((layer, "weight") for layer in layers), tuple(source(layer, "bias") for layer in layers))
+
+
+def _quantised(layer: nn.Module) -> bool:
+    """Whether a layer in the place of a linear one has a weight of whole numbers, or a packed object for one."""
+    weight = getattr(layer, "weight", None)
+    packed = callable(weight) and not isinstance(weight, Tensor)
+    return packed or (isinstance(weight, Tensor) and not weight.is_floating_point())
 
 
 def norm(parent: nn.Module, name: str) -> Norm | None:

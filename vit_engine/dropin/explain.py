@@ -71,6 +71,9 @@ def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanatio
             kernels, why = one.report()
             label = f"{name}.{one.method}" if one.method != "forward" else name
             rows.append(Row(label.lstrip(".") or "the model", PYTORCH if why else kernels, why or ""))
+        elif "forward" in vars(part) and not _below(name, model, covered):
+            covered.add(id(part))
+            rows.append(Row(name or "the model", PYTORCH, "forward() is overridden on the instance"))
         elif not list(part.children()) and list(part.parameters(recurse=False)) and not _below(name, model, covered):
             rows.append(Row(name, PYTORCH, f"{type(part).__name__}: not taken over"))
     states = {id(a.state): a.state for a in attached}

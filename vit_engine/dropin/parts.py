@@ -12,11 +12,11 @@ from ..encoder_block import AttentionInputs, Norm, apply_norm, run_block
 from .attached import Attached, State, any_requires_grad, counting_changes, differentiable, wants_gradient
 from .describe import Block, Made, Unsupported, class_name, norm
 from .structure import Structure, foreign_code, only_listens
-from .timm_blocks import TIMM_BLOCKS
+from .timm_blocks import REFUSED, TIMM_BLOCKS
 from .torchvision_blocks import TORCHVISION_BLOCKS
 from .transformers_blocks import TRANSFORMERS_BLOCKS
 
-__all__ = ["BLOCKS", "FusedBlock", "FusedNorm", "chain", "describe_block"]
+__all__ = ["BLOCKS", "FusedBlock", "FusedNorm", "chain", "describe_block", "is_block"]
 
 BLOCKS = {**TIMM_BLOCKS, **TORCHVISION_BLOCKS, **TRANSFORMERS_BLOCKS}
 
@@ -26,9 +26,18 @@ def describe_block(block: nn.Module) -> Block:
     foreign = foreign_code(block)
     if foreign is not None:
         raise Unsupported(foreign, changed=True)
-    if class_name(block) not in BLOCKS:
-        raise Unsupported(f"it is {class_name(block)}, whose forward() is its own", changed=True)
-    return BLOCKS[class_name(block)](block)
+    kind = class_name(block)
+    if kind in REFUSED:
+        raise Unsupported(f"{kind} ({REFUSED[kind]})")
+    if kind not in BLOCKS:
+        raise Unsupported(f"it is {kind}, a class of its own", changed=True)
+    return BLOCKS[kind](block)
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether this is an encoder block of a library, one that has kernels or not, or of a class made from one."""
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
+    return any(name in BLOCKS or name in REFUSED for name in names)
 
 
 class FusedBlock(Attached):

@@ -48,17 +48,20 @@ def patch_convolution(parent: nn.Module, name: str) -> nn.Conv2d:
     return conv
 
 
-def check_images(images: Any, conv: nn.Conv2d) -> None:
-    """TypeError or ValueError unless these are images for this projection."""
+def check_images(images: Any, conv: nn.Conv2d, cast: bool = False) -> None:
+    """TypeError or ValueError unless these are images for this projection. cast: the model casts them itself."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
     channels = conv.in_channels
     if images.ndim != 4 or images.shape[1] != channels:
         raise ValueError(f"images must have shape [B, {channels}, H, W], got {tuple(images.shape)}")
-    if not images.is_floating_point():
+    if not images.is_floating_point() and not cast:
         raise TypeError(f"images must be floating point and normalised, got {images.dtype}")
-    if images.device != conv.weight.device:
-        raise ValueError(f"images must be on the model's device {conv.weight.device}, got {images.device}")
+    weight = conv.weight
+    if images.device != weight.device:
+        raise ValueError(f"images must be on the model's device {weight.device}, got {images.device}")
+    if images.dtype != weight.dtype and not cast and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(f"images must have the model's dtype {weight.dtype}, got {images.dtype}")
 
 
 def run_stem(stem: Stem, images: Tensor, derived: DerivedCache, name: str) -> tuple[Tensor, Tensor]:

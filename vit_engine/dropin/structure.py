@@ -65,7 +65,7 @@ class Structure:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self._global_hooks = torch_module._has_any_global_hook()
+        self._global_hooks = bool(torch_module._has_any_global_hook())
         self._types: list[tuple[nn.Module, type]] = []
         self._entries: list[tuple[dict, str, object]] = []
         self._sizes: list[tuple[dict, int]] = []
@@ -94,4 +94,4 @@ class Structure:
         for table, name, kind in self._tensors:
             if type(table.get(name)) is not kind:
                 return False
-        return torch_module._has_any_global_hook() == self._global_hooks
+        return bool(torch_module._has_any_global_hook()) == self._global_hooks

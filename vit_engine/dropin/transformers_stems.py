@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attached import Attached, counting_changes, differentiable, wants_gradient
 from .describe import Unsupported, class_name
-from .stem import Stem, patch_convolution, run_stem
+from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import only_listens
 
 __all__ = ["TRANSFORMERS_STEMS", "FusedEmbeddings"]
@@ -139,12 +139,9 @@ class FusedEmbeddings(Attached):
         if masked is not None:
             return "bool_masked_pos puts mask tokens in"
         weight = stem.conv.weight
-        # The library casts images to the parameters' dtype, here or in the model's forward().
         reason = self.unavailable(images.to(weight.dtype) if images.is_floating_point() else images, weight)
         if reason is not None:
             return reason
-        if images.ndim != 4 or images.shape[1] != stem.conv.in_channels:
-            return f"images of shape {tuple(images.shape)}"
         size = getattr(self.module, "image_size", None)
         wanted = (size, size) if isinstance(size, int) else size
         if stem.position is not None and not stem.derive and tuple(images.shape[-2:]) != tuple(wanted or ()):
@@ -166,6 +163,8 @@ class FusedEmbeddings(Attached):
         stem = self.stem(interpolate)
         if isinstance(stem, str) or more:
             return self.instead(str(stem) if not more else f"arguments {sorted(more)}", pixel_values, **given)
+        # The library casts images to the parameters' dtype, here or in the model's forward().
+        check_images(pixel_values, stem.conv, cast=True)
         why = self._why_not(stem, pixel_values, bool_masked_pos)
         if why is not None:
             return self.instead(why, pixel_values, **given)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attached import Attached, wants_gradient
-from .describe import Unsupported, class_name
+from .describe import Unsupported, class_name, required_norm
 from .parts import FusedNorm, chain
 from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import foreign_code
@@ -26,6 +26,13 @@ def _untouched(parent: nn.Module, *names: str) -> None:
         fused = isinstance(vars(child).get("forward"), FusedNorm)
         if child._forward_hooks or child._forward_pre_hooks or ("forward" in vars(child) and not fused):
             raise Unsupported(f"{name} has a hook or a forward() of its own", changed=True)
+
+
+def _chained(parent: nn.Module, name: str) -> None:
+    """Unsupported unless the child does nothing but call its children one after the other."""
+    found = class_name(getattr(parent, name))
+    if found != "torch.nn.modules.container.Sequential":
+        raise Unsupported(f"{name} is {found}, expected torch.nn.Sequential", changed=True)
 
 
 def _inactive(parent: nn.Module, *names: str) -> None:
@@ -82,18 +89,16 @@ class FusedTimmFeatures(Attached):
     def stem(self) -> Stem | str:
         try:
             _untouched(self.module, "blocks", "norm")
+            _chained(self.module, "blocks")
             return _timm_stem(self.module)
         except Unsupported as refusal:
             return str(refusal)
 
-    def _check(self, images: Any) -> None:
+    def _check(self, stem: Stem, images: Any) -> None:
+        check_images(images, stem.conv)
         embed: Any = self.module.patch_embed
-        conv = getattr(embed, "proj", None)
-        if not isinstance(conv, nn.Conv2d):
-            return
-        check_images(images, conv)
         height, width = images.shape[-2:]
-        if getattr(embed, "img_size", None) is None or getattr(embed, "dynamic_img_pad", False):
+        if embed.img_size is None:
             return
         if embed.strict_img_size and (height, width) != tuple(embed.img_size):
             raise ValueError(f"images must be {tuple(embed.img_size)} pixels (H, W), got {(height, width)}")
@@ -111,10 +116,10 @@ class FusedTimmFeatures(Attached):
         return reason
 
     def __call__(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        self._check(x)
         stem = self.stem()
         if isinstance(stem, str):
             return self.instead(stem, x, attn_mask=attn_mask, is_causal=is_causal)
+        self._check(stem, x)
         why = self.why_not(x)
         if why is None and (attn_mask is not None or is_causal):
             why = "attn_mask or is_causal was given: blocks are called one by one"
@@ -156,6 +161,8 @@ class FusedTorchvision(Attached):
                 raise Unsupported("_process_input is overridden on the instance", changed=True)
             _untouched(model, "conv_proj", "encoder")
             _untouched(encoder, "dropout", "layers", "ln")
+            _chained(encoder, "layers")
+            required_norm(encoder, "ln")
             _inactive(encoder, "dropout")
             foreign = foreign_code(encoder.ln)
             if foreign is not None:
