@@ -125,6 +125,9 @@ def test_one_block_compiled() -> None:
     other = theirs.layers[0] if hasattr(theirs, "layers") else theirs.encoder.layer[0]
     z = theirs.embeddings(images(1))
     close(torch.compile(layer, fullgraph=True, backend="eager")(z), other(z))
+    program = torch.export.export(layer, (z,))
+    assert count(program.graph_module)["attention"] == 1
+    close(program.module()(z), other(z))
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from typing import Any
@@ -96,6 +97,17 @@ def test_restore_of_what_was_never_accelerated() -> None:
     layer.forward = lambda x: x  # type: ignore[method-assign]
     assert vit_engine.restore(layer) is layer
     assert "forward" in vars(layer)
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_methods_look_like_the_librarys(name: str) -> None:
+    theirs, ours = pair(ALL[name])
+    for a, b in zip(ours.modules(), theirs.modules(), strict=True):
+        for method in ("forward", "forward_features"):
+            if hasattr(b, method):
+                mine, its = getattr(a, method), getattr(b, method)
+                assert inspect.signature(mine) == inspect.signature(its)
+                assert (mine.__name__, mine.__code__) == (its.__name__, its.__code__)
 
 
 def test_a_part_of_a_larger_model() -> None:

@@ -7,8 +7,10 @@ may run; whenever they may not, the original runs and `why` says what was in the
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -107,6 +109,19 @@ class Attached:
     def original(self) -> Callable[..., Any]:
         """The class's own method, bound to the module."""
         return getattr(type(self.module), self.method).__get__(self.module)
+
+    # Whoever looks at forward() as at a method (torch.export, Trainer) sees the library's.
+    @property
+    def __name__(self) -> str:
+        return self.method
+
+    @property
+    def __code__(self) -> CodeType:
+        return self.original.__code__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
 
     def instead(self, why: str, *args: Any, **kwargs: Any) -> Any:
         """The original, for this reason."""

@@ -145,7 +145,13 @@ class FusedEmbeddings(Attached):
         size = getattr(self.module, "image_size", None)
         wanted = (size, size) if isinstance(size, int) else size
         if stem.position is not None and not stem.derive and tuple(images.shape[-2:]) != tuple(wanted or ()):
-            return f"images of {tuple(images.shape[-2:])} pixels, where the model has positions for {wanted}"
+            (height, width), (ph, pw) = images.shape[-2:], stem.conv.kernel_size
+            if (height // ph) * (width // pw) != len(_table(self.module)) - len(stem.prefix):
+                raise ValueError(
+                    f"images must be {wanted} pixels (H, W), got {(height, width)}; with interpolate_pos_encoding=True "
+                    "positions are resized for others"
+                )
+            return f"images of {(height, width)} pixels, where the model has positions for {wanted}"
         if self.module.training and wants_gradient(self.module, images):
             return "training: gradients"
         return None
