@@ -24,6 +24,7 @@ _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 _GIANT = {"embed_dim": 1408, "depth": 40, "num_heads": 16, "hidden_dim": 6144}
 _GIGANTIC = {"embed_dim": 1664, "depth": 48, "num_heads": 16, "hidden_dim": 8192}
+_SO400M = {"embed_dim": 1152, "depth": 27, "num_heads": 16, "hidden_dim": 4304}
 _DINOV2_GIANT = {"embed_dim": 1536, "depth": 40, "num_heads": 24, "hidden_dim": 8192, "activation": "swiglu"}
 
 _REGISTERS = {"num_register_tokens": 4, "no_embed_class": True}
@@ -79,4 +80,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit_large_patch16_siglip_256": _siglip(_LARGE, 16, 256),
     "vit_large_patch16_siglip_384": _siglip(_LARGE, 16, 384),
     "vit_large_patch16_siglip_512": _siglip(_LARGE, 16, 512, **_TANH),
+    "vit_so400m_patch14_siglip_224": _siglip(_SO400M, 14, 224),
+    "vit_so400m_patch14_siglip_378": _siglip(_SO400M, 14, 378),
+    "vit_so400m_patch16_siglip_256": _siglip(_SO400M, 16, 256, **_TANH),
+    "vit_so400m_patch16_siglip_384": _siglip(_SO400M, 16, 384, **_TANH),
+    "vit_so400m_patch16_siglip_512": _siglip(_SO400M, 16, 512, **_TANH),
 }

@@ -64,6 +64,7 @@ def _attend(
     WIDTH: tl.constexpr,
     MAIN: tl.constexpr,
     TAIL: tl.constexpr,
+    UNIT: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
     MASKED: tl.constexpr,
@@ -75,12 +76,13 @@ def _attend(
     for start in range(first, last, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
         keep_key = key < keys
-        row = key.to(tl.int64)[:, None]
-        k = _load_keys(k_ptr + row * stride_kn + d.to(tl.int64)[None, :] * stride_kd, d, keep_key, WIDTH, MAIN, MASKED)
+        k_row = k_ptr + key.to(tl.int64)[:, None] * stride_kn * UNIT
+        v_row = v_ptr + key.to(tl.int64)[:, None] * stride_vn * UNIT
+        k = _load_keys(k_row + d.to(tl.int64)[None, :] * stride_kd, d, keep_key, WIDTH, MAIN, MASKED)
         s = tl.dot(q, k.T, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if TAIL:
             d_tail = MAIN + tl.arange(0, TAIL)
-            at = k_ptr + row * stride_kn + d_tail.to(tl.int64)[None, :] * stride_kd
+            at = k_row + d_tail.to(tl.int64)[None, :] * stride_kd
             k_tail = _load_keys(at, d_tail, keep_key, WIDTH, MAIN + TAIL, MASKED)
             s = tl.dot(q_tail, k_tail.T, s, input_precision=PRECISION)
 
@@ -108,12 +110,12 @@ def _attend(
         row_sum = row_sum * rescale + tl.sum(p, 1)
         row_max = new_max
 
-        v = _load_keys(v_ptr + row * stride_vn + d.to(tl.int64)[None, :] * stride_vd, d, keep_key, WIDTH, MAIN, MASKED)
+        v = _load_keys(v_row + d.to(tl.int64)[None, :] * stride_vd, d, keep_key, WIDTH, MAIN, MASKED)
         p = p.to(v.dtype)
         acc = accumulate(p, v, acc * rescale[:, None], PRECISION)
         if TAIL:
             d_tail = MAIN + tl.arange(0, TAIL)
-            at = v_ptr + row * stride_vn + d_tail.to(tl.int64)[None, :] * stride_vd
+            at = v_row + d_tail.to(tl.int64)[None, :] * stride_vd
             v_tail = _load_keys(at, d_tail, keep_key, WIDTH, MAIN + TAIL, MASKED)
             acc_tail = accumulate(p, v_tail, acc_tail * rescale[:, None], PRECISION)
     return acc, acc_tail, row_sum, row_max
@@ -152,6 +154,7 @@ def attention_kernel(
     MAIN: tl.constexpr,
     TAIL: tl.constexpr,
     GROUP: tl.constexpr,
+    UNIT: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     MASK: tl.constexpr,
@@ -162,16 +165,17 @@ def attention_kernel(
 ):
     """This program computes queries [tile * BLOCK_M, (tile + 1) * BLOCK_M) of one head of one image.
 
-    The tiles of a head follow each other, so that its keys and values are read from L2.
+    The tiles of a head follow each other, so that its keys and values are read from L2. Strides of images, tokens and
+    heads count in UNIT elements.
     """
     tiles_m = tiles_over(queries, BLOCK_M)
     tile = tl.program_id(0) % tiles_m
     head = (tl.program_id(0) // tiles_m) % heads
     image = (tl.program_id(0) // tiles_m // heads).to(tl.int64)
     head_k = (head // GROUP).to(tl.int64)
-    q_ptr += image * stride_qb + head.to(tl.int64) * stride_qh
-    k_ptr += image * stride_kb + head_k * stride_kh
-    v_ptr += image * stride_vb + head_k * stride_vh
+    q_ptr += (image * stride_qb + head.to(tl.int64) * stride_qh) * UNIT
+    k_ptr += (image * stride_kb + head_k * stride_kh) * UNIT
+    v_ptr += (image * stride_vb + head_k * stride_vh) * UNIT
     if MASK != "none":
         mask_ptr += image * stride_mask_b + head.to(tl.int64) * stride_mask_h
 
@@ -179,8 +183,9 @@ def attention_kernel(
     keep_query = query < queries
     # Queries past the end repeat the last one; their results are dropped.
     row = tl.minimum(query, queries - 1).to(tl.int64)[:, None]
+    q_row = q_ptr + row * stride_qn * UNIT
     d = tl.arange(0, MAIN)
-    q = tl.load(q_ptr + row * stride_qn + d.to(tl.int64)[None, :] * stride_qd, mask=(d < WIDTH)[None, :], other=0.0)
+    q = tl.load(q_row + d.to(tl.int64)[None, :] * stride_qd, mask=(d < WIDTH)[None, :], other=0.0)
     acc = tl.zeros((BLOCK_M, MAIN), tl.float32)
     # Without a tail these two only fill the argument list.
     q_tail = q
@@ -188,7 +193,7 @@ def attention_kernel(
     row_sum = tl.zeros((BLOCK_M,), tl.float32)
     if TAIL:
         d_tail = MAIN + tl.arange(0, TAIL)
-        at = q_ptr + row * stride_qn + d_tail.to(tl.int64)[None, :] * stride_qd
+        at = q_row + d_tail.to(tl.int64)[None, :] * stride_qd
         q_tail = tl.load(at, mask=(d_tail < WIDTH)[None, :], other=0.0)
         acc_tail = tl.zeros((BLOCK_M, TAIL), tl.float32)
     row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -207,13 +212,13 @@ def attention_kernel(
         acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
         query, keep_query, 0, whole, length, diagonal,
         stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
-        WIDTH, MAIN, TAIL, MASK, CAUSAL, False, PRECISION, BLOCK_N,
+        WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, False, PRECISION, BLOCK_N,
     )  # fmt: skip
     acc, acc_tail, row_sum, row_max = _attend(
         acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
         query, keep_query, whole, stop, length, diagonal,
         stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
-        WIDTH, MAIN, TAIL, MASK, CAUSAL, True, PRECISION, BLOCK_N,
+        WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, True, PRECISION, BLOCK_N,
     )  # fmt: skip
 
     # A row without any allowed key has the sum 0 and gives 0.
@@ -234,6 +239,15 @@ def attention_kernel(
     if RETURN_LSE:
         lse = row_max * LN_2 + tl.log(row_sum)
         tl.store(lse_ptr + (image * heads + head) * queries + query, lse, mask=keep_query)
+
+
+def _stride_unit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
+    """8 where all strides but those of the head width divide by 8, else 1.
+
+    Triton knows of a run-time number only whether 16 divides it. Heads 72 wide lie 72 elements apart; that 8 divides
+    it, and with it loads of 16 bytes in place of 2, has to be said.
+    """
+    return 8 if all(stride % 8 == 0 for x in (q, k, v) for stride in x.stride()[:3]) else 1
 
 
 def attention(
@@ -275,12 +289,14 @@ def attention(
         tile = tiles.choose_attention(
             batch * heads, queries, keys, width, q.element_size(), device_of(q), masked=kind != "none"
         )
+        unit = _stride_unit(q, k, v)
+        strides = [stride // (unit if axis < 3 else 1) for x in (q, k, v) for axis, stride in enumerate(x.stride())]
         launch(
             q, attention_kernel, triton.cdiv(queries, tile.block_m) * batch * heads,
             q, k, v, key_lengths, mask, o, lse, heads, queries, keys,
-            *q.stride(), *k.stride(), *v.stride(), *((0, 0, 0, 0) if mask is None else mask.stride()),
+            *strides, *((0, 0, 0, 0) if mask is None else mask.stride()),
             scale * LOG2_E.value,
-            WIDTH=width, MAIN=main, TAIL=tail, GROUP=heads // heads_k, CAUSAL=causal,
+            WIDTH=width, MAIN=main, TAIL=tail, GROUP=heads // heads_k, UNIT=unit, CAUSAL=causal,
             HAS_LENGTHS=key_lengths is not None, MASK=kind, RETURN_LSE=return_lse, PRECISION=precision,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip

@@ -100,8 +100,18 @@ ATTENTION = {
     ),
     "int32-key-offset": (
         "Offsets past 2^31 elements wrap.",
-        "row = key.to(tl.int64)[:, None]",
-        "row = key[:, None]",
+        "k_row = k_ptr + key.to(tl.int64)[:, None] * stride_kn * UNIT",
+        "k_row = k_ptr + key[:, None] * stride_kn * UNIT",
+    ),
+    "units-counted-as-elements": (
+        "Strides handed over in units of 8 elements and taken for elements.",
+        "q_row = q_ptr + row * stride_qn * UNIT",
+        "q_row = q_ptr + row * stride_qn",
+    ),
+    "a-unit-that-does-not-divide": (
+        "Strides that 8 does not divide, cut off.",
+        "return 8 if all(stride % 8 == 0",
+        "return 8 if any(stride % 8 == 0",
     ),
     "int32-image-offset": (
         "The same for the image: batch 64 of 12 heads at 4096 tokens is past it.",
