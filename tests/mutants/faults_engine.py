@@ -26,7 +26,7 @@ CHECKS = {
 DERIVED = {
     "stale-folded-weights": (
         "An optimizer step changes weights in place: same address, other values.",
-        "return tensor.data_ptr(), tensor._version, tensor.shape",
+        "return tensor.data_ptr(), version, tensor.shape",
         "return tensor.data_ptr(), tensor.shape",
     ),
 }
