@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from typing import Any
 
 import torch
@@ -35,9 +35,8 @@ class Fingerprint:
     """Whether a module is still what it was, asked in a few dozen microseconds for a ViT.
 
     Compares the submodules, parameters and buffers by identity, tensors also by address and autograd's version counter,
-    and of every submodule the class, the mode, the plain attributes (numbers, strings, booleans) and the number of
-    attributes: a forward() set on an instance is one more. As with any cache that stands on version counters, writing
-    through `.data` goes unseen.
+    and of every submodule the class, the mode, a forward() set on the instance and the plain attributes (numbers,
+    strings, booleans). As with any cache that stands on version counters, writing through `.data` goes unseen.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -46,7 +45,7 @@ class Fingerprint:
         self._parts = list(module.modules())
         self._kinds = list(map(type, self._parts))
         self._attributes = list(map(vars, self._parts))
-        self._sizes = list(map(len, self._attributes))
+        self._forwards = list(map(_own_forward, self._attributes))
         self._modes = list(map(_mode, self._attributes))
         # A replay would leave out what hooks do. Those of the module itself run around it.
         inside = [part for part in self._parts if part is not module]
@@ -78,9 +77,9 @@ class Fingerprint:
         if not self.usable or self._has_hooks():
             return False
         # Whole tables in C: this is asked before every pass.
-        if list(map(len, self._attributes)) != self._sizes or list(map(_mode, self._attributes)) != self._modes:
+        if list(map(type, self._parts)) != self._kinds or list(map(_mode, self._attributes)) != self._modes:
             return False
-        if list(map(type, self._parts)) != self._kinds:
+        if list(map(_own_forward, self._attributes)) != self._forwards:
             return False
         for table, name, value in self._entries:
             if table.get(name) is not value:
@@ -89,6 +88,7 @@ class Fingerprint:
 
 
 _mode = itemgetter("training")
+_own_forward = methodcaller("get", "forward")
 
 
 class Replay:

@@ -1,19 +1,12 @@
-"""A repeated forward pass computes what the pass as written computes, and notices every change of the model.
-
-The interpreter has no compiled kernel to launch again. A stand-in does it here: it takes the addresses that a replay
-hands out, reads them as the tensors they stand for, and interprets the kernel on that memory, so a buffer that is
-placed or reused wrongly shows in the result.
-"""
+"""A repeated forward pass computes what the pass as written computes, and notices every change of the model."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
-import importlib
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,81 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.redraw import redraw
+from tests.engine.stand_in import repeated
 from vit_bench.whole_model import SMALL
-from vit_engine import ViT, ViTConfig, replay
+from vit_engine import ViT, ViTConfig
 from vit_engine.replay import Fingerprint, Replay
 
 pytestmark = pytest.mark.interpreted_only
-
-KERNELS = {
-    "patch_embed": ["patch_embed_kernel"],
-    "attention": ["attention_kernel"],
-    "linear": ["linear_kernel"],
-    "norm": ["layer_norm_kernel", "row_stats_kernel"],
-    "mlp": ["mlp_kernel"],
-}
-
-
-def at_address(address: int, like: torch.Tensor) -> torch.Tensor:
-    """The memory at an address, seen as a tensor of the shape, strides and dtype of `like`."""
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(like.shape, like.stride(), strict=True))
-    memory = (ctypes.c_byte * (extent * like.element_size())).from_address(address)
-    return torch.frombuffer(memory, dtype=like.dtype).as_strided(like.shape, like.stride())
-
-
-# The interpreter keeps the number of the running program in one place for all threads.
-_one_interpreter = threading.Lock()
-
-
-class StandIn:
-    """A kernel that launches like Triton's and leaves behind what can be launched again."""
-
-    def __init__(self, kernel: Any, repeated: list[str]) -> None:
-        self.kernel, self.repeated = kernel, repeated
-        self.arg_names = kernel.arg_names
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        def launch(*arguments: Any, **constants: Any) -> Callable[[tuple[Any, ...]], None]:
-            with _one_interpreter:
-                self.kernel[grid](*arguments, **constants)
-            named = dict(zip(self.arg_names, arguments, strict=False)) | constants
-            likes = [named[name] for name in self.arg_names]
-            # Only shapes are remembered: memory that a replay does not keep alive itself must be gone by then.
-            likes = [v.to("meta") if isinstance(v, torch.Tensor) else v for v in likes]
-
-            def again(values: tuple[Any, ...]) -> None:
-                self.repeated.append(self.kernel.fn.__name__)
-                given = {
-                    name: at_address(value, like) if isinstance(like, torch.Tensor) else value
-                    for name, value, like in zip(self.arg_names, values, likes, strict=True)
-                }
-                with _one_interpreter:
-                    self.kernel[grid](**given, **{k: v for k, v in constants.items() if k not in given})
-
-            return again
-
-        return launch
-
-
-@pytest.fixture
-def repeated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the kernels that replays launched again."""
-    names: list[str] = []
-    for module, kernels in KERNELS.items():
-        operation = importlib.import_module(f"vit_kernels.{module}")
-        for kernel in kernels:
-            monkeypatch.setattr(operation, kernel, StandIn(getattr(operation, kernel), names))
-
-    def repeat(launches: Any) -> None:
-        for launched in launches:
-            launched.compiled(launched.arguments)
-
-    monkeypatch.setattr(replay, "interpreting", lambda: False)
-    monkeypatch.setattr(replay, "active_driver", lambda: "stand-in")
-    monkeypatch.setattr(replay, "repeat", repeat)
-    with torch.no_grad():
-        yield names
-
+__all__ = ["repeated"]
 
 # As little as has every kind of launch: the interpreter takes its time.
 TINY = dataclasses.replace(SMALL, depth=1, embed_dim=32, num_heads=2, image_size=16, num_register_tokens=1)
@@ -244,7 +169,8 @@ def test_what_hooks_do_is_never_left_out(repeated: list[str]) -> None:
     for _ in range(3):
         vit(images(0))
     count = len(repeated)
-    for add in (vit.blocks[0].register_forward_hook, vit.blocks[0].mlp.register_forward_pre_hook):
+    block: Any = vit.blocks[0]
+    for add in (block.register_forward_hook, block.mlp.register_forward_pre_hook):
         handle = add(lambda *_: None)
         for _ in range(3):
             vit(images(0))

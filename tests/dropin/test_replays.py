@@ -1,0 +1,138 @@
+"""Accelerated models repeat the launches of a pass, and never when anything about them has changed in between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vit_engine
+from tests.engine.stand_in import repeated
+from vit_engine.dropin.api import attached_to
+
+from .support import close, images, pair, timm_model, torchvision_model
+
+pytestmark = pytest.mark.interpreted_only
+__all__ = ["repeated"]
+
+BUILDS: dict[str, Callable[..., Any]] = {
+    "timm": lambda: timm_model(depth=1, proj_drop_rate=0.25),
+    "torchvision": lambda: torchvision_model(num_layers=1, dropout=0.25),
+}
+
+
+def block_of(model: Any) -> Any:
+    return model.blocks[0] if hasattr(model, "blocks") else model.encoder.layers[0]
+
+
+def refused(model: nn.Module) -> dict[str, str]:
+    return next(attached_to(model)).state.replays.refused
+
+
+@pytest.mark.parametrize("name", list(BUILDS))
+def test_a_shape_seen_before_is_repeated(name: str, repeated: list[str]) -> None:
+    theirs, ours = pair(BUILDS[name])
+    results = [ours(images(1, seed=seed)) for seed in range(4)]
+    assert repeated and not refused(ours)
+    for seed, result in enumerate(results):
+        close(result, theirs(images(1, seed=seed)))
+
+
+def mirror(module: Any, arguments: Any, output: Tensor) -> Tensor:
+    return output + output.flip(-1)
+
+
+def hook_on_a_block(model: Any) -> None:
+    block_of(model).register_forward_hook(mirror)
+
+
+def pre_hook_on_a_block(model: Any) -> None:
+    block_of(model).register_forward_pre_hook(lambda module, arguments: (-arguments[0],))
+
+
+def hook_inside_a_block(model: Any) -> None:
+    block_of(model).mlp.register_forward_hook(mirror)
+
+
+def forward_of_a_part(model: Any) -> None:
+    block_of(model).mlp.forward = lambda x: x * 0.5
+
+
+def forward_of_a_block(model: Any) -> None:
+    block_of(model).forward = lambda x: x + x.flip(-1)
+
+
+def edit(model: Any) -> None:
+    next(block_of(model).parameters()).mul_(1.5)
+
+
+def another_class(model: Any) -> None:
+    block_of(model).mlp.__class__ = type("Other", (type(block_of(model).mlp),), {"forward": lambda self, x: x * 0.5})
+
+
+CHANGES = [
+    hook_on_a_block, pre_hook_on_a_block, hook_inside_a_block, forward_of_a_part, forward_of_a_block, edit,
+    another_class,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", list(BUILDS))
+def test_a_change_is_never_left_out(name: str, change: Callable[[Any], None], repeated: list[str]) -> None:
+    theirs, ours = pair(BUILDS[name])
+    for _ in range(3):
+        before = ours(images(1))
+    count = len(repeated)
+    assert count
+    for model in (theirs, ours):
+        change(model)
+    expected = theirs(images(1))
+    assert not torch.allclose(expected, before, rtol=1e-3)
+    for _ in range(3):
+        close(ours(images(1)), expected)
+    assert change is edit or len(repeated) == count
+
+
+@pytest.mark.parametrize("name", list(BUILDS))
+def test_dropout_is_never_left_out(name: str, repeated: list[str]) -> None:
+    _, ours = pair(BUILDS[name])
+    for _ in range(3):
+        before = ours(images(1))
+    count = len(repeated)
+    block_of(ours).train()
+    assert not torch.allclose(ours(images(1)), ours(images(1)), rtol=1e-3)
+    assert len(repeated) == count
+    close(ours.eval()(images(1)), before)
+
+
+def test_a_hook_that_only_looks_runs_every_time(repeated: list[str]) -> None:
+    _, ours = pair(BUILDS["timm"])
+    for _ in range(3):
+        ours(images(1))
+    seen: list[Tensor] = []
+    handle = ours.blocks[0].register_forward_hook(lambda module, arguments, output: seen.append(output))
+    for _ in range(4):
+        ours(images(1))
+    assert len(seen) == 4
+    handle.remove()
+    count = len(repeated)
+    for _ in range(3):
+        ours(images(1))
+    assert len(seen) == 4 and len(repeated) > count
+
+
+def test_refresh_and_copies_forget_replays(repeated: list[str]) -> None:
+    theirs, ours = pair(BUILDS["timm"])
+    for _ in range(3):
+        ours(images(1))
+    other = copy.deepcopy(ours)
+    for model in (theirs, ours):
+        model.blocks[0].mlp.fc1.weight.data.mul_(2)
+    close(vit_engine.refresh(ours)(images(1)), theirs(images(1)))
+    count = len(repeated)
+    other(images(1))
+    assert len(repeated) == count
