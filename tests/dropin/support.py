@@ -129,9 +129,14 @@ def kernels(model: nn.Module) -> dict[str, str]:
 
 def launches_of(run: Callable[[], Any]) -> list[str]:
     """Names of the kernels' operators that run() calls, in order."""
+    return watched(run)[1]
+
+
+def watched(run: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """(what run() returns, the names of the kernels' operators that it calls)."""
     with _Watch() as watch:
-        run()
-    return watch.seen
+        result = run()
+    return result, watch.seen
 
 
 class _Watch(TorchDispatchMode):

@@ -76,7 +76,7 @@ def test_through_aot_autograd_and_other_batch_sizes() -> None:
         close(compiled(images(batch)), theirs(images(batch)))
 
 
-@pytest.mark.parametrize("name", list(QUICK))
+@pytest.mark.parametrize("name", ["timm vit", *(pytest.param(n, marks=pytest.mark.slow) for n in list(QUICK)[1:])])
 def test_compiled_with_gradients_it_is_the_original(name: str) -> None:
     """Operators of kernels have no backward pass, so the graph holds PyTorch's."""
     theirs, ours = pair(QUICK[name])
@@ -130,8 +130,10 @@ def test_one_block_compiled() -> None:
     close(program.module()(z), other(z))
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", list(QUICK))
+SLOW_EXPORTS = [pytest.param(name, True, marks=pytest.mark.slow) for name in ("timm vit", "vit")]
+
+
+@pytest.mark.parametrize(("name", "strict"), [*((name, False) for name in QUICK), ("torchvision", True), *SLOW_EXPORTS])
 def test_export(name: str, strict: bool) -> None:
     theirs, ours = pair(QUICK[name])
     program = torch.export.export(ours, (images(1),), strict=strict)

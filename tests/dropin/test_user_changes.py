@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 import vit_engine
 
-from .support import close, hf_vit, images, kernels, launches_of, pair, reasons, timm_model, torchvision_model
+from .support import close, hf_vit, images, kernels, launches_of, pair, reasons, timm_model, torchvision_model, watched
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -135,8 +135,9 @@ def test_a_changed_block_runs_its_own_code(change: Callable[[Any], None], early:
     change(theirs.blocks[1])
     expected = theirs(images(1))
     assert not torch.allclose(expected, plain, rtol=1e-2), "the change does not matter"
-    close(ours(images(1)), expected)
-    assert launches_of(lambda: ours(images(1))).count("attention") == 1
+    result, launches = watched(lambda: ours(images(1)))
+    close(result, expected)
+    assert launches.count("attention") == 1
     assert INSIDE[change] in reasons(ours)["blocks.1"]
     assert "blocks.0" in kernels(ours)
 
@@ -165,8 +166,9 @@ def test_hooks_on_a_block_run_and_stop_running(build: Callable[..., Any]) -> Non
     for model in (theirs, ours):
         block = next(p for n, p in model.named_modules() if n.endswith(("blocks.0", "layers.0", "encoder_layer_0")))
         handles += [block.register_forward_hook(halve), block.register_forward_pre_hook(negate_first)]
-    close(ours(images(1)), theirs(images(1)))
-    assert launches_of(lambda: ours(images(1))).count("attention") == 2, "hooks on a block leave it on the kernels"
+    result, launches = watched(lambda: ours(images(1)))
+    close(result, theirs(images(1)))
+    assert launches.count("attention") == 2, "hooks on a block leave it on the kernels"
     for handle in handles:
         handle.remove()
     close(ours(images(1)), plain)
