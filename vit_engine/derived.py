@@ -44,7 +44,8 @@ class DerivedCache:
         entry = self._entries.get(key)
         if entry is not None and entry[1] == state:
             return entry[2]
-        on_gpu = any(t is not None and t.device.type == "cuda" for t in sources)
+        # A sanitizer may call its tensors on the CPU "cuda": there is no stream to ask then.
+        on_gpu = torch.cuda.is_initialized() and any(t is not None and t.device.type == "cuda" for t in sources)
         if on_gpu and torch.cuda.is_current_stream_capturing():
             return build()
         # Outside inference mode, whose tensors could not be used outside it later.
