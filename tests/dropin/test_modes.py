@@ -56,6 +56,15 @@ def test_autocast_runs_the_original() -> None:
         assert "mlp" in launches_of(lambda: ours(x))
 
 
+def test_backward_under_autocast_is_in_the_dtype_of_the_forward_pass() -> None:
+    theirs, ours = pair(timm_model, depth=1)
+    for model in (theirs, ours):
+        loss = model(images(1)).square().sum()
+        with torch.autocast(support.DEVICE, dtype=torch.bfloat16):
+            loss.backward()
+    same_gradients(ours, theirs)
+
+
 @pytest.mark.parametrize("name", list(ALL))
 def test_gradients_in_eval_mode(name: str) -> None:
     """Of every parameter and of the images, although the pass ran on the kernels."""
@@ -126,7 +135,7 @@ def test_gradients_of_gradients() -> None:
         z = model.blocks(model.patch_embed(x))
         (first,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
         first.square().sum().backward()
-    same_gradients(ours.blocks, theirs.blocks)
+    same_gradients(ours, theirs)  # of the blocks, and through them of the patch projection
 
 
 def test_transforms_of_torch_func() -> None:
@@ -219,13 +228,13 @@ def test_writing_into_tokens_by_hand(mode: Any) -> None:
         assert "row_stats" not in one, "tokens that nobody wrote to keep their statistics"
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda f: f.__name__)
-def test_a_hook_that_writes_through_data(mode: Any) -> None:
-    theirs, ours = pair(timm_model)
+@pytest.mark.parametrize("build", [timm_model, hf_vit], ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_a_hook_that_writes_through_data(build: Any) -> None:
+    theirs, ours = pair(build)
     for model in (theirs, ours):
-        model.blocks[0].register_forward_hook(add_one_behind_the_counter)
-    with mode():
-        close(ours(images(1)), theirs(images(1)))
+        layers_of(model)[0].register_forward_hook(add_one_behind_the_counter)
+    close(ours(images(1)), theirs(images(1)))
 
 
 def test_an_empty_batch() -> None:
