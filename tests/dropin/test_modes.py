@@ -33,14 +33,14 @@ def backward(model: Any, x: Tensor) -> None:
     sum(t.square().sum() for t in tensors(model(x))).backward()  # type: ignore[union-attr]
 
 
-def same_gradients(ours: Any, theirs: Any) -> None:
+def same_gradients(ours: Any, theirs: Any, relative: float = 1e-3) -> None:
     largest = max(p.grad.abs().max().item() for p in theirs.parameters() if p.grad is not None)
     seen = 0
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         # The softmax ignores biases of keys: what is left of their gradients is rounding.
         if b.grad is not None and b.grad.abs().max() > 1e-5 * largest:
-            close(a.grad, b.grad, 1e-3)
+            close(a.grad, b.grad, relative)
             seen += 1
     assert seen > 8
 
@@ -56,13 +56,14 @@ def test_autocast_runs_the_original() -> None:
         assert "mlp" in launches_of(lambda: ours(x))
 
 
-def test_backward_under_autocast_is_in_the_dtype_of_the_forward_pass() -> None:
+def test_backward_under_autocast() -> None:
+    """The pass that is computed again is in the dtype of the first; PyTorch's backward operators round to bfloat16."""
     theirs, ours = pair(timm_model, depth=1)
     for model in (theirs, ours):
         loss = model(images(1)).square().sum()
         with torch.autocast(support.DEVICE, dtype=torch.bfloat16):
             loss.backward()
-    same_gradients(ours, theirs)
+    same_gradients(ours, theirs, 1e-2)
 
 
 @pytest.mark.parametrize("name", list(ALL))
