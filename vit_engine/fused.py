@@ -37,7 +37,9 @@ def forward(model: ViT, images: Tensor) -> Tensor:
     if model.config.global_pool == "token":
         if isinstance(model.pre_logits, nn.Identity) and isinstance(model.head, nn.Linear):
             # Nothing but launches from the pixels to the logits.
-            return model.replays.run("forward", model, images, lambda: _classify_token(model, _encode(model, images)))
+            return model.replays.run(
+                "forward", model, (images,), lambda: (_classify_token(model, _encode(model, images)),)
+            )[0]
         return _classify_token(model, encode(model, images))
     z = encode(model, images)
     if isinstance(model.norm, nn.LayerNorm):
@@ -55,7 +57,7 @@ def forward_head(model: ViT, tokens: Tensor, pre_logits: bool = False) -> Tensor
 
 def encode(model: ViT, images: Tensor) -> Tensor:
     """images [B, C, H, W] -> tokens z_L [B, T, D] behind the last block, not normalised (equations 1 to 3)."""
-    return model.replays.run("encode", model, images, lambda: _encode(model, images))
+    return model.replays.run("encode", model, (images,), lambda: (_encode(model, images),))[0]
 
 
 def _encode(model: ViT, images: Tensor) -> Tensor:

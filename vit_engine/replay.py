@@ -5,16 +5,17 @@ than the launches. All of that comes out the same when a forward pass of the sam
 the first pass of a shape runs as written, the second is noted on a tape (`vit_kernels.launch.taped`), and from the
 third on a `Replay` makes the same launches on new addresses: results and kernels are the same bit for bit.
 
-What a replay depends on is asked each time: shape, strides, dtype, device and alignment of the images, and every
-parameter, buffer, submodule and plain attribute of the model (`Fingerprint`). It needs no gradients, no graph being
+What a replay depends on is asked each time: shape, strides, dtype, device and alignment of its inputs, and every
+parameter, buffer, submodule and plain attribute of the model (`Fingerprint`). A pass may be that of a whole model, from
+its images, or of one block, from whatever it is given. It needs no gradients, no graph being
 traced, no operator being watched, and nobody's hooks in the model; anything else runs as written.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from operator import itemgetter, methodcaller
+from collections.abc import Callable, Sequence
+from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any
 
 import torch
@@ -28,7 +29,11 @@ from .arena import Buffer, pack
 
 __all__ = ["Fingerprint", "Replay", "ReplayCache"]
 
-ARENA, RESULT, IMAGES = range(3)  # what an address of a replay is relative to
+ARENA = 0  # what an address of a replay is relative to; the results and the inputs have the numbers from 1 on
+
+
+def _never(hook: object) -> bool:
+    return False
 
 
 class Fingerprint:
@@ -36,12 +41,13 @@ class Fingerprint:
 
     Compares the submodules, parameters and buffers by identity, tensors also by address and autograd's version counter,
     and of every submodule the class, the mode, a forward() set on the instance and the plain attributes (numbers,
-    strings, booleans). As with any cache that stands on version counters, writing through `.data` goes unseen.
+    strings, booleans). As with any cache that stands on version counters, writing through `.data` goes unseen, and so
+    does writing into tensors of inference mode, which have no counter.
+
+    listens: tells the hooks that a replay may leave out, because they only listen and have nothing to hear.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._entries: list[tuple[dict[str, Any], str, object]] = []
-        self._tensors: list[tuple[Tensor, int, int]] = []
+    def __init__(self, module: nn.Module, listens: Callable[[object], bool] = _never) -> None:
         self._parts = list(module.modules())
         self._kinds = list(map(type, self._parts))
         self._attributes = list(map(vars, self._parts))
@@ -50,75 +56,75 @@ class Fingerprint:
         # A replay would leave out what hooks do. Those of the module itself run around it.
         inside = [part for part in self._parts if part is not module]
         self._hooks = [hooks for part in inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-        self.usable = not self._has_hooks()
+        self._hook_counts = list(map(len, self._hooks))
+        self.usable = not _has_any_global_hook() and all(listens(h) for hooks in self._hooks for h in hooks.values())
         if not self.usable:
             return
+        entries: list[tuple[dict[str, Any], str, object]] = []
+        self._tensors: list[Tensor] = []
         for part in self._parts:
             attributes = vars(part)
             for name, value in attributes.items():
                 if isinstance(value, (int, float, str)) and name != "training" and not name.startswith("_"):
-                    self._entries.append((attributes, name, value))
+                    entries.append((attributes, name, value))
             for table in (part._modules, part._parameters, part._buffers):
-                self._entries += [(table, name, value) for name, value in table.items()]
-            for tensor in (*part._parameters.values(), *part._buffers.values()):
-                if tensor is None:
-                    continue
-                if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_inference():
-                    self.usable = False  # no version to ask for
-                    return
-                self._tensors.append((tensor, tensor._version, tensor.data_ptr()))
-
-    def _has_hooks(self) -> bool:
-        return any(self._hooks) or bool(_has_any_global_hook())
+                entries += [(table, name, value) for name, value in table.items()]
+            self._tensors += [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in self._tensors):
+            self.usable = False  # of other classes it is not known what an address says
+            return
+        self._tables, self._names, self._values = zip(*entries, strict=True) if entries else ((), (), ())
+        self._children = [part._modules for part in self._parts]
+        self._child_counts = list(map(len, self._children))
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._counting = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._versions = list(map(_version, self._counting))
 
     def holds(self) -> bool:
-        """True while nothing has changed; False, too, for a module with hooks inside, or with tensors that have no
-        version counter."""
-        if not self.usable or self._has_hooks():
-            return False
+        """True while nothing has changed; False, too, for a module with hooks inside or tensors of other classes."""
         # Whole tables in C: this is asked before every pass.
-        if list(map(type, self._parts)) != self._kinds or list(map(_mode, self._attributes)) != self._modes:
-            return False
-        if list(map(_own_forward, self._attributes)) != self._forwards:
-            return False
-        for table, name, value in self._entries:
-            if table.get(name) is not value:
-                return False
-        return all(t._version == version and t.data_ptr() == address for t, version, address in self._tensors)
+        return (
+            self.usable
+            and not _has_any_global_hook()
+            and list(map(len, self._hooks)) == self._hook_counts
+            and list(map(type, self._parts)) == self._kinds
+            and list(map(_mode, self._attributes)) == self._modes
+            and list(map(_own_forward, self._attributes)) == self._forwards
+            and list(map(len, self._children)) == self._child_counts
+            and all(map(is_, map(dict.get, self._tables, self._names), self._values))
+            and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
+            and list(map(_version, self._counting)) == self._versions
+        )
 
 
 _mode = itemgetter("training")
 _own_forward = methodcaller("get", "forward")
+_version = attrgetter("_version")
 
 
 class Replay:
-    """The launches of one forward pass, ready to be made again for other images of the same shape.
+    """The launches of one pass, ready to be made again for other inputs of the same shapes.
 
     Intermediate results lie in one allocation, each where another's memory is no longer needed.
     """
 
-    def __init__(self, tape: Tape, images: Tensor, result: Tensor) -> None:
+    def __init__(self, tape: Tape, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         numbers = {t.untyped_storage().data_ptr(): i for i, t in enumerate(tape.allocated)}
-        last = numbers.get(result.untyped_storage().data_ptr())
-        if last is None or not result.is_contiguous() or result.nbytes != result.untyped_storage().nbytes():
-            raise ValueError("the result is not what one launch wrote")
-        first_use, last_use = {}, {}
-        for place, launched in enumerate(tape.launches):
-            for value in launched.arguments:
-                number = numbers.get(value.untyped_storage().data_ptr()) if isinstance(value, Tensor) else None
-                if number is not None:
-                    first_use.setdefault(number, place)
-                    last_use[number] = place
-        buffers = {
-            number: Buffer(tape.allocated[number].untyped_storage().nbytes(), first_use[number], last_use[number])
-            for number in first_use
-            if number != last
-        }
-        offsets, self.arena_bytes = pack(buffers)
-        self._like, self._shape, self._dtype = images.device, result.shape, result.dtype
+        places: dict[int, int] = {}  # number of an allocation, to that of the result which it is
+        for place, result in enumerate(results, 1):
+            number = numbers.get(result.untyped_storage().data_ptr())
+            if number is None or not result.is_contiguous() or result.nbytes != result.untyped_storage().nbytes():
+                raise ValueError("a result is not what one launch wrote")
+            places[number] = place
+        # Where inputs share memory, addresses are kept relative to the first of them: the key of a pass holds the rest.
+        homes: dict[int, tuple[int, int]] = {}
+        for place, given in enumerate(inputs, 1 + len(results)):
+            homes.setdefault(given.untyped_storage().data_ptr(), (place, given.data_ptr()))
+        offsets, self.arena_bytes = pack(_lifetimes(tape, numbers, places))
+        self._like = inputs[0].device
+        self._results = [(result.shape, result.dtype) for result in results]
         self._kept: list[Tensor] = []
         self._launches: list[tuple[Any, tuple[int, ...], list[Any], list[tuple[int, int, int]]]] = []
-        home = images.untyped_storage().data_ptr()
         for launched in tape.launches:
             fixed, moving = list(launched.arguments), []
             for at, value in enumerate(launched.arguments):
@@ -128,26 +134,28 @@ class Replay:
                 number = numbers.get(storage)
                 if number is not None:
                     inside = value.data_ptr() - storage
-                    moving.append((at, RESULT, inside) if number == last else (at, ARENA, offsets[number] + inside))
-                elif storage == home:
-                    moving.append((at, IMAGES, value.data_ptr() - images.data_ptr()))
+                    place = places.get(number, ARENA)
+                    moving.append((at, place, inside if place else offsets[number] + inside))
+                elif storage in homes:
+                    place, address = homes[storage]
+                    moving.append((at, place, value.data_ptr() - address))
                 else:
                     self._kept.append(value)
                     fixed[at] = value.data_ptr()
             self._launches.append((launched.compiled, launched.grid, fixed, moving))
-        # Launches that touch neither images nor result stay as they are while the arena comes back at one address.
+        # Launches that touch neither inputs nor results stay as they are while the arena comes back at one address.
         self._inside = {
             number
             for number, (*_, moving) in enumerate(self._launches)
-            if all(kind == ARENA for _, kind, _ in moving)
+            if all(place == ARENA for _, place, _ in moving)
         }
         self._last: tuple[int, list[Launched]] | None = None
 
     def __len__(self) -> int:
         return len(self._launches)
 
-    def _placed(self, addresses: tuple[int, int, int]) -> list[Launched]:
-        """The launches with their arguments at these addresses of arena, result and images."""
+    def _placed(self, addresses: list[int]) -> list[Launched]:
+        """The launches with their arguments at these addresses of arena, results and inputs."""
         cached = self._last
         same_arena = cached is not None and cached[0] == addresses[ARENA]
         placed = []
@@ -156,19 +164,35 @@ class Replay:
                 placed.append(cached[1][number])  # type: ignore[index]
                 continue
             arguments = fixed.copy()
-            for at, kind, offset in moving:
-                arguments[at] = addresses[kind] + offset
+            for at, place, offset in moving:
+                arguments[at] = addresses[place] + offset
             placed.append(Launched(compiled, grid, tuple(arguments)))
         self._last = addresses[ARENA], placed
         return placed
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """images as they were when recorded, at any address of the same alignment -> the pass's result, new memory."""
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs as they were when recorded, at any addresses of the same alignment -> the results, in new memory."""
         arena = torch.empty(self.arena_bytes, dtype=torch.uint8, device=self._like)
-        result = torch.empty(self._shape, dtype=self._dtype, device=self._like)
-        with launching_on(images):
-            repeat(self._placed((arena.data_ptr(), result.data_ptr(), images.data_ptr())))
-        return result
+        results = [torch.empty(shape, dtype=dtype, device=self._like) for shape, dtype in self._results]
+        with launching_on(inputs[0]):
+            repeat(self._placed([x.data_ptr() for x in (arena, *results, *inputs)]))
+        return results
+
+
+def _lifetimes(tape: Tape, numbers: dict[int, int], places: dict[int, int]) -> dict[int, Buffer]:
+    """Of the tape's allocations that are no results: size, and the launches that use it first and last."""
+    first_use, last_use = {}, {}
+    for place, launched in enumerate(tape.launches):
+        for value in launched.arguments:
+            number = numbers.get(value.untyped_storage().data_ptr()) if isinstance(value, Tensor) else None
+            if number is not None:
+                first_use.setdefault(number, place)
+                last_use[number] = place
+    return {
+        number: Buffer(tape.allocated[number].untyped_storage().nbytes(), first_use[number], last_use[number])
+        for number in first_use
+        if number not in places
+    }
 
 
 class _Watch(TorchDispatchMode):
@@ -185,15 +209,16 @@ class _Watch(TorchDispatchMode):
 
 
 class ReplayCache:
-    """The replays of one model, at most `limit` shapes, the least recently used given up first.
+    """The replays of one model or block, at most `limit` shapes, the least recently used given up first.
 
     Not part of any state_dict, and left out of copies and pickles. `refused` says, per kind of pass, what kept a pass
-    from being repeated.
+    from being repeated. listens: see `Fingerprint`.
     """
 
-    def __init__(self, limit: int = 16) -> None:
+    def __init__(self, limit: int = 16, listens: Callable[[object], bool] = _never) -> None:
         self.limit = limit
         self.refused: dict[str, str] = {}
+        self._listens = listens
         self._entries: OrderedDict[tuple, Replay | None] = OrderedDict()
         self._fingerprint: Fingerprint | None = None
 
@@ -203,20 +228,26 @@ class ReplayCache:
         self._entries.clear()
         self._fingerprint = None
 
-    def run(self, kind: str, model: nn.Module, images: Tensor, forward: Callable[[], Tensor]) -> Tensor:
+    def unchanged(self) -> bool:
+        """Whether the module is known, and still what it was at the last pass that could be repeated."""
+        return self._fingerprint is not None and self._fingerprint.holds()
+
+    def run(
+        self, kind: str, model: nn.Module, inputs: Sequence[Tensor], forward: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:
         """forward(), or the same launches again: once it ran as written, the next time noted, then repeated.
 
-        kind tells passes of one model apart; forward must depend on nothing but the model and the images.
+        kind tells passes of one model apart; forward must depend on nothing but the model and the inputs.
         """
-        if not _repeatable(images):
+        if not _repeatable(inputs):
             return forward()
-        if self._fingerprint is None or not self._fingerprint.holds():
+        if not self.unchanged():
             self.clear()
-            self._fingerprint = Fingerprint(model)
+            self._fingerprint = Fingerprint(model, self._listens)
+        assert self._fingerprint is not None
         if kind in self.refused or not self._fingerprint.usable:
             return forward()
-        aligned = images.data_ptr() % 16 == 0
-        key = (kind, active_driver(), images.shape, images.stride(), images.dtype, images.device, aligned)
+        key = (kind, active_driver(), *_layout(inputs))
         if key not in self._entries:
             self._entries[key] = None
             if len(self._entries) > self.limit:
@@ -225,34 +256,46 @@ class ReplayCache:
         replay = self._entries[key]
         self._entries.move_to_end(key)
         if replay is not None:
-            return replay(images)
-        return self._record(kind, key, images, forward)
+            return replay(inputs)
+        return self._record(kind, key, inputs, forward)
 
-    def _record(self, kind: str, key: tuple, images: Tensor, forward: Callable[[], Tensor]) -> Tensor:
+    def _record(
+        self, kind: str, key: tuple, inputs: Sequence[Tensor], forward: Callable[[], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:
         with _Watch() as watch, taped() as tape:
-            result = forward()
+            results = forward()
         if watch.seen:
             self.refused[kind] = f"it does more than launch kernels: {', '.join(sorted(set(watch.seen)))}"
         elif any(launched.compiled is None for launched in tape.launches):
             self.refused[kind] = "its launches are not Triton's own"
         else:
-            self._entries[key] = Replay(tape, images, result)
-        return result
+            self._entries[key] = Replay(tape, inputs, results)
+        return results
 
     def __getstate__(self) -> dict[str, object]:
-        return {"limit": self.limit}
+        return {"limit": self.limit, "listens": self._listens}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["limit"])
+        self.__init__(state["limit"], state["listens"])
 
 
-def _repeatable(images: Tensor) -> bool:
+def _layout(inputs: Sequence[Tensor]) -> list[tuple]:
+    """What has to be alike for a pass to be repeated: of each input shape, strides, dtype, device, alignment, and where
+    in memory it lies, from the first input on, if it shares that with another."""
+    homes: dict[int, int] = {}
+    found = []
+    for x in inputs:
+        address = x.data_ptr()
+        home = homes.setdefault(x.untyped_storage().data_ptr(), address) if len(inputs) > 1 else address
+        found.append((x.shape, x.stride(), x.dtype, x.device, address % 16 == 0, address - home))
+    return found
+
+
+def _repeatable(inputs: Sequence[Tensor]) -> bool:
     return (
-        type(images) is Tensor
+        all(type(x) is Tensor and x.numel() > 0 and x.device.type != "meta" for x in inputs)
         and not torch.compiler.is_compiling()
         and not interpreting()
         and not torch.is_grad_enabled()
-        and images.numel() > 0
-        and images.device.type != "meta"
         and _get_current_dispatch_mode() is None
     )

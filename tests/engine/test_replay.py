@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.engine.redraw import redraw
 from tests.engine.stand_in import repeated
 from vit_bench.whole_model import SMALL
-from vit_engine import ViT, ViTConfig
-from vit_engine.replay import Fingerprint, Replay
+from vit_engine import ViT, ViTConfig, ops
+from vit_engine.replay import Fingerprint, Replay, ReplayCache
 
 pytestmark = pytest.mark.interpreted_only
 __all__ = ["repeated"]
@@ -224,11 +224,19 @@ def test_passes_that_need_the_host_run_as_written(repeated: list[str]) -> None:
         vit(images(0))
     assert vit(images(0)[:0]).shape == (0, TINY.num_classes)
     assert len(repeated) == count
+
+
+def test_tensors_of_inference_mode_are_known_by_address(repeated: list[str]) -> None:
+    """They count no changes: clear_cache() tells of one, as for `.data`."""
     with torch.inference_mode():
-        frozen = copy.deepcopy(vit)
+        frozen = copy.deepcopy(model())
         for _ in range(3):
-            frozen(images(0))
-    assert len(repeated) == count, "inference tensors have no version counter to ask"
+            before = frozen(images(0))
+        assert repeated
+        frozen.get_parameter("head.bias").add_(1.0)
+        frozen.clear_cache()
+        after = frozen(images(0))
+    assert torch.allclose(after, before + 1.0, atol=1e-5)
 
 
 def test_the_least_recently_used_shape_is_given_up(repeated: list[str]) -> None:
@@ -287,8 +295,44 @@ def test_intermediate_results_share_memory(repeated: list[str]) -> None:
     assert sizes[0] == sizes[1] and len(sizes[0]) == 1
 
 
-def test_a_fingerprint_of_tensors_without_versions_never_holds() -> None:
+def test_a_fingerprint_knows_tensors_of_inference_mode_by_address() -> None:
     with torch.inference_mode():
         layer = torch.nn.Linear(2, 2)
-    assert not Fingerprint(layer).holds()
-    assert Fingerprint(torch.nn.Linear(2, 2)).holds()
+        fingerprint = Fingerprint(layer)
+        assert fingerprint.holds()
+        layer.weight = torch.nn.Parameter(layer.weight.clone())
+        assert not fingerprint.holds()
+
+
+def test_a_pass_of_several_inputs_and_results(repeated: list[str]) -> None:
+    """As an encoder block has them: each input at an address of its own, or several in one storage."""
+    layer = torch.nn.LayerNorm(64)
+    cache = ReplayCache()
+
+    def norms(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [ops.layer_norm(x, layer.weight, layer.bias) for x in inputs]
+
+    def passed(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return list(cache.run("norms", layer, inputs, lambda: norms(*inputs)))
+
+    with torch.no_grad():
+        for _ in range(4):
+            apart = [torch.randn(3, 64), torch.randn(5, 64)]
+            found = passed(apart)
+            assert all(torch.equal(a, b) for a, b in zip(found, norms(*apart), strict=True))
+        assert len(repeated) == 2 * 2
+        for rows in (4, 8, 4, 8, 4, 8):  # two inputs in one storage, nearer and farther apart
+            whole = torch.randn(rows + 4, 64)
+            shared = [whole[:4], whole[rows:]]
+            assert all(torch.equal(a, b) for a, b in zip(passed(shared), norms(*shared), strict=True))
+        assert len(repeated) == 2 * 2 + 2 * 2
+
+
+def test_hooks_that_only_listen_may_be_left_out() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    layer[0].register_forward_hook(print)
+    assert not Fingerprint(layer).usable
+    fingerprint = Fingerprint(layer, listens=lambda hook: hook is print)
+    assert fingerprint.holds()
+    layer[0].register_forward_hook(print)
+    assert not fingerprint.holds()

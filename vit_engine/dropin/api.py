@@ -153,8 +153,9 @@ def refresh(model: nn.Module) -> nn.Module:
     Needed only after changes that leave no trace: writing through `.data`, and into parameters that were made under
     torch.inference_mode(). Returns the model; ValueError if it is not accelerated.
     """
-    for state in {id(a.state): a.state for a in _accelerated(model, "refresh")}.values():
-        state.clear()
+    for attached in _accelerated(model, "refresh"):
+        attached.state.clear()
+        attached.clear()
     return model
 
 

@@ -150,6 +150,9 @@ class Attached:
             return "gradients are enabled while a graph is compiled; call it under torch.no_grad()"
         return None
 
+    def clear(self) -> None:
+        """Forgets what was derived from the module's parameters for it alone."""
+
     def covers(self) -> list[nn.Module]:
         """The modules whose parts need no mention of their own in explain()."""
         return [self.module]

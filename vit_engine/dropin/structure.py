@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["Structure", "foreign_code", "only_listens"]
+__all__ = ["Structure", "foreign_code", "listens", "only_listens"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # transformers puts a hook on every attention module once any output was asked for. It only listens, and blocks ask
@@ -22,9 +22,14 @@ def _hooks(part: nn.Module) -> Iterator[object]:
         yield from getattr(part, table).values()
 
 
+def listens(hook: object) -> bool:
+    """Whether a hook is known to leave alone what it is shown."""
+    return getattr(hook, "__module__", None) in _LISTENERS
+
+
 def only_listens(hooks: dict[int, Any]) -> bool:
     """Whether these hooks, if any, are known to leave alone what they are shown."""
-    return all(getattr(hook, "__module__", None) in _LISTENERS for hook in hooks.values())
+    return all(map(listens, hooks.values()))
 
 
 def foreign_code(root: nn.Module) -> str | None:
@@ -38,7 +43,7 @@ def foreign_code(root: nn.Module) -> str | None:
             tensors = list(part._parameters.items())
         else:
             for hook in _hooks(part):
-                if getattr(hook, "__module__", None) not in _LISTENERS:
+                if not listens(hook):
                     return f"{name} has a hook ({getattr(hook, '__qualname__', type(hook).__name__)})"
             if "forward" in vars(part):
                 return f"{name}.forward is overridden on the instance"

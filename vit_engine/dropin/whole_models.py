@@ -128,7 +128,7 @@ class FusedTimmFeatures(Attached):
         if torch.compiler.is_compiling():
             return self._features(stem, x)
         self.why = None
-        return self.state.replays.run("features", self.module, x, lambda: self._features(stem, x))
+        return self.state.replays.run("features", self.module, (x,), lambda: (self._features(stem, x),))[0]
 
     def _features(self, stem: Stem, x: Tensor) -> Tensor:
         model: Any = self.module
@@ -195,7 +195,8 @@ class FusedTorchvision(Attached):
         if torch.compiler.is_compiling():
             return model.heads(self._class_token(stem, x))
         self.why = None
-        return model.heads(self.state.replays.run("features", model, x, lambda: self._class_token(stem, x)))
+        token = self.state.replays.run("features", model, (x,), lambda: (self._class_token(stem, x),))[0]
+        return model.heads(token)
 
     def _class_token(self, stem: Stem, x: Tensor) -> Tensor:
         encoder: Any = self.module.encoder
