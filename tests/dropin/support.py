@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import timm.models.beit
 import timm.models.eva
 import timm.models.vision_transformer as timm_vit
@@ -79,6 +80,11 @@ def hf_siglip(**more: Any) -> Any:
 TIMM: dict[str, Callable[..., Any]] = {"timm vit": timm_model, "timm eva": eva, "timm beit": beit}
 HF: dict[str, Callable[..., Any]] = {"vit": hf_vit, "dinov2": hf_dinov2, "clip": hf_clip, "siglip": hf_siglip}
 ALL: dict[str, Callable[..., Any]] = {**TIMM, "torchvision": torchvision_model, **HF}
+
+
+def slow_but(names: Iterable[str], *quick: str) -> list[Any]:
+    """The names as parameters of a test, marked slow but for the quick ones."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def images(batch: int = 2, size: int | tuple[int, int] = SIZE, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import vit_engine
 
-from .support import close, eva, hf_dinov2, hf_vit, images, pair, tensors, timm_model, torchvision_model
+from .support import close, eva, hf_dinov2, hf_vit, images, pair, slow_but, tensors, timm_model, torchvision_model
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -46,7 +46,7 @@ def count(graph: torch.fx.GraphModule) -> Counter[str]:
     return Counter(name.split(".")[1] for name in names if name.startswith("vit_engine."))
 
 
-@pytest.mark.parametrize("name", list(QUICK))
+@pytest.mark.parametrize("name", slow_but(QUICK, "timm vit", "vit"))
 @torch.no_grad()
 def test_one_graph_without_breaks(name: str) -> None:
     theirs, ours = pair(QUICK[name])
@@ -59,7 +59,7 @@ def test_one_graph_without_breaks(name: str) -> None:
     close(tensors(ours(images(1))), tensors(theirs(images(1))))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in MORE])
+@pytest.mark.parametrize("name", slow_but(MORE))
 @torch.no_grad()
 def test_one_graph_without_breaks_of_more_models(name: str) -> None:
     theirs, ours = pair(MORE[name])
@@ -68,6 +68,7 @@ def test_one_graph_without_breaks_of_more_models(name: str) -> None:
     assert backend.graphs == 1 and backend.operators["attention"] == 2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_through_aot_autograd_and_other_batch_sizes() -> None:
     theirs, ours = pair(timm_model, depth=1)
@@ -76,7 +77,7 @@ def test_through_aot_autograd_and_other_batch_sizes() -> None:
         close(compiled(images(batch)), theirs(images(batch)))
 
 
-@pytest.mark.parametrize("name", ["timm vit", *(pytest.param(n, marks=pytest.mark.slow) for n in list(QUICK)[1:])])
+@pytest.mark.parametrize("name", slow_but(QUICK, "timm vit"))
 def test_compiled_with_gradients_it_is_the_original(name: str) -> None:
     """Operators of kernels have no backward pass, so the graph holds PyTorch's."""
     theirs, ours = pair(QUICK[name])
@@ -130,10 +131,10 @@ def test_one_block_compiled() -> None:
     close(program.module()(z), other(z))
 
 
-SLOW_EXPORTS = [pytest.param(name, True, marks=pytest.mark.slow) for name in ("timm vit", "vit")]
+STRICT = [pytest.param(name, True, marks=pytest.mark.slow) for name in QUICK]
 
 
-@pytest.mark.parametrize(("name", "strict"), [*((name, False) for name in QUICK), ("torchvision", True), *SLOW_EXPORTS])
+@pytest.mark.parametrize(("name", "strict"), [*((name, False) for name in QUICK), *STRICT])
 def test_export(name: str, strict: bool) -> None:
     theirs, ours = pair(QUICK[name])
     program = torch.export.export(ours, (images(1),), strict=strict)

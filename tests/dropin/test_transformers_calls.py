@@ -16,7 +16,7 @@ import vit_engine
 from vit_engine.dropin.api import attached_to
 
 from . import support
-from .support import HF, close, hf_dinov2, hf_vit, images, kernels, launches_of, pair, reasons, watched
+from .support import HF, close, hf_dinov2, hf_vit, images, kernels, launches_of, pair, reasons, slow_but, watched
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -26,7 +26,7 @@ LABELLED: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(HF))
+@pytest.mark.parametrize("name", slow_but(HF, "vit", "clip"))
 @torch.no_grad()
 def test_hidden_states(name: str) -> None:
     theirs, ours = pair(HF[name])
@@ -40,7 +40,7 @@ def test_hidden_states(name: str) -> None:
     assert launches_of(lambda: ours(images(1))) == plain, "the hooks that stay behind cost nothing"
 
 
-@pytest.mark.parametrize("name", list(HF))
+@pytest.mark.parametrize("name", slow_but(HF, "vit"))
 @torch.no_grad()
 def test_attentions(name: str) -> None:
     """The kernel keeps no weights, so the original runs for this call, and only for this one."""
@@ -119,7 +119,7 @@ def test_masked_image_modelling() -> None:
     close(ours(images(1), bool_masked_pos=masked), theirs(images(1), bool_masked_pos=masked))
 
 
-@pytest.mark.parametrize("name", list(LABELLED))
+@pytest.mark.parametrize("name", slow_but(LABELLED, "ViT"))
 def test_labels(name: str) -> None:
     theirs, ours = pair(LABELLED[name])
     labels = torch.tensor([3, 1], device=images(1).device)
@@ -197,6 +197,7 @@ def test_backbones() -> None:
     assert launches.count("attention") == 2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_half_precision_casts_images() -> None:
     theirs, ours = pair(hf_vit)

@@ -117,7 +117,7 @@ INSIDE: dict[Callable[[Any], None], str] = {
 }
 
 
-@pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("early", [pytest.param(True, marks=pytest.mark.slow), False], ids=["before", "after"])
 @pytest.mark.parametrize("change", list(INSIDE), ids=lambda f: f.__name__)
 @torch.no_grad()
 def test_a_changed_block_runs_its_own_code(change: Callable[[Any], None], early: bool) -> None:
