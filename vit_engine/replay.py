@@ -56,7 +56,7 @@ class Fingerprint:
         # A replay would leave out what hooks do. Those of the module itself run around it.
         inside = [part for part in self._parts if part is not module]
         self._hooks = [hooks for part in inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-        self._hook_counts = list(map(len, self._hooks))
+        self._hook_numbers = list(map(tuple, self._hooks))
         self.usable = not _has_any_global_hook() and all(listens(h) for hooks in self._hooks for h in hooks.values())
         if not self.usable:
             return
@@ -86,7 +86,7 @@ class Fingerprint:
         return (
             self.usable
             and not _has_any_global_hook()
-            and list(map(len, self._hooks)) == self._hook_counts
+            and list(map(tuple, self._hooks)) == self._hook_numbers
             and list(map(type, self._parts)) == self._kinds
             and list(map(_mode, self._attributes)) == self._modes
             and list(map(_own_forward, self._attributes)) == self._forwards

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.interpreted_only
 def accelerated() -> dict[str, Any]:
     return {
         "timm": vit_engine.accelerate(timm_model(depth=1)),
+        "eva": vit_engine.accelerate(support.eva(depth=1)),
+        "beit": vit_engine.accelerate(support.beit(depth=1)),
         "torchvision": vit_engine.accelerate(support.torchvision_model(num_layers=1)),
         "vit": vit_engine.accelerate(hf_vit(num_hidden_layers=1)),
         "clip": vit_engine.accelerate(hf_clip(num_hidden_layers=1)),
@@ -40,7 +42,7 @@ BAD_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["timm", "torchvision", "vit", "clip"])
+@pytest.mark.parametrize("name", ["timm", "eva", "beit", "torchvision", "vit", "clip"])
 @pytest.mark.parametrize("what", list(BAD_IMAGES))
 @torch.no_grad()
 def test_images(name: str, what: str, accelerated: dict[str, Any]) -> None:
@@ -51,7 +53,7 @@ def test_images(name: str, what: str, accelerated: dict[str, Any]) -> None:
         accelerated[name](make())
 
 
-@pytest.mark.parametrize("name", ["timm", "torchvision"])
+@pytest.mark.parametrize("name", ["timm", "eva", "beit", "torchvision"])
 @torch.no_grad()
 def test_dtypes(name: str, accelerated: dict[str, Any]) -> None:
     for dtype, found in ((torch.uint8, "uint8"), (torch.float64, "float64"), (torch.float16, "float16")):

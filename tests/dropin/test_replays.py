@@ -30,7 +30,7 @@ def block_of(model: Any) -> Any:
 
 
 def refused(model: nn.Module) -> dict[str, str]:
-    return next(attached_to(model)).state.replays.refused
+    return {name: why for attached in attached_to(model) for name, why in attached.replays.refused.items()}
 
 
 @pytest.mark.parametrize("name", list(BUILDS))
@@ -86,7 +86,7 @@ def test_a_change_is_never_left_out(name: str, change: Callable[[Any], None], re
     theirs, ours = pair(BUILDS[name])
     for _ in range(3):
         before = ours(images(1))
-    count = len(repeated)
+    count = repeated.count("attention_kernel")
     assert count
     for model in (theirs, ours):
         change(model)
@@ -95,7 +95,7 @@ def test_a_change_is_never_left_out(name: str, change: Callable[[Any], None], re
     for _ in range(3):
         close(ours(images(1)), expected)
     # Around a block as it was, hooks run every time, and its own launches may be repeated.
-    assert change in (edit, hook_on_a_block, pre_hook_on_a_block) or len(repeated) == count
+    assert change in (edit, hook_on_a_block, pre_hook_on_a_block) or repeated.count("attention_kernel") == count
 
 
 def test_blocks_repeat_their_launches_where_the_model_does_not(repeated: list[str]) -> None:

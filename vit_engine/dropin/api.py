@@ -13,13 +13,13 @@ from .attached import NEEDS, Attached, State
 from .describe import Unsupported, class_name
 from .explain import Explanation, explanation_of
 from .parts import FusedBlock, FusedNorm, describe_block, is_block
+from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
 from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTorchvision
 
 __all__ = ["accelerate", "attached_to", "explain", "refresh", "restore"]
 
 _TORCHVISION = "torchvision.models.vision_transformer.VisionTransformer"
-_TIMM_PATCHES = "timm.layers.patch_embed.PatchEmbed"
 # Norms that the libraries' models apply outside their blocks.
 _NORMS = ("norm", "norm_pre", "fc_norm", "ln", "layernorm", "pre_layrnorm", "post_layernorm", "pre_layernorm")
 SUPPORTED = (
@@ -124,6 +124,8 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
             FusedTorchvision(part, name, state).attach()
         elif kind in TRANSFORMERS_STEMS:
             FusedEmbeddings(part, name, state).attach()
+        elif kind == TIMM_PATCHES:
+            FusedPatchEmbed(part, name, state).attach()
         elif isinstance(part, nn.LayerNorm | nn.RMSNorm) and name.rpartition(".")[2] in _NORMS:
             FusedNorm(part, name, state).attach()
 
@@ -155,7 +157,7 @@ def refresh(model: nn.Module) -> nn.Module:
     """
     for attached in _accelerated(model, "refresh"):
         attached.state.clear()
-        attached.clear()
+        attached.replays.clear()
     return model
 
 

@@ -23,6 +23,7 @@ from vit_kernels import launch
 
 from ..derived import DerivedCache
 from ..replay import ReplayCache
+from .structure import listens
 
 __all__ = ["Attached", "State", "counting_changes", "differentiable", "wants_gradient"]
 
@@ -40,14 +41,12 @@ class State:
     def __init__(self, fold: bool) -> None:
         self.fold = fold
         self.derived = DerivedCache()
-        self.replays = ReplayCache()
         self._accepted: tuple[object, bool] | None = None
         self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     def clear(self) -> None:
         """Forgets everything that was derived from parameters."""
         self.derived.clear()
-        self.replays.clear()
         self._last = None
 
     def accepts(self, device: torch.device) -> bool:
@@ -96,6 +95,7 @@ class Attached:
         self.name = name
         self.state = state
         self.why: str | None = None
+        self.replays = ReplayCache(listens=listens)
 
     def attach(self) -> None:
         """Unless somebody else has put a method of that name on the instance: theirs stays."""
@@ -149,9 +149,6 @@ class Attached:
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and wants_gradient(self.module, x):
             return "gradients are enabled while a graph is compiled; call it under torch.no_grad()"
         return None
-
-    def clear(self) -> None:
-        """Forgets what was derived from the module's parameters for it alone."""
 
     def covers(self) -> list[nn.Module]:
         """The modules whose parts need no mention of their own in explain()."""

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder_block import AttentionInputs, Norm, apply_norm, run_block
-from ..replay import ReplayCache
 from .attached import Attached, State, any_requires_grad, counting_changes, differentiable, wants_gradient
 from .describe import Block, Made, Unsupported, class_name, norm
-from .structure import Structure, foreign_code, listens, only_listens
+from .structure import Structure, foreign_code, only_listens
 from .timm_blocks import REFUSED, TIMM_BLOCKS
 from .torchvision_blocks import TORCHVISION_BLOCKS
 from .transformers_blocks import TRANSFORMERS_BLOCKS
@@ -49,7 +48,6 @@ class FusedBlock(Attached):
         self._structure: Structure | None = None
         self._block: Block | None = None
         self._refusal = ""
-        self.replays = ReplayCache(limit=8, listens=listens)
         # What forward() calls its tokens: they may be given by name, behind others.
         self._tokens = list(inspect.signature(type(module).forward).parameters)[1]
 
@@ -131,9 +129,6 @@ class FusedBlock(Attached):
             self.state.hand_over(y, stats)
         return y
 
-    def clear(self) -> None:
-        self.replays.clear()
-
     def _made(self, inputs: AttentionInputs | Made) -> AttentionInputs:
         if isinstance(inputs, AttentionInputs):
             return inputs
@@ -213,7 +208,7 @@ class FusedNorm(Attached):
             self.why = None
             if wants_gradient(self.module, x):
                 return differentiable(self.step, self.original, self.module, x)
-        return self.step(x)
+        return self.replays.run("norm", self.module, (x,), lambda: (self.step(x),))[0]
 
     def report(self) -> tuple[str, str | None]:
         found = self._norm()

@@ -15,7 +15,7 @@ from ..encoder_block import Source, read
 from .describe import Unsupported, class_name
 from .structure import foreign_code
 
-__all__ = ["Stem", "check_images", "patch_convolution", "run_stem"]
+__all__ = ["Stem", "check_images", "patch_convolution", "run_stem", "whole_patches"]
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,28 @@ def check_images(images: Any, conv: nn.Conv2d, cast: bool = False) -> None:
         raise TypeError(f"images must have the model's dtype {weight.dtype}, got {images.dtype}")
 
 
+def whole_patches(images: Tensor, conv: nn.Conv2d) -> Tensor:
+    """images without what is left behind the last whole patch."""
+    (height, width), (ph, pw) = images.shape[-2:], conv.kernel_size
+    if height % ph or width % pw:
+        return images[:, :, : height // ph * ph, : width // pw * pw]
+    return images
+
+
 def run_stem(stem: Stem, images: Tensor, derived: DerivedCache, name: str) -> tuple[Tensor, Tensor]:
     """images [B, C, H, W] in the dtype of the parameters -> tokens [B, R + L, D] and their row statistics.
 
     What is left of an image behind the last whole patch is not looked at, as in a convolution.
     """
     conv = stem.conv
-    (height, width), (ph, pw) = images.shape[-2:], conv.kernel_size
-    if height % ph or width % pw:
-        images = images[:, :, : height // ph * ph, : width // pw * pw]
+    height, width = images.shape[-2:]
+    images = whole_patches(images, conv)
     position = None
     if stem.position is not None:
         build = stem.position
         if stem.derive:
             sources = [read(source) for source in stem.position_sources]
-            key = f"{name}.position.{height}x{width}.{ph}x{pw}"
+            key = f"{name}.position.{height}x{width}.{conv.kernel_size}"
             position = derived.get(key, sources, lambda: (build(height, width),))[0]
         else:
             position = build(height, width)

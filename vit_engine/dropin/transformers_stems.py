@@ -175,7 +175,8 @@ class FusedEmbeddings(Attached):
         if why is not None:
             return self.instead(why, pixel_values, **given)
         if torch.compiler.is_compiling() or not wants_gradient(self.module, pixel_values):
-            tokens, stats = counting_changes(lambda: self._run(stem, pixel_values))
+            images = pixel_values.to(stem.conv.weight.dtype)
+            tokens, stats = counting_changes(lambda: self._repeated(stem, images, interpolate))
             if only_listens(self.module._forward_hooks):
                 self.state.hand_over(tokens, stats)
             return tokens
@@ -185,6 +186,11 @@ class FusedEmbeddings(Attached):
             self.module,
             pixel_values,
         )
+
+    def _repeated(self, stem: Stem, images: Tensor, interpolate: bool) -> tuple[Tensor, Tensor]:
+        kind = f"interpolate {interpolate}"
+        tokens, stats = self.replays.run(kind, self.module, (images,), lambda: self._run(stem, images))
+        return tokens, stats
 
     def _run(self, stem: Stem, images: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.compiler.is_compiling():

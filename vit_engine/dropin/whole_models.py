@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .attached import Attached, wants_gradient
 from .describe import Unsupported, class_name, required_norm
-from .parts import FusedNorm, chain
+from .parts import chain
+from .patch_embed import TIMM_PATCHES, check_timm_images
 from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import foreign_code
 
@@ -23,7 +24,7 @@ def _untouched(parent: nn.Module, *names: str) -> None:
     """Unsupported if a child is hooked, or its forward() replaced by anybody else: it will not be called."""
     for name in names:
         child = getattr(parent, name)
-        fused = isinstance(vars(child).get("forward"), FusedNorm)
+        fused = isinstance(vars(child).get("forward"), Attached)
         if child._forward_hooks or child._forward_pre_hooks or ("forward" in vars(child) and not fused):
             raise Unsupported(f"{name} has a hook or a forward() of its own", changed=True)
 
@@ -47,7 +48,7 @@ def _inactive(parent: nn.Module, *names: str) -> None:
 
 def _timm_stem(model: Any) -> Stem:
     embed = model.patch_embed
-    if class_name(embed) != "timm.layers.patch_embed.PatchEmbed":
+    if class_name(embed) != TIMM_PATCHES:
         raise Unsupported(f"patch_embed is {class_name(embed)}, expected timm.layers.PatchEmbed")
     if class_name(embed.norm) != _IDENTITY:
         raise Unsupported(f"patch_embed.norm is {class_name(embed.norm)}, expected Identity")
@@ -94,18 +95,6 @@ class FusedTimmFeatures(Attached):
         except Unsupported as refusal:
             return str(refusal)
 
-    def _check(self, stem: Stem, images: Any) -> None:
-        check_images(images, stem.conv)
-        embed: Any = self.module.patch_embed
-        height, width = images.shape[-2:]
-        if embed.img_size is None:
-            return
-        if embed.strict_img_size and (height, width) != tuple(embed.img_size):
-            raise ValueError(f"images must be {tuple(embed.img_size)} pixels (H, W), got {(height, width)}")
-        ph, pw = embed.patch_size
-        if not embed.strict_img_size and (height % ph or width % pw):
-            raise ValueError(f"images must have a size that patches of {(ph, pw)} divide, got {(height, width)}")
-
     def why_not(self, x: Tensor) -> str | None:
         model: Any = self.module
         if model.grad_checkpointing and model.training:
@@ -119,7 +108,7 @@ class FusedTimmFeatures(Attached):
         stem = self.stem()
         if isinstance(stem, str):
             return self.instead(stem, x, attn_mask=attn_mask, is_causal=is_causal)
-        self._check(stem, x)
+        check_timm_images(self.module.patch_embed, stem.conv, x)
         why = self.why_not(x)
         if why is None and (attn_mask is not None or is_causal):
             why = "attn_mask or is_causal was given: blocks are called one by one"
@@ -128,7 +117,7 @@ class FusedTimmFeatures(Attached):
         if torch.compiler.is_compiling():
             return self._features(stem, x)
         self.why = None
-        return self.state.replays.run("features", self.module, (x,), lambda: (self._features(stem, x),))[0]
+        return self.replays.run("features", self.module, (x,), lambda: (self._features(stem, x),))[0]
 
     def _features(self, stem: Stem, x: Tensor) -> Tensor:
         model: Any = self.module
@@ -195,7 +184,7 @@ class FusedTorchvision(Attached):
         if torch.compiler.is_compiling():
             return model.heads(self._class_token(stem, x))
         self.why = None
-        token = self.state.replays.run("features", model, (x,), lambda: (self._class_token(stem, x),))[0]
+        token = self.replays.run("features", model, (x,), lambda: (self._class_token(stem, x),))[0]
         return model.heads(token)
 
     def _class_token(self, stem: Stem, x: Tensor) -> Tensor:
