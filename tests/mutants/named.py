@@ -1,17 +1,18 @@
 """Faults of the kinds that bit others, as edits of the present source.
 
 Each is (what goes wrong and for whom, text that occurs exactly once, what stands there instead), by file and name. The
-lists are in faults_attention.py, faults_heads.py, faults_products.py and faults_engine.py.
+lists are in the files called faults_*.py.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from . import faults_attention, faults_engine, faults_heads, faults_products
+from . import faults_attention, faults_dropin, faults_engine, faults_heads, faults_products
 from .mutant import ROOT, Edit, Mutant
 
-FAULTS = faults_attention.FAULTS | faults_heads.FAULTS | faults_products.FAULTS | faults_engine.FAULTS
+_LISTS = (faults_attention, faults_heads, faults_products, faults_engine, faults_dropin)
+FAULTS = {file: faults for module in _LISTS for file, faults in module.FAULTS.items()}
 
 
 def mutants(root: Path = ROOT) -> list[Mutant]:

@@ -1,0 +1,98 @@
+"""Named faults of accelerated models: what stands in for a library's code, and when it must not."""
+
+from __future__ import annotations
+
+ATTACHED = {
+    "statistics-of-other-values": (
+        "A hook or a loop writes into tokens between two blocks.",
+        "last[0]() is not tokens or last[1] != tokens._version",
+        "last[0]() is not tokens",
+    ),
+    "autocast-unseen": (
+        "float32 results where the library's are in the dtype of autocast.",
+        "if x.device.type != \"meta\" and torch.is_autocast_enabled(x.device.type):",
+        "if False:",
+    ),
+}
+
+STRUCTURE = {
+    "hooks-inside-a-block-left-out": (
+        "A hook on the attention or the MLP of a block that runs as a whole.",
+        "if not listens(hook):",
+        "if False:",
+    ),
+}
+
+PARTS = {
+    "dropout-left-out": (
+        "Training with dropout through kernels that have none.",
+        "if any(part.training for part in block.random):\n            return",
+        "if False:\n            return",
+    ),
+}
+
+TIMM_BLOCKS = {
+    "neighbours-for-halves": (
+        "DINOv3 turns halves of a head, EVA-02 neighbours.",
+        "interleaved=not attn.rotate_half",
+        "interleaved=attn.rotate_half",
+    ),
+    "sine-for-cosine": (
+        "timm keeps the sine in front of the cosine.",
+        "sin, cos = rope.chunk(2, dim=-1)",
+        "cos, sin = rope.chunk(2, dim=-1)",
+    ),
+    "gate-and-value-swapped": (
+        "SwiGLU with its two layers the other way round.",
+        'linear(block, "mlp.fc1_g", "mlp.fc1_x")',
+        'linear(block, "mlp.fc1_x", "mlp.fc1_g")',
+    ),
+}
+
+TRANSFORMERS_BLOCKS = {
+    "attentions-left-out": (
+        "output_attentions=True gives an empty tuple.",
+        'return f"output_{wanted[0]}: they are not computed by the kernels" if wanted else None',
+        "return None",
+    ),
+}
+
+STEM = {
+    "positions-of-the-first-size": (
+        "Images of another size get the positions that were resized for the first.",
+        'key = f"{name}.position.{height}x{width}.{conv.kernel_size}"',
+        'key = f"{name}.position"',
+    ),
+}
+
+TRANSFORMERS_STEMS = {
+    "positions-for-registers": (
+        "DINOv2's register tokens have no positions: those of the patches are not theirs.",
+        "table.new_zeros(registers, table.shape[1])",
+        "table[1 : 1 + registers]",
+    ),
+}
+
+REPLAY = {
+    "hooks-left-out-of-replays": (
+        "A hook added after a pass of that shape was noted.",
+        "            and list(map(tuple, self._hooks)) == self._hook_numbers\n",
+        "",
+    ),
+    "modes-left-out-of-replays": (
+        "model.train() after a pass of that shape was noted.",
+        "            and list(map(_mode, self._attributes)) == self._modes\n",
+        "",
+    ),
+}
+
+FAULTS = {
+    "vit_engine/dropin/attached.py": ATTACHED,
+    "vit_engine/dropin/structure.py": STRUCTURE,
+    "vit_engine/dropin/parts.py": PARTS,
+    "vit_engine/dropin/timm_blocks.py": TIMM_BLOCKS,
+    "vit_engine/dropin/transformers_blocks.py": TRANSFORMERS_BLOCKS,
+    "vit_engine/dropin/stem.py": STEM,
+    "vit_engine/dropin/transformers_stems.py": TRANSFORMERS_STEMS,
+    "vit_engine/replay.py": REPLAY,
+}
