@@ -58,9 +58,11 @@ def run(model: nn.Module, given: dict[str, Tensor], like: Tensor | None = None) 
         given = {k: v.to(like.device, like.dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
     images = given["images"]
     more = {name: value for name, value in given.items() if name != "images"}
-    results = _results(model(images, **more))
-    with _hidden_states(model) as seen:
-        model(images, **more)
+    # Convolutions that stay PyTorch's round fp32 to tf32 on a GPU unless told otherwise.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        results = _results(model(images, **more))
+        with _hidden_states(model) as seen:
+            model(images, **more)
     return {name: value.cpu() for name, value in (results | seen).items()}
 
 
