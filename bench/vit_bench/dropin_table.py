@@ -126,8 +126,8 @@ def table(content: dict[str, Any]) -> str:
     accepted = sum(len(e["names"]) for e in content["families"] if e["library"] == "timm")
     sentence = (
         f"Of timm {content['versions']['timm']}'s {accepted + len(refused)} names in vision_transformer, deit, eva and "
-        f"beit {accepted} are accelerated; `bench/evidence/dropin.json` lists them by family. Refused, because their blocks "
-        f"are built otherwise: {', '.join(refused)}."
+        f"beit {accepted} are accelerated; `bench/evidence/dropin.json` lists them by family. Refused, because their "
+        f"blocks are built otherwise: {', '.join(refused)}."
     )
     return "\n".join([*lines, "", sentence])
 
