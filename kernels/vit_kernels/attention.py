@@ -242,12 +242,15 @@ def attention_kernel(
 
 
 def _stride_unit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
-    """8 where all strides but those of the head width divide by 8, else 1.
+    """8 for 16-bit tensors where 8 divides all strides but those of the head width, and 16 does not; else 1.
 
     Triton knows of a run-time number only whether 16 divides it. Heads 72 wide lie 72 elements apart; that 8 divides
-    it, and with it loads of 16 bytes in place of 2, has to be said.
+    it, and with it loads of 16 bytes in place of 2, has to be said. Said where nothing is gained by it, or in fp32, it
+    makes some tiles spill.
     """
-    return 8 if all(stride % 8 == 0 for x in (q, k, v) for stride in x.stride()[:3]) else 1
+    strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
+    gains = q.element_size() == 2 and any(stride % 16 for stride in strides)
+    return 8 if gains and all(stride % 8 == 0 for stride in strides) else 1
 
 
 def attention(

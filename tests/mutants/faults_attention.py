@@ -110,8 +110,8 @@ ATTENTION = {
     ),
     "a-unit-that-does-not-divide": (
         "Strides that 8 does not divide, cut off.",
-        "return 8 if all(stride % 8 == 0",
-        "return 8 if any(stride % 8 == 0",
+        "return 8 if gains and all(stride % 8 == 0",
+        "return 8 if gains and any(stride % 8 == 0",
     ),
     "int32-image-offset": (
         "The same for the image: batch 64 of 12 heads at 4096 tokens is past it.",
