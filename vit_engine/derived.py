@@ -6,17 +6,34 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ["DerivedCache"]
+__all__ = ["DerivedCache", "optimizer_steps"]
+
+_steps = 0
+
+
+def optimizer_steps() -> int:
+    """How many steps all optimizers of this process have made. Fused ones write without touching version counters."""
+    return _steps
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class DerivedCache:
     """Results of a function of some parameters, by key, rebuilt when any of those parameters changes.
 
-    A change is seen by address and by autograd's version counter, so every ordinary way of writing a parameter counts
-    (optimizers, load_state_dict, in-place operations, a new Parameter, .to()). Writing through `.data` bypasses the
-    counter, and parameters made under torch.inference_mode() have none, only an address: call clear() after writing to
-    these. Not part of any state_dict, and left out of copies and pickles.
+    A change is seen by address, by autograd's version counter and by the steps of optimizers, so every ordinary way of
+    writing a parameter counts (optimizers, load_state_dict, in-place operations, a new Parameter, .to()). Writing
+    through `.data`, through views of other libraries (numpy, dlpack), by collectives (torch.distributed.broadcast) or
+    by replayed CUDA graphs bypasses the counter, and parameters made under torch.inference_mode() have none, only an
+    address: call clear() after writing to these. Not part of any state_dict, and left out of copies and pickles.
     """
 
     def __init__(self) -> None:
@@ -72,5 +89,5 @@ def _plain(tensor: Tensor | None) -> bool:
 def _state(tensor: Tensor | None) -> tuple:
     if tensor is None:
         return ()
-    version = None if tensor.is_inference() else tensor._version
+    version = None if tensor.is_inference() else (tensor._version, _steps if tensor.requires_grad else None)
     return tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device

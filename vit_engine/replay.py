@@ -13,6 +13,7 @@ traced, no operator being watched, and nobody's hooks in the model; anything els
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from operator import attrgetter, is_, itemgetter, methodcaller
@@ -26,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from vit_kernels.launch import Launched, Tape, active_driver, interpreting, launching_on, repeat, taped
 
 from .arena import Buffer, pack
+from .derived import optimizer_steps
 
 __all__ = ["Fingerprint", "Replay", "ReplayCache"]
 
@@ -54,10 +56,10 @@ class Fingerprint:
         self._forwards = list(map(_own_forward, self._attributes))
         self._modes = list(map(_mode, self._attributes))
         # A replay would leave out what hooks do. Those of the module itself run around it.
-        inside = [part for part in self._parts if part is not module]
-        self._hooks = [hooks for part in inside for hooks in (part._forward_hooks, part._forward_pre_hooks)]
-        self._hook_numbers = list(map(tuple, self._hooks))
-        self.usable = not _has_any_global_hook() and all(listens(h) for hooks in self._hooks for h in hooks.values())
+        self._inside = [vars(part) for part in self._parts if part is not module]
+        self._hooks = self._hook_numbers()
+        tables = [table[name] for table in self._inside for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self.usable = not _has_any_global_hook() and all(listens(h) for hooks in tables for h in hooks.values())
         if not self.usable:
             return
         entries: list[tuple[dict[str, Any], str, object]] = []
@@ -74,8 +76,12 @@ class Fingerprint:
             self.usable = False  # of other classes it is not known what an address says
             return
         self._tables, self._names, self._values = zip(*entries, strict=True) if entries else ((), (), ())
-        self._children = [part._modules for part in self._parts]
-        self._child_counts = list(map(len, self._children))
+        # What is added later is in no entry.
+        tables = [(part._modules, part._parameters, part._buffers) for part in self._parts]
+        self._sized = [table for three in tables for table in three]
+        self._sizes = list(map(len, self._sized))
+        self._trained = any(tensor.requires_grad for tensor in self._tensors)
+        self._steps = optimizer_steps()
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._counting = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._versions = list(map(_version, self._counting))
@@ -86,18 +92,25 @@ class Fingerprint:
         return (
             self.usable
             and not _has_any_global_hook()
-            and list(map(tuple, self._hooks)) == self._hook_numbers
+            and self._hook_numbers() == self._hooks
             and list(map(type, self._parts)) == self._kinds
             and list(map(_mode, self._attributes)) == self._modes
             and list(map(_own_forward, self._attributes)) == self._forwards
-            and list(map(len, self._children)) == self._child_counts
+            and list(map(len, self._sized)) == self._sizes
             and all(map(is_, map(dict.get, self._tables, self._names), self._values))
             and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
             and list(map(_version, self._counting)) == self._versions
+            and (not self._trained or optimizer_steps() == self._steps)
         )
+
+    def _hook_numbers(self) -> list[tuple[int, ...]]:
+        """The numbers of the hooks inside, in the tables that are there now: whoever clears hooks may replace them."""
+        return [*map(tuple, map(_hooks_of, self._inside)), *map(tuple, map(_pre_hooks_of, self._inside))]
 
 
 _mode = itemgetter("training")
+_hooks_of = itemgetter("_forward_hooks")
+_pre_hooks_of = itemgetter("_forward_pre_hooks")
 _own_forward = methodcaller("get", "forward")
 _version = attrgetter("_version")
 
@@ -221,11 +234,12 @@ class ReplayCache:
         self._listens = listens
         self._entries: OrderedDict[tuple, Replay | None] = OrderedDict()
         self._fingerprint: Fingerprint | None = None
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
-        """Forgets everything."""
-        self.refused.clear()
-        self._entries.clear()
+        """Forgets everything. A pass that is being noted on another thread keeps what was, and is forgotten with it."""
+        self.refused = {}
+        self._entries = OrderedDict()
         self._fingerprint = None
 
     def unchanged(self) -> bool:
@@ -241,35 +255,33 @@ class ReplayCache:
         """
         if not _repeatable(inputs):
             return forward()
-        if not self.unchanged():
+        fingerprint = self._fingerprint
+        if fingerprint is None or not fingerprint.holds():
             self.clear()
-            self._fingerprint = Fingerprint(model, self._listens)
-        assert self._fingerprint is not None
-        if kind in self.refused or not self._fingerprint.usable:
+            self._fingerprint = fingerprint = Fingerprint(model, self._listens)
+        entries, refused = self._entries, self.refused
+        if kind in refused or not fingerprint.usable:
             return forward()
         key = (kind, active_driver(), *_layout(inputs))
-        if key not in self._entries:
-            self._entries[key] = None
-            if len(self._entries) > self.limit:
-                self._entries.popitem(last=False)
+        with self._lock:
+            known, replay = key in entries, entries.pop(key, None)
+            entries[key] = replay
+            if len(entries) > self.limit:
+                entries.popitem(last=False)
+        if not known:
             return forward()
-        replay = self._entries[key]
-        self._entries.move_to_end(key)
         if replay is not None:
             return replay(inputs)
-        return self._record(kind, key, inputs, forward)
-
-    def _record(
-        self, kind: str, key: tuple, inputs: Sequence[Tensor], forward: Callable[[], Sequence[Tensor]]
-    ) -> Sequence[Tensor]:
         with _Watch() as watch, taped() as tape:
             results = forward()
         if watch.seen:
-            self.refused[kind] = f"it does more than launch kernels: {', '.join(sorted(set(watch.seen)))}"
+            refused[kind] = f"it does more than launch kernels: {', '.join(sorted(set(watch.seen)))}"
         elif any(launched.compiled is None for launched in tape.launches):
-            self.refused[kind] = "its launches are not Triton's own"
-        else:
-            self._entries[key] = Replay(tape, inputs, results)
+            refused[kind] = "its launches are not Triton's own"
+        elif fingerprint.holds():
+            # Into the table of this fingerprint: another thread may have begun a new one.
+            with self._lock:
+                entries[key] = Replay(tape, inputs, results)
         return results
 
     def __getstate__(self) -> dict[str, object]:
@@ -295,6 +307,7 @@ def _repeatable(inputs: Sequence[Tensor]) -> bool:
     return (
         all(type(x) is Tensor and x.numel() > 0 and x.device.type != "meta" for x in inputs)
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
         and not interpreting()
         and not torch.is_grad_enabled()
         and _get_current_dispatch_mode() is None

@@ -95,6 +95,7 @@ def compare_half(family: Family, dtype: torch.dtype = torch.float16, device: str
     rounded = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given.items()}
     ours = run(ours_model, rounded, torch.empty(0, dtype=dtype, device=device))
     eager, truth = run(eager_model, rounded), run(truth_model, rounded, torch.empty(0, dtype=torch.float64))
+    _require_kernels(family, ours_model)
     if not ours.keys() == eager.keys() == truth.keys():
         raise AssertionError(f"results differ: {sorted(ours)}, {sorted(eager)} and {sorted(truth)}")
     errors = [tolerance.check(ours[n], eager[n], truth[n], name=f"{family}, {n}") for n in truth]
@@ -109,10 +110,15 @@ def compare_float32(family: Family, device: str | torch.device = "cpu") -> float
     truth = run(model, given)
     vit_engine.accelerate(model.to(device))
     ours = run(model, given, torch.empty(0, device=device))
-    blocks = [row for row in _rows(model) if row.kernels == "PyTorch"]
-    if blocks:
-        raise AssertionError(f"{family}: {blocks[0].module} did not run on the kernels: {blocks[0].why}")
+    _require_kernels(family, model)
     return relative_error(ours, truth)
+
+
+def _require_kernels(family: Family, model: nn.Module) -> None:
+    """AssertionError unless every block runs on the kernels."""
+    for row in _rows(model):
+        if row.kernels == "PyTorch":
+            raise AssertionError(f"{family}: {row.module} did not run on the kernels: {row.why}")
 
 
 def _rows(model: nn.Module) -> list[Any]:

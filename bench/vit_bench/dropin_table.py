@@ -29,6 +29,7 @@ from vit_bench.support_table import replaced
 
 BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
 END = "<!-- end of drop-in table -->"
+_BESIDE = ("encoder_block", "derived", "replay", "ops")
 GPUS = ("sm_90", "sm_80", "sm_86", "sm_89", "sm_100", "sm_120")
 
 
@@ -36,7 +37,7 @@ def source_hash() -> str:
     """Of vit_engine's drop-in code: what stands between a library's module and the operators."""
     engine = Path(vit_engine.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*(engine / "dropin").glob("*.py"), engine / "encoder_block.py", engine / "derived.py"]):
+    for path in sorted([*(engine / "dropin").glob("*.py"), *(engine / f"{name}.py" for name in _BESIDE)]):
         digest.update(path.name.encode())
         digest.update(ast.dump(without_docstrings(ast.parse(path.read_text()))).encode())
     return digest.hexdigest()[:16]

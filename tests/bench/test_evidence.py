@@ -169,7 +169,8 @@ def test_shipped_tiles_are_found_and_can_be_forced_on_a_small_problem() -> None:
 
 def test_committed_evidence_names_no_driver_and_no_path() -> None:
     folder = Path(__file__).resolve().parents[2] / "bench" / "evidence"
-    for path in folder.glob("*.json"):
+    for rung in (path.stem for path in folder.glob("*.json") if path.stem in records.RUNGS):
+        path = folder / f"{rung}.json"
         content = json.loads(path.read_text())
-        assert content["rung"] == path.stem
+        assert content["rung"] == rung
         assert "driver" not in path.read_text() and "/" not in "".join(r["kernel"] for r in content["records"])

@@ -60,7 +60,6 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
     for name in ("strict", "fold"):
         if not isinstance(locals()[name], bool):
             raise TypeError(f"accelerate: {name} must be True or False, got {locals()[name]!r}")
-    restore(model)
     _refuse_meta(model)
     blocks = {name: part for name, part in model.named_modules() if is_block(part)}
     problems, usable = [], False
@@ -80,9 +79,12 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
         raise TypeError(
             f"accelerate: no kernels for {_some(problems)}. With strict=False the other parts are accelerated"
         )
+    restore(model)
     state = State(fold)
     for name, block in blocks.items():
         FusedBlock(block, name, state).attach()
+    if not any(isinstance(attached, FusedBlock) for attached in attached_to(model)):
+        raise TypeError("accelerate: forward() is overridden on every block instance; accelerate before wrapping them")
     _attach_the_rest(model, blocks, state)
     return model
 

@@ -51,7 +51,7 @@ class State:
 
     def accepts(self, device: torch.device) -> bool:
         """Whether the kernels can run on tensors of this device; asked of Triton once per device and driver."""
-        key = (device, "interpreter" if launch.interpreting() else launch.active_driver())
+        key = (device, "interpreter" if launch.interpreting() else _driver())
         if self._accepted is None or self._accepted[0] != key:
             self._accepted = (key, launch.accepts(device))
         return self._accepted[1]
@@ -75,6 +75,14 @@ class State:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["fold"])
+
+
+def _driver() -> object:
+    """Triton's driver, None where there is no GPU for one."""
+    try:
+        return launch.active_driver()
+    except RuntimeError:
+        return None
 
 
 def counting_changes(run: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -183,8 +191,21 @@ def differentiable(
     run: Callable[[Tensor], Tensor], original: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor
 ) -> Tensor:
     """run(x), with the gradients of original(x), which is computed again if they are asked for."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return _Recomputed.apply(run, original, x, *parameters)  # type: ignore[no-any-return]
+    parameters = list(module.parameters())
+    if not all(type(p) is nn.Parameter for p in parameters):
+        # torch.func.functional_call has put tensors in their place, and takes them away before the backward pass.
+        return original(x)
+    before = [(p, p.requires_grad, p._version) for p in parameters if not p.is_inference()]
+
+    def again(tokens: Tensor) -> Tensor:
+        if any(p.requires_grad is not wanted or p._version != version for p, wanted, version in before):
+            raise RuntimeError(
+                f"a parameter of {type(module).__name__} was changed between forward and backward pass: its gradients "
+                "are computed from the values at the forward pass"
+            )
+        return original(tokens)
+
+    return _Recomputed.apply(run, again, x, *(p for p in parameters if p.requires_grad))  # type: ignore[no-any-return]
 
 
 class _Recomputed(torch.autograd.Function):

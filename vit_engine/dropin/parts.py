@@ -125,7 +125,7 @@ class FusedBlock(Attached):
         else:
             y, stats = self._with_gradient(x, inputs, args, kwargs)
         # A hook could write where no counter sees it.
-        if only_listens(self.module._forward_hooks):
+        if stats is not None and only_listens(self.module._forward_hooks):
             self.state.hand_over(y, stats)
         return y
 
@@ -141,7 +141,7 @@ class FusedBlock(Attached):
 
     def _with_gradient(
         self, x: Tensor, inputs: AttentionInputs, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         stats_in, emitted, block = self._statistics_of(x), [], self._block
 
         def run(tokens: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ class FusedBlock(Attached):
                 return self.original(tokens, *args[1:], **kwargs)
             return self.original(**{k: tokens if v is x else v for k, v in kwargs.items()})
 
-        return differentiable(run, original, self.module, x), emitted[0]
+        y = differentiable(run, original, self.module, x)
+        return y, emitted[0] if emitted else None
 
     def report(self) -> tuple[str, str | None]:
         self._up_to_date()
@@ -200,10 +201,12 @@ class FusedNorm(Attached):
         assert isinstance(found, Norm)
         return apply_norm(x.reshape(-1, x.shape[-1]), found).view(x.shape)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        # PyTorch's norms call their argument "input", timm's "x".
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         why = self.why_not(x)
         if why is not None or (self.module.training and wants_gradient(self.module, x)):
-            return self.instead(why or "training: gradients", x)
+            return self.instead(why or "training: gradients", *args, **kwargs)
         if not torch.compiler.is_compiling():
             self.why = None
             if wants_gradient(self.module, x):
@@ -213,7 +216,7 @@ class FusedNorm(Attached):
     def report(self) -> tuple[str, str | None]:
         found = self._norm()
         weight = None if isinstance(found, str) else found.weight
-        return "layer_norm", str(found) if weight is None else self.why_not(weight)
+        return "layer_norm", str(found) if weight is None else self.why_not(weight) or self.why
 
 
 def chain(blocks: Any, x: Tensor, stats: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -40,8 +40,8 @@ def patch_convolution(parent: nn.Module, name: str) -> nn.Conv2d:
         changed = isinstance(conv, nn.Conv2d) or "Conv" not in class_name(conv)
         raise Unsupported(f"{name} is {class_name(conv)}, expected torch.nn.Conv2d", changed=changed)
     foreign = foreign_code(conv)
-    if foreign is not None or conv._forward_hooks or conv._forward_pre_hooks:
-        raise Unsupported(f"{name}: {foreign or 'it has a hook'}", changed=True)
+    if foreign is not None or conv._forward_hooks or conv._forward_pre_hooks or "forward" in vars(conv):
+        raise Unsupported(f"{name}: {foreign or 'it has a hook or a forward() of its own'}", changed=True)
     padded = conv.padding not in ((0, 0), "valid")
     if conv.stride != conv.kernel_size or padded or conv.groups != 1 or conv.dilation != (1, 1):
         raise Unsupported(f"{name} must be a convolution of patches that touch and do not overlap, got {conv}")

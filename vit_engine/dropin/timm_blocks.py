@@ -58,6 +58,9 @@ def _attention_norms(attn: nn.Module, head_norms: bool = True) -> dict[str, Norm
         found |= {"q_norm": norm(attn, "q_norm"), "k_norm": norm(attn, "k_norm")}
         if (found["q_norm"] is None) != (found["k_norm"] is None):
             raise Unsupported("attn normalises only one of queries and keys")
+        q_norm, k_norm = found["q_norm"], found["k_norm"]
+        if q_norm and k_norm and (q_norm.kind, q_norm.eps) != (k_norm.kind, k_norm.eps):
+            raise Unsupported("attn normalises queries and keys in different ways", changed=True)
     return found
 
 

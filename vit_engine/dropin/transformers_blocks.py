@@ -60,6 +60,8 @@ def other_outputs_wanted() -> str | None:
 
 
 # What models pass on to layers without meaning them: hidden states are collected by hooks on the layers themselves.
+# What computes softmax(scale q k^T + mask) v, however it does it.
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_", "flex_attention", "vit_engine")
 _HARMLESS = ("output_hidden_states", "return_dict")
 
 
@@ -68,8 +70,8 @@ def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
     for name, value in more.items():
         if value is not None and value is not False and name not in _HARMLESS:
             return f"argument {name}={value!r:.40}"
-    if mask is not None and mask.ndim != 4:
-        return f"an attention mask of {mask.ndim} dimensions, expected 4"
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
+        return "an attention mask that is no tensor of 4 dimensions"
     return other_outputs_wanted()
 
 
@@ -105,6 +107,8 @@ def _mlp(block: nn.Module, names: _Names) -> dict[str, Any]:
 
 def _attention(block: nn.Module, names: _Names) -> tuple[dict[str, Any], tuple[nn.Module, ...]]:
     attention = expect(block, names.attention, f"{type(block).__module__}.{names.prefix}Attention")
+    if attention.is_causal:
+        raise Unsupported(f"{names.attention}.is_causal is set", changed=True)
     heads = attention.num_attention_heads if hasattr(attention, "num_attention_heads") else attention.num_heads
     rate = attention.attention_dropout if hasattr(attention, "attention_dropout") else attention.dropout
     fields = {
@@ -123,6 +127,15 @@ def _block(
     gamma2: Source | None = None,
 ) -> Block:  # fmt: skip
     attention, random = _attention(block, names)
+    part = getattr(block, names.attention)
+
+    def unless_another_attention(*args: Any, **kwargs: Any) -> Any:
+        # In the configuration, which may change at any time and be shared by all layers.
+        chosen = part.config._attn_implementation
+        if chosen is not None and not chosen.startswith(_ATTENTIONS):
+            return f"attn_implementation is {chosen!r}, a function of somebody's own"
+        return arguments(*args, **kwargs)
+
     plan = BlockPlan(
         norm1=required_norm(block, names.norm1),
         norm2=required_norm(block, names.norm2),
@@ -132,7 +145,7 @@ def _block(
         gamma2=gamma2,
     )
     random += dropout(block, *names.random)
-    return Block(plan, arguments, random, rotary=arguments is _rotary_arguments)
+    return Block(plan, unless_another_attention, random, rotary=arguments is _rotary_arguments)
 
 
 def _plain(names: _Names) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attached import Attached, counting_changes, differentiable, wants_gradient
 from .describe import Unsupported, class_name
 from .stem import Stem, check_images, patch_convolution, run_stem
-from .structure import only_listens
+from .structure import foreign_code, only_listens
 
 __all__ = ["TRANSFORMERS_STEMS", "FusedEmbeddings"]
 
@@ -44,8 +44,9 @@ def _conv(module: Any) -> nn.Conv2d:
             found = getattr(module, name)
             if isinstance(found, nn.Conv2d):
                 return patch_convolution(module, name)
-            if found._forward_hooks or found._forward_pre_hooks or "forward" in vars(found):
-                raise Unsupported(f"{name} has a hook or a forward() of its own", changed=True)
+            own = class_name(found).startswith(f"{type(module).__module__}.")
+            if not own or found._forward_hooks or found._forward_pre_hooks or "forward" in vars(found):
+                raise Unsupported(f"{name} has a hook or a forward() of its own, or is of another class", changed=True)
             return patch_convolution(found, "projection")
     raise Unsupported("it has no patch projection")
 
@@ -117,6 +118,9 @@ TRANSFORMERS_STEMS: dict[str, Callable[[Any, bool], Stem]] = {
 }
 
 
+_PARTS = ("torch.nn.modules.dropout.Dropout", "torch.nn.modules.sparse.Embedding")
+
+
 class FusedEmbeddings(Attached):
     """Stands in for the forward() of an embeddings module."""
 
@@ -126,8 +130,9 @@ class FusedEmbeddings(Attached):
             for name, child in module.named_children():
                 if name in ("patch_embedding", "patch_embeddings"):
                     continue
-                active = class_name(child) == "torch.nn.modules.dropout.Dropout" and child.training and child.p
-                if active:
+                if class_name(child) not in _PARTS or foreign_code(child) is not None:
+                    raise Unsupported(f"{name} is {class_name(child)}, expected Dropout or Embedding, unchanged")
+                if child.training and getattr(child, "p", 0):
                     raise Unsupported("training mode with dropout")
                 if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
                     raise Unsupported(f"{name} has a hook or a forward() of its own")

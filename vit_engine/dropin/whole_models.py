@@ -121,7 +121,7 @@ class FusedTimmFeatures(Attached):
 
     def _features(self, stem: Stem, x: Tensor) -> Tensor:
         model: Any = self.module
-        z, stats = run_stem(stem, x, self.state.derived, "stem")
+        z, stats = run_stem(stem, x, self.state.derived, f"{self.name}.stem")
         before = z
         z = model.norm_pre(z)
         z, _ = chain(model.blocks, z, stats if z is before else None)
@@ -134,7 +134,8 @@ class FusedTimmFeatures(Attached):
         stem = self.stem()
         if isinstance(stem, str):
             return "", stem
-        return "patch_embed (positions and prefix tokens in the same launch)", self.why_not(stem.conv.weight)
+        why = self.why_not(stem.conv.weight) or self.why
+        return "patch_embed (positions and prefix tokens in the same launch)", why
 
 
 class FusedTorchvision(Attached):
@@ -189,7 +190,7 @@ class FusedTorchvision(Attached):
 
     def _class_token(self, stem: Stem, x: Tensor) -> Tensor:
         encoder: Any = self.module.encoder
-        z, stats = run_stem(stem, x, self.state.derived, "stem")
+        z, stats = run_stem(stem, x, self.state.derived, f"{self.name}.stem")
         z, _ = chain(encoder.layers, z, stats)
         # The head reads the class token alone, so the other rows are not normalised.
         return encoder.ln(z[:, 0])
@@ -201,4 +202,5 @@ class FusedTorchvision(Attached):
         stem = self.stem()
         if isinstance(stem, str):
             return "", stem
-        return "patch_embed (positions and class token in the same launch)", self.why_not(stem.conv.weight, stem)
+        why = self.why_not(stem.conv.weight, stem) or self.why
+        return "patch_embed (positions and class token in the same launch)", why

@@ -1,0 +1,184 @@
+"""Changes that leave few traces, by optimizers, configurations, functional calls, threads; and no GPU anywhere."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import timm.models.eva
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import vit_engine
+from tests.bench.child import run
+from vit_engine.replay import Fingerprint, ReplayCache
+
+from .support import close, eva, hf_vit, images, pair, reasons, timm_model
+
+pytestmark = pytest.mark.interpreted_only
+
+
+@pytest.mark.compiled
+def test_the_original_runs_where_triton_finds_no_driver() -> None:
+    """In a process without interpreter and GPU."""
+    found = run("""
+        import json, torch, vit_engine
+        from timm.models.vision_transformer import VisionTransformer
+        model = VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=3).eval()
+        images = torch.randn(1, 3, 16, 16)
+        with torch.no_grad():
+            expected = model(images)
+            same = torch.equal(vit_engine.accelerate(model)(images), expected)
+        rows = [row.why for row in vit_engine.explain(model).rows if row.module == "blocks.0"]
+        print(json.dumps([same, rows]))
+    """)
+    assert found[0] is True and "NVIDIA GPU" in found[1][0]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD], ids=lambda o: o.__name__)
+def test_a_fused_optimizer_step_is_seen(optimizer: Any) -> None:
+    """It writes parameters without touching their version counters."""
+    theirs, ours = pair(timm_model, depth=1)
+    with torch.no_grad():
+        close(ours(images(1)), theirs(images(1)))
+    for model in (theirs, ours):
+        step = optimizer(model.parameters(), lr=0.05, fused=True)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        step.step()
+    with torch.no_grad():
+        close(ours(images(1)), theirs(images(1)))
+
+
+def test_an_attention_function_of_somebodys_own_runs() -> None:
+    from transformers import AttentionInterface
+
+    calls = []
+
+    def own(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
+        calls.append(module)
+        return v.transpose(1, 2).contiguous() * 0.5, None
+
+    AttentionInterface.register("somebodys", own)
+    theirs, ours = pair(hf_vit)
+    for model in (theirs, ours):
+        model.set_attn_implementation("somebodys")
+    with torch.no_grad():
+        expected = theirs(images(1))
+        count = len(calls)
+        close(ours(images(1)), expected)
+    assert len(calls) == 2 * count and "somebodys" in str(reasons(ours))
+
+
+def test_functional_call_has_the_gradients_of_the_tensors_it_is_given() -> None:
+    theirs, ours = pair(timm_model, depth=1)
+    gradients = []
+    for model in (theirs, ours):
+        given = {name: (p.detach() + 0.1).requires_grad_() for name, p in model.named_parameters()}
+        loss = functional_call(model, given, (images(1),)).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(given.values())))
+    for mine, wanted in zip(gradients[1], gradients[0], strict=True):
+        close(mine, wanted)
+
+
+def test_a_frozen_parameter_changed_before_the_backward_pass_is_an_error() -> None:
+    _, ours = pair(timm_model, depth=1)
+    ours.blocks[0].mlp.fc2.weight.requires_grad_(False)
+    loss = ours(images(1)).square().sum()
+    with torch.no_grad():
+        ours.blocks[0].mlp.fc2.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed between forward and backward"):
+        loss.backward()
+
+
+def stem_of(model: Any) -> Any:
+    return model.patch_embed.proj if hasattr(model, "patch_embed") else model.embeddings.patch_embeddings.projection
+
+
+@pytest.mark.parametrize("build", [timm_model, eva, hf_vit])
+def test_a_forward_of_the_patch_projections_own_is_called(build: Any) -> None:
+    theirs, ours = pair(build)
+    for model in (theirs, ours):
+        conv = stem_of(model)
+        conv.forward = lambda x, conv=conv: type(conv).forward(conv, x) * 0.5
+    with torch.no_grad():
+        close(ours(images(1)), theirs(images(1)))
+
+
+def test_norms_of_queries_and_keys_that_differ_run_the_original() -> None:
+    theirs, ours = pair(timm_model, depth=1, qk_norm=True)
+    for model in (theirs, ours):
+        model.blocks[0].attn.k_norm.eps = 0.5
+    with torch.no_grad():
+        close(ours(images(1)), theirs(images(1)))
+    assert "different ways" in str(reasons(ours))
+
+
+def test_a_parameter_where_there_was_none_is_seen() -> None:
+    block = timm.models.eva.EvaBlock(dim=16, num_heads=2, init_values=None)
+    fingerprint = Fingerprint(block)
+    assert fingerprint.holds()
+    block.gamma_1 = nn.Parameter(torch.ones(16))
+    assert not fingerprint.holds()
+
+
+def test_a_hook_in_a_table_that_replaced_another_is_seen() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2))
+    fingerprint = Fingerprint(layer)
+    layer[0]._forward_hooks = OrderedDict()
+    assert fingerprint.holds()
+    layer[0].register_forward_hook(print)
+    assert not fingerprint.holds()
+
+
+def test_norms_are_called_by_keyword_too() -> None:
+    theirs, ours = pair(timm_model, depth=1)
+    x = torch.randn(2, 3, theirs.embed_dim)
+    with torch.no_grad():
+        close(ours.norm(x=x), theirs.norm(x=x))
+
+
+def test_what_one_thread_notes_is_not_kept_for_the_weights_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a pass is noted down, another thread changes a weight and begins anew."""
+    from vit_engine import replay
+
+    monkeypatch.setattr(replay, "interpreting", lambda: False)
+    monkeypatch.setattr(replay, "active_driver", lambda: None)
+    layer, cache = nn.Linear(2, 2), ReplayCache()
+    x = torch.ones(1, 2)
+    noting, changed = threading.Event(), threading.Event()
+
+    def slowly() -> list[Tensor]:
+        noting.set()
+        assert changed.wait(10)
+        return [x]
+
+    def note() -> None:
+        with torch.no_grad():
+            cache.run("pass", layer, (x,), slowly)
+
+    with torch.no_grad():
+        cache.run("pass", layer, (x,), lambda: [x])
+        thread = threading.Thread(target=note)
+        thread.start()
+        assert noting.wait(10)
+        layer.weight.mul_(2)
+        cache.run("pass", layer, (x,), lambda: [x])
+        changed.set()
+        thread.join()
+    assert list(cache._entries.values()) == [None]
+
+
+def test_a_second_acceleration_that_is_refused_leaves_the_first() -> None:
+    _, ours = pair(timm_model, depth=1)
+    with pytest.raises(TypeError):
+        vit_engine.accelerate(ours, strict="yes")  # type: ignore[arg-type]
+    assert vit_engine.explain(ours).rows[0].kernels != "PyTorch"
+    wrapped: Any = copy.deepcopy(vit_engine.restore(ours))
+    wrapped.blocks[0].forward = lambda x: x
+    with pytest.raises(TypeError, match="overridden on every block"):
+        vit_engine.accelerate(wrapped)
