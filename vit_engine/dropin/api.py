@@ -47,8 +47,9 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
         bytes), made when first needed and again whenever the originals change. False copies no weights and makes two
         launches more per block.
 
-    Changes of parameters are seen by address and version counter. Where these are blind, `.data` edits and parameters
-    made under torch.inference_mode(), call refresh(model) after the change.
+    Changes of parameters are seen by address, version counter and optimizer steps. Where these are blind (`.data`
+    edits, numpy and dlpack views, collectives, replayed CUDA graphs, parameters made under torch.inference_mode()),
+    call refresh(model) after the change. A query that an attention mask leaves no key gives 0, not an average of all.
 
     Raises TypeError for something that is no such model or has unsupported parts (all of them named), ValueError for a
     model on the meta device.
@@ -154,8 +155,8 @@ def restore(model: nn.Module) -> nn.Module:
 def refresh(model: nn.Module) -> nn.Module:
     """Forgets everything that was derived from the model's parameters, so that the next pass makes it anew.
 
-    Needed only after changes that leave no trace: writing through `.data`, and into parameters that were made under
-    torch.inference_mode(). Returns the model; ValueError if it is not accelerated.
+    Needed only after changes that leave no trace, see accelerate(). Returns the model; ValueError if it is not
+    accelerated.
     """
     for attached in _accelerated(model, "refresh"):
         attached.state.clear()
