@@ -35,7 +35,7 @@ def test_an_accelerated_model_passes(dtype: str, figure: str) -> None:
 def test_an_accelerated_model_that_is_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from vit_engine import encoder_block
 
-    real = encoder_block.ops.attention
+    real: Any = encoder_block.ops.attention
     monkeypatch.setattr(encoder_block.ops, "attention", lambda q, k, v, **more: real(q, k, v, **more) * 1.01)
     for dtype in ("fp32", "fp16"):
         (part,) = parts_of(f"dropin/torchvision/{dtype}")

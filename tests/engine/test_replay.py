@@ -236,7 +236,7 @@ def test_tensors_of_inference_mode_are_known_by_address(repeated: list[str]) -> 
         frozen.get_parameter("head.bias").add_(1.0)
         frozen.clear_cache()
         after = frozen(images(0))
-    assert torch.allclose(after, before + 1.0, atol=1e-5)
+    torch.testing.assert_close(after, before + 1.0, rtol=0, atol=1e-5)
 
 
 def test_the_least_recently_used_shape_is_given_up(repeated: list[str]) -> None:
