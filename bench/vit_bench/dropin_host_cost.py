@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,26 +53,26 @@ def _torchvision() -> nn.Module:
     return VisionTransformer(16, 16, num_layers=DEPTH, num_heads=2, hidden_dim=32, mlp_dim=128, num_classes=10)
 
 
+_CONFIG: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 16,
+    "patch_size": 16,
+}
+
+
 def _transformers() -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
-    return ViTModel(
-        ViTConfig(
-            hidden_size=32, num_hidden_layers=DEPTH, num_attention_heads=2, intermediate_size=128, image_size=16,
-            patch_size=16,
-        )
-    )  # fmt: skip
+    return ViTModel(ViTConfig(**_CONFIG))
 
 
 def _transformers_rotary() -> nn.Module:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    return DINOv3ViTModel(
-        DINOv3ViTConfig(
-            hidden_size=32, num_hidden_layers=DEPTH, num_attention_heads=2, intermediate_size=128, image_size=16,
-            patch_size=16,
-        )
-    )  # fmt: skip
+    return DINOv3ViTModel(DINOv3ViTConfig(**_CONFIG))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

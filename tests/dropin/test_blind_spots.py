@@ -135,6 +135,18 @@ def test_a_hook_in_a_table_that_replaced_another_is_seen() -> None:
     assert not fingerprint.holds()
 
 
+def test_a_hook_inside_a_block_in_a_table_that_replaced_another_runs() -> None:
+    theirs, ours = pair(timm_model, depth=1)
+    with torch.no_grad():
+        close(ours(images(1)), theirs(images(1)))
+        for model in (theirs, ours):
+            mlp = model.blocks[0].mlp
+            mlp._forward_hooks = OrderedDict()
+            mlp.register_forward_hook(lambda module, arguments, output: output * 0.5)
+        close(ours(images(1)), theirs(images(1)))
+    assert "hook" in str(reasons(ours))
+
+
 def test_norms_are_called_by_keyword_too() -> None:
     theirs, ours = pair(timm_model, depth=1)
     x = torch.randn(2, 3, theirs.embed_dim)

@@ -134,6 +134,7 @@ def test_a_changed_block_runs_its_own_code(change: Callable[[Any], None], early:
         change(ours.blocks[1])
     change(theirs.blocks[1])
     expected = theirs(images(1))
+    # No tolerance: that it matters at all, far beyond rounding.
     assert not torch.allclose(expected, plain, rtol=1e-2), "the change does not matter"
     result, launches = watched(lambda: ours(images(1)))
     close(result, expected)
@@ -179,6 +180,7 @@ def test_hooks_inside_come_and_go() -> None:
     theirs, ours = pair(timm_model, depth=1)
     plain = theirs(images(1))
     handle = ours.blocks[0].mlp.register_forward_hook(halve)
+    # No tolerance: that it matters at all, far beyond rounding.
     assert not torch.allclose(ours(images(1)), plain, rtol=1e-2)
     handle.remove()
     close(ours(images(1)), plain)

@@ -44,6 +44,7 @@ def test_bilinear_is_googles(old, new, prefix) -> None:
     theirs = zoom(grid, (new[0] / old[0], new[1] / old[1], 1), order=1, mode="nearest").reshape(-1, 6)
     ours = resample_position(position, new, old, num_prefix=prefix, method="bilinear")
     assert torch.equal(ours[:, :prefix], position[:, :prefix])
+    # float64 on both sides; coordinates divided in another order differ in their last bits.
     np.testing.assert_allclose(ours[0, prefix:].numpy(), theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -60,6 +61,7 @@ def test_float64_is_computed_in_float64() -> None:
 def test_constant_stays_constant(old, new, method) -> None:
     ours = resample_position(torch.full((old[0] * old[1], 2), 1.5, dtype=torch.float64), new, old, method=method)
     assert ours.shape == (new[0] * new[1], 2)
+    # float64: the weights of a cell add up to 1 but for rounding.
     torch.testing.assert_close(ours, torch.full_like(ours, 1.5), rtol=1e-12, atol=0)
 
 

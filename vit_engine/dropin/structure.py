@@ -74,7 +74,7 @@ class Structure:
         self._types: list[tuple[nn.Module, type]] = []
         self._entries: list[tuple[dict, str, object]] = []
         self._sizes: list[tuple[dict, int]] = []
-        self._hooks: list[tuple[dict, tuple[int, ...]]] = []
+        self._hooks: list[tuple[nn.Module, str, tuple[int, ...]]] = []
         self._tensors: list[tuple[dict, str, type]] = []
         for part in root.modules():
             self._types.append((part, type(part)))
@@ -82,7 +82,7 @@ class Structure:
                 if isinstance(value, (int, float, str)) and name != "training":
                     self._entries.append((vars(part), name, value))
             self._entries += [(part._modules, name, child) for name, child in part._modules.items()]
-            self._hooks += [(getattr(part, table), tuple(getattr(part, table))) for table in _HOOKS]
+            self._hooks += [(part, table, tuple(getattr(part, table))) for table in _HOOKS]
             self._sizes += [(part._modules, len(part._modules)), (vars(part), len(vars(part)))]
             self._tensors += [(part._parameters, name, type(value)) for name, value in part._parameters.items()]
 
@@ -94,8 +94,9 @@ class Structure:
         for table, size in self._sizes:
             if len(table) != size:
                 return False
-        for table, numbers in self._hooks:
-            if (table or numbers) and tuple(table) != numbers:
+        # In the tables that are there now: whoever clears hooks may replace them.
+        for part, table, numbers in self._hooks:
+            if tuple(vars(part)[table]) != numbers:
                 return False
         for table, name, value in self._entries:
             if table.get(name) is not value:
