@@ -148,10 +148,10 @@ def test_a_hook_inside_a_block_in_a_table_that_replaced_another_runs() -> None:
 
 
 def test_norms_are_called_by_keyword_too() -> None:
-    theirs, ours = pair(timm_model, depth=1)
-    x = torch.randn(2, 3, theirs.embed_dim)
+    theirs, ours = pair(hf_vit, num_hidden_layers=1)
+    x = torch.randn(2, 3, theirs.config.hidden_size)
     with torch.no_grad():
-        close(ours.norm(x=x), theirs.norm(x=x))
+        close(ours.layernorm(input=x), theirs.layernorm(input=x))
 
 
 def test_what_one_thread_notes_is_not_kept_for_the_weights_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +160,7 @@ def test_what_one_thread_notes_is_not_kept_for_the_weights_of_another(monkeypatc
 
     monkeypatch.setattr(replay, "interpreting", lambda: False)
     monkeypatch.setattr(replay, "active_driver", lambda: None)
+    monkeypatch.setattr(replay, "Replay", lambda *_: "of the old weights")
     layer, cache = nn.Linear(2, 2), ReplayCache()
     x = torch.ones(1, 2)
     noting, changed = threading.Event(), threading.Event()
