@@ -17,16 +17,16 @@ from triton.runtime.jit import JITFunction
 
 from vit_bench.plan import BATCHES, all_calls
 from vit_bench.recording import recording
-from vit_kernels import qk_rope_tiles, tiles
+from vit_kernels import attention_tiles, gemm_tiles, mlp_tiles, qk_rope_tiles, tiles
 from vit_kernels.device import Device
 
 CHOOSERS = {
-    "patch_embed": (tiles, "choose_patch_embed"),
-    "attention": (tiles, "choose_attention"),
-    "linear": (tiles, "choose_gemm"),
+    "patch_embed": (gemm_tiles, "choose_patch_embed"),
+    "attention": (attention_tiles, "choose_attention"),
+    "linear": (gemm_tiles, "choose_gemm"),
     "row_stats": (tiles, "choose_rows"),
     "layer_norm": (tiles, "choose_rows"),
-    "mlp": (tiles, "choose_mlp"),
+    "mlp": (mlp_tiles, "choose_mlp"),
     "qk_rope": (qk_rope_tiles, "choose_qk_rope"),
 }
 # Where the chooser takes the width that is compiled into the kernel.

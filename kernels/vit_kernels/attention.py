@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tiles
+from . import attention_tiles, tiles
 from .attention_checks import check_attention, expand_mask
 from .device import device_of
 from .launch import allocate, launch
@@ -289,7 +289,7 @@ def attention(
     if o.numel() > 0:
         kind, mask = expand_mask(mask, (batch, heads, queries, keys))
         main, tail = tiles.split_width(width)
-        tile = tiles.choose_attention(
+        tile = attention_tiles.choose_attention(
             batch * heads, queries, keys, width, q.element_size(), device_of(q), masked=kind != "none"
         )
         unit = _stride_unit(q, k, v)

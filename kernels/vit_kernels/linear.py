@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tiles
+from . import gemm_tiles, tiles
 from .checks import (
     check_choice,
     check_eps,
@@ -263,7 +263,7 @@ def linear(
     y_stats = allocate(x, (2, stats_partials(n), m), torch.float32) if emit_stats else None
     if m > 0:
         partials = 1 if stats is None else stats.shape[1]
-        tile = tiles.choose_gemm(
+        tile = gemm_tiles.choose_gemm(
             m, n, k, x.element_size(), device_of(x),
             gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
         )  # fmt: skip

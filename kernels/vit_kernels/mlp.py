@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tiles
+from . import mlp_tiles, tiles
 from .checks import (
     check_choice,
     check_eps,
@@ -264,8 +264,8 @@ def mlp(
     hidden = fc2_weight.shape[1]
     gated = activation == "swiglu"
     tile = None
-    if fused is not False and width <= tiles.MLP_MAX_WIDTH and m > 0:
-        tile = tiles.choose_mlp(m, width, hidden, x.element_size(), device_of(x), gated=gated, always=fused is True)
+    if fused is not False and width <= mlp_tiles.MLP_MAX_WIDTH and m > 0:
+        tile = mlp_tiles.choose_mlp(m, width, hidden, x.element_size(), device_of(x), gated=gated, always=fused is True)
     if fused and m > 0 and tile is None:
         raise ValueError(
             f"fused=True: no tile of the one-kernel MLP for D = {width} and {x.dtype} fits the shared memory of "
@@ -344,6 +344,7 @@ def _check_mlp(
     others = {"fc1_weight": fc1_weight, "fc1_bias": fc1_bias, "fc2_weight": fc2_weight, "fc2_bias": fc2_bias}
     others |= {"stats": stats, "column_sum": column_sum, "layer_scale": layer_scale, "residual": residual}
     check_same_device("x", x, others)
-    if fused and width > tiles.MLP_MAX_WIDTH:
-        raise ValueError(f"fused=True needs D <= {tiles.MLP_MAX_WIDTH}; got D = {width}: leave fused at None or False")
+    if fused and width > mlp_tiles.MLP_MAX_WIDTH:
+        limit = mlp_tiles.MLP_MAX_WIDTH
+        raise ValueError(f"fused=True needs D <= {limit}; got D = {width}: leave fused at None or False")
     return check_tf32(tf32, x.dtype)

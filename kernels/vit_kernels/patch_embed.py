@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tiles
+from . import gemm_tiles, tiles
 from .checks import check_floating, check_same_device, check_same_dtype, check_shape, check_tf32, check_vector, short
 from .device import device_of
 from .launch import allocate, launch
@@ -208,7 +208,7 @@ def patch_embed(
     if emit_stats:
         stats = allocate(images, (2, stats_partials(features), m), torch.float32)
     if m > 0:
-        tile = tiles.choose_patch_embed(m, features, k, weight.element_size(), device_of(images), tf32=tf32)
+        tile = gemm_tiles.choose_patch_embed(m, features, k, weight.element_size(), device_of(images), tf32=tf32)
         launch(
             images, patch_embed_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),
             images, matrix, bias, prefix, position, mean, std, tokens, stats,

@@ -38,7 +38,7 @@ def test_a_spilling_tile_fails() -> None:
         from dataclasses import asdict
         from vit_bench.compiled_variants import compile_for
         from vit_bench.tile_choices import forced
-        from vit_kernels.tiles import GemmTile
+        from vit_kernels.gemm_tiles import GemmTile
         with forced("linear", GemmTile(128, 128, 32, 4, 3)):
             found = compile_for("sm_80", "float32", ["vit_tiny_patch16_224"], ["linear"], [1])
         print(json.dumps([asdict(variant) for variant in found]))
@@ -55,7 +55,7 @@ def test_shared_memory_over_the_limit_and_compile_errors_fail_and_do_not_stop_th
         from vit_bench.compile_matrix import evidence
         from vit_bench.compiled_variants import compile_for
         from vit_bench.tile_choices import forced
-        from vit_kernels.tiles import GemmTile
+        from vit_kernels.gemm_tiles import GemmTile
         found = []
         for tile in (GemmTile(128, 128, 64, 8, 5), GemmTile(128, 100, 64, 8, 3)):
             with forced("linear", tile):

@@ -118,10 +118,10 @@ def test_tiles_are_those_of_the_gpu_at_hand_and_are_forced_one_by_one() -> None:
         from vit_bench.full import parts
         from vit_bench.recording import gpu
         from vit_bench.tile_choices import shipped_choices
-        from vit_kernels import tiles
+        from vit_kernels import gemm_tiles
         seen = []
         def run_case(case, dtype, device):
-            seen.append([case.name, str(dtype), device, vars(tiles.choose_gemm(1, 1, 1, 2, gpu("sm_90")))])
+            seen.append([case.name, str(dtype), device, vars(gemm_tiles.choose_gemm(1, 1, 1, 2, gpu("sm_90")))])
             return {}
         torch.empty = (lambda real: lambda *a, **k: real(*a, **{**k, "device": "meta"}))(torch.empty)
         vit_kernels.device_of = lambda tensor: gpu("sm_90")

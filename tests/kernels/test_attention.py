@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vit_bench.tolerance import check
-from vit_kernels import reference, tiles
+from vit_kernels import attention_tiles, reference
 
 from ..rung import DEVICE
 from ..weights import Draw, nan_framed
@@ -189,7 +189,8 @@ def test_masks_over_many_tiles(dtype, kind, causal, monkeypatch):
     """Blocks of keys inside the sequence are computed apart from those at its end, and the last tile of queries has
     rows past the end: masks hold everywhere, also for a row without an allowed key in the first blocks.
     """
-    monkeypatch.setattr(tiles, "choose_attention", lambda *a, **k: tiles.AttentionTile(16, 16, 4, 2))
+    tile = attention_tiles.AttentionTile(16, 16, 4, 2)
+    monkeypatch.setattr(attention_tiles, "choose_attention", lambda *a, **k: tile)
     draw = Draw(dtype, seed=20)
     allowed = draw_boolean(draw, (2, 2, 21, 50))
     allowed[0, 0, 3] = False
@@ -302,7 +303,8 @@ def test_a_zeroed_argument_is_noticed(dtype, parameter):
 @sanitize_every_dtype
 def test_the_smallest_tile(dtype, monkeypatch):
     """Several tiles of queries and several blocks of keys in every case, whatever the tile choice prefers."""
-    monkeypatch.setattr(tiles, "choose_attention", lambda *a, **k: tiles.AttentionTile(16, 32, 4, 2))
+    tile = attention_tiles.AttentionTile(16, 32, 4, 2)
+    monkeypatch.setattr(attention_tiles, "choose_attention", lambda *a, **k: tile)
     for causal in (False, True):
         judge_attention(draw_qkv(Draw(dtype, seed=19), 1, 40, 100, 2, 2, 40) | {"causal": causal})
 

@@ -373,5 +373,5 @@ def test_tensors_on_different_devices(name):
 
 def test_mlp_fused_without_a_tile_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """One kernel was asked for: two are not run instead."""
-    monkeypatch.setattr("vit_kernels.tiles.choose_mlp", lambda *args, **options: None)
+    monkeypatch.setattr("vit_kernels.mlp_tiles.choose_mlp", lambda *args, **options: None)
     refused(mlp, ValueError, "fused=True ... D = 8 ... shared memory", MLP | {"fused": None}, {"fused": True})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from vit_kernels import fold_norm, qk_rope_tiles, row_stats, tiles
+from vit_kernels import attention_tiles, fold_norm, gemm_tiles, mlp_tiles, qk_rope_tiles, row_stats, tiles
 
 from ..rung import RUNG
 from ..weights import Draw
@@ -32,11 +32,12 @@ THIRD_PARTIAL = INT32 // 2 + 1
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Several programs and steps in small shapes, and shapes that decide which product is the large one."""
-    gemm = tiles.GemmTile(16, 64, 16, 4, 2, group_m=2)
-    monkeypatch.setattr(tiles, "choose_gemm", lambda *a, **k: gemm)
-    monkeypatch.setattr(tiles, "choose_patch_embed", lambda *a, **k: gemm)
-    monkeypatch.setattr(tiles, "choose_mlp", lambda *a, **k: tiles.MlpTile(16, 16, 4, 1))
-    monkeypatch.setattr(tiles, "choose_attention", lambda *a, **k: tiles.AttentionTile(16, 16, 4, 2))
+    gemm = gemm_tiles.GemmTile(16, 64, 16, 4, 2, group_m=2)
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: gemm)
+    monkeypatch.setattr(gemm_tiles, "choose_patch_embed", lambda *a, **k: gemm)
+    monkeypatch.setattr(mlp_tiles, "choose_mlp", lambda *a, **k: mlp_tiles.MlpTile(16, 16, 4, 1))
+    tile = attention_tiles.AttentionTile(16, 16, 4, 2)
+    monkeypatch.setattr(attention_tiles, "choose_attention", lambda *a, **k: tile)
     monkeypatch.setattr(tiles, "choose_rows", lambda *a, **k: tiles.RowsTile(2, 16, 4))
     monkeypatch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a: qk_rope_tiles.QkRopeTile(8, 2, 4))
 

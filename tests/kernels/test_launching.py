@@ -17,16 +17,16 @@ import pytest
 import torch
 from triton import knobs
 
-from vit_kernels import fold_norm, qk_rope_tiles, row_stats, tiles
+from vit_kernels import attention_tiles, fold_norm, gemm_tiles, mlp_tiles, qk_rope_tiles, row_stats, tiles
 from vit_kernels import launch as launch_module
 from vit_kernels.device import device_of
 
 from ..weights import Draw
 from .common import attention, layer_norm, linear, mlp, patch_embed, qk_rope
 
-GEMM = tiles.GemmTile(16, 64, 32, 2, 7, group_m=3)
-ATTENTION = tiles.AttentionTile(16, 32, 2, 7)
-MLP = tiles.MlpTile(16, 32, 2, 7)
+GEMM = gemm_tiles.GemmTile(16, 64, 32, 2, 7, group_m=3)
+ATTENTION = attention_tiles.AttentionTile(16, 32, 2, 7)
+MLP = mlp_tiles.MlpTile(16, 32, 2, 7)
 ROWS = tiles.RowsTile(4, 32, 2)
 
 
@@ -59,7 +59,8 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], list[tuple[A
 
     def replace(name: str, tile: Any) -> list[tuple[Any, ...]]:
         asked: list[tuple[Any, ...]] = []
-        module = qk_rope_tiles if name == "choose_qk_rope" else tiles
+        modules = (attention_tiles, gemm_tiles, mlp_tiles, qk_rope_tiles, tiles)
+        (module,) = (m for m in modules if name in vars(m))
         monkeypatch.setattr(module, name, lambda *a, **k: asked.append((*a, k)) or tile)
         return asked
 

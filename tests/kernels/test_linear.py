@@ -10,7 +10,7 @@ import triton
 import triton.language as tl  # noqa: F401  (a jitted function must see it)
 
 from vit_bench.tolerance import check
-from vit_kernels import fold_norm, primitives, reference, row_stats, tiles
+from vit_kernels import fold_norm, gemm_tiles, primitives, reference, row_stats
 
 from ..rung import DEVICE, HALF_DTYPES, RUNG
 from ..weights import Draw, nan_framed
@@ -102,7 +102,7 @@ def test_shapes(dtype, m, k, n):
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 def test_the_smallest_tile(dtype, activation, monkeypatch):
     """5 x 3 tiles in groups of two rows, the last group of one, whatever the tile choice prefers."""
-    monkeypatch.setattr(tiles, "choose_gemm", lambda *a, **k: tiles.GemmTile(16, 64, 32, 4, 2, group_m=2))
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: gemm_tiles.GemmTile(16, 64, 32, 4, 2, group_m=2))
     arguments = draw_linear(Draw(dtype, seed=14), 70, 40, 140, **FULL | {"activation": activation})
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)

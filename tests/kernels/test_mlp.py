@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vit_kernels import fold_norm, reference, row_stats, tiles
+from vit_kernels import fold_norm, mlp_tiles, reference, row_stats
 
 from ..weights import Draw, nan_framed
 from .common import IEEE_ERROR, every_dtype, judge, judge_stats, mlp, same_bits, sanitize_bfloat16, sanitize_every_dtype
@@ -100,7 +100,7 @@ def test_wide(dtype, m, width, hidden):
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 def test_the_smallest_tile(dtype, activation, monkeypatch):
     """Several tiles of rows and many steps through the hidden features, whatever the tile choice prefers."""
-    monkeypatch.setattr(tiles, "choose_mlp", lambda *a, **k: tiles.MlpTile(16, 16, 4, 1))
+    monkeypatch.setattr(mlp_tiles, "choose_mlp", lambda *a, **k: mlp_tiles.MlpTile(16, 16, 4, 1))
     arguments = draw_mlp(Draw(dtype, seed=10), 40, 100, 50, activation=activation)
     y, stats = run_mlp(arguments, fused=True, emit_stats=True)
     judge(y, reference.mlp, arguments)

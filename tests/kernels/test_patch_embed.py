@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vit_kernels import reference, tiles
+from vit_kernels import gemm_tiles, reference
 
 from ..rung import DEVICE
 from ..weights import Draw, nan_framed
@@ -89,7 +89,8 @@ def test_shapes(dtype, batch, grid, patch, width, prefix):
 @sanitize_every_dtype
 def test_the_smallest_tile(dtype, monkeypatch):
     """Tiles that cross from one image into the next, in groups of two rows, whatever the tile choice prefers."""
-    monkeypatch.setattr(tiles, "choose_patch_embed", lambda *a, **k: tiles.GemmTile(16, 64, 32, 4, 2, group_m=2))
+    tile = gemm_tiles.GemmTile(16, 64, 32, 4, 2, group_m=2)
+    monkeypatch.setattr(gemm_tiles, "choose_patch_embed", lambda *a, **k: tile)
     judge_patch_embed(draw_patch_embed(Draw(dtype, seed=15), 3, (3, 5), (4, 4), 140, prefix=5))
 
 

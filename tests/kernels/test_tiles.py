@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_kernels import qk_rope_tiles, tiles
+from vit_kernels import attention_tiles, gemm_tiles, mlp_tiles, qk_rope_tiles, tiles
 from vit_kernels.device import A100, H100, INTERPRETED, KNOWN_DEVICES, RTX_4090, Device
 
 DEVICES = pytest.mark.parametrize("device", KNOWN_DEVICES, ids=lambda d: d.name)
@@ -38,8 +38,8 @@ def test_split_width_of_head_widths(width: int, parts: tuple[int, int]) -> None:
     gated=st.booleans(), long=st.booleans(),
 )  # fmt: skip
 def test_gemm_tiles_fit(device: Device, m: int, n: int, k: int, itemsize: int, gated: bool, long: bool) -> None:
-    tile = tiles.choose_gemm(m, n, k, itemsize, device, gated=gated, long_epilogue=long)
-    assert tiles.gemm_shared_bytes(tile, itemsize, 2 if gated else 1) <= device.shared_memory
+    tile = gemm_tiles.choose_gemm(m, n, k, itemsize, device, gated=gated, long_epilogue=long)
+    assert gemm_tiles.gemm_shared_bytes(tile, itemsize, 2 if gated else 1) <= device.shared_memory
     assert tile.block_n % 64 == 0, "row statistics come in groups of 64 columns"
 
 
@@ -51,45 +51,45 @@ def test_gemm_tiles_fit(device: Device, m: int, n: int, k: int, itemsize: int, g
 def test_attention_tiles_fit(
     device: Device, heads: int, queries: int, keys: int, width: int, itemsize: int, masked: bool
 ) -> None:
-    tile = tiles.choose_attention(heads, queries, keys, width, itemsize, device, masked=masked)
-    assert tiles.attention_shared_bytes(tile, width, itemsize) <= device.shared_memory
+    tile = attention_tiles.choose_attention(heads, queries, keys, width, itemsize, device, masked=masked)
+    assert attention_tiles.attention_shared_bytes(tile, width, itemsize) <= device.shared_memory
 
 
 @DEVICES
 @pytest.mark.parametrize("width", [1, 16, 64, 192, 384])
 def test_one_kernel_mlp_fits_or_is_left_out(device: Device, width: int) -> None:
-    tile = tiles.choose_mlp(10**5, width, 4 * width, 2, device)
+    tile = mlp_tiles.choose_mlp(10**5, width, 4 * width, 2, device)
     assert tile is not None
-    assert tiles.mlp_shared_bytes(tile, width, 2, 1) <= device.shared_memory
-    assert tiles.choose_mlp(10**5, 385, 1536, 2, device) is None
-    assert tiles.choose_mlp(10**5, width, 4 * width, 4, device) is None, "fp32 runs two GEMMs"
-    assert tiles.choose_mlp(10**5, width, 4 * width, 4, device, always=True) is not None
+    assert mlp_tiles.mlp_shared_bytes(tile, width, 2, 1) <= device.shared_memory
+    assert mlp_tiles.choose_mlp(10**5, 385, 1536, 2, device) is None
+    assert mlp_tiles.choose_mlp(10**5, width, 4 * width, 4, device) is None, "fp32 runs two GEMMs"
+    assert mlp_tiles.choose_mlp(10**5, width, 4 * width, 4, device, always=True) is not None
 
 
 @DEVICES
 def test_few_rows_run_two_gemms(device: Device) -> None:
-    assert tiles.choose_mlp(197, 192, 768, 2, device) is None
-    assert tiles.choose_mlp(197, 192, 768, 2, device, always=True) is not None
+    assert mlp_tiles.choose_mlp(197, 192, 768, 2, device) is None
+    assert mlp_tiles.choose_mlp(197, 192, 768, 2, device, always=True) is not None
 
 
 def test_modelled_time_counts_waves() -> None:
     """One tile more than the SMs hold at once costs about one more tile, not a share of one."""
-    tile = tiles.GemmTile(128, 128, 64, 8, 3)
-    full = tiles.gemm_cycles(tile, 128 * H100.sm_count, 128, 768, 2, H100)
-    one_more = tiles.gemm_cycles(tile, 128 * (H100.sm_count + 1), 128, 768, 2, H100)
+    tile = gemm_tiles.GemmTile(128, 128, 64, 8, 3)
+    full = gemm_tiles.gemm_cycles(tile, 128 * H100.sm_count, 128, 768, 2, H100)
+    one_more = gemm_tiles.gemm_cycles(tile, 128 * (H100.sm_count + 1), 128, 768, 2, H100)
     assert one_more > 1.5 * full
-    assert tiles.gemm_cycles(tile, 128 * H100.sm_count - 100, 128, 768, 2, H100) == full
+    assert gemm_tiles.gemm_cycles(tile, 128 * H100.sm_count - 100, 128, 768, 2, H100) == full
 
 
 def test_small_problems_get_small_tiles() -> None:
-    small = tiles.choose_gemm(197, 768, 768, 2, H100)
-    large = tiles.choose_gemm(197 * 256, 3072, 768, 2, H100)
+    small = gemm_tiles.choose_gemm(197, 768, 768, 2, H100)
+    large = gemm_tiles.choose_gemm(197 * 256, 3072, 768, 2, H100)
     assert small.block_m * small.block_n < large.block_m * large.block_n
     assert (large.block_m, large.block_n) == (128, 256)
 
 
 def test_long_epilogues_leave_out_the_widest_tile() -> None:
-    tile = tiles.choose_gemm(197 * 256, 3072, 768, 2, H100, long_epilogue=True)
+    tile = gemm_tiles.choose_gemm(197 * 256, 3072, 768, 2, H100, long_epilogue=True)
     assert tile.block_m * tile.block_n <= 128 * 128
 
 
@@ -98,12 +98,12 @@ def test_an_unknown_newer_gpu_takes_the_nearest_lower_entry() -> None:
     table = {80: "a", 90: "b", 100: "c"}
     assert tiles.nearest(table, 99) == "b"  # type: ignore[arg-type]
     assert tiles.nearest(table, 130) == "c"  # type: ignore[arg-type]
-    assert tiles.choose_gemm(1000, 768, 768, 2, newer).num_warps in (4, 8)
+    assert gemm_tiles.choose_gemm(1000, 768, 768, 2, newer).num_warps in (4, 8)
 
 
 def test_the_interpreter_gets_large_tiles() -> None:
-    assert tiles.choose_gemm(197, 768, 768, 4, INTERPRETED).block_m == 128
-    assert tiles.choose_gemm(197, 768, 768, 4, A100).block_m < 128
+    assert gemm_tiles.choose_gemm(197, 768, 768, 4, INTERPRETED).block_m == 128
+    assert gemm_tiles.choose_gemm(197, 768, 768, 4, A100).block_m < 128
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (50, 192), (12608, 768), (3, 5000), (10**6, 16)])

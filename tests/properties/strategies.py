@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 
 from vit_bench.tolerance import check, ulp
-from vit_kernels import fold_norm, reference, tiles
+from vit_kernels import attention_tiles, fold_norm, gemm_tiles, mlp_tiles, reference
 
 from ..kernels.common import in_float64, judge_stats
 from ..rung import DTYPES
@@ -45,8 +45,8 @@ def batches(least: int, most: int) -> st.SearchStrategy[int]:
     return st.sampled_from(some * 2 + [0] * (least == 0) + some * 2)
 
 
-gemm_tiles = st.builds(
-    tiles.GemmTile,
+any_gemm_tile = st.builds(
+    gemm_tiles.GemmTile,
     block_m=st.sampled_from([16, 32]),
     block_n=st.sampled_from([64, 128]),
     block_k=st.sampled_from([16, 32]),
@@ -58,11 +58,12 @@ gemm_tiles = st.builds(
 
 @contextlib.contextmanager
 def tiled(**choices: Any) -> Iterator[None]:
-    """In this block `tiles.choose_NAME` gives the tile NAME=... instead of what suits the whole device: small ones, so
+    """In this block `choose_NAME` gives the tile NAME=... instead of what suits the whole device: small ones, so
     that small shapes have several programs, steps and tails."""
     with pytest.MonkeyPatch.context() as patch:
         for name, tile in choices.items():
-            patch.setattr(tiles, f"choose_{name}", lambda *a, tile=tile, **k: tile)
+            (module,) = (m for m in (attention_tiles, gemm_tiles, mlp_tiles) if hasattr(m, f"choose_{name}"))
+            patch.setattr(module, f"choose_{name}", lambda *a, tile=tile, **k: tile)
         yield
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_kernels import reference, tiles
+from vit_kernels import attention_tiles, reference
 
 from ..kernels.common import attention, same_bits
 from ..kernels.test_attention import draw_qkv
@@ -34,8 +34,8 @@ from .strategies import (
 # Interpreted, kernels are numpy: exp may overflow to infinity, and poisoned examples are full of NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-attention_tiles = st.builds(
-    tiles.AttentionTile,
+any_tile = st.builds(
+    attention_tiles.AttentionTile,
     block_m=st.sampled_from([16, 32]),
     block_n=st.sampled_from([16, 32]),
     num_warps=st.just(4),
@@ -72,7 +72,7 @@ class Case:
     integers: torch.dtype
     mask: Mask | None
     layouts: dict[str, Layout]
-    tile: tiles.AttentionTile
+    tile: attention_tiles.AttentionTile
 
     def build(self, draw: Draw) -> Arguments:
         """Arguments of the reference, contiguous."""
@@ -120,7 +120,7 @@ def cases(draw: st.DrawFn, least_batch: int = 0) -> Case:
         draw(st.sampled_from([torch.int32, torch.int64])),
         mask,
         {name: draw(strategy) for name, strategy in layout.items()},
-        draw(attention_tiles),
+        draw(any_tile),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_kernels import reference, row_stats, tiles
+from vit_kernels import gemm_tiles, mlp_tiles, reference, row_stats
 
 from ..kernels.common import mlp, same_bits
 from ..kernels.test_mlp import draw_mlp
@@ -19,9 +19,9 @@ from .strategies import (
     SPOILT,
     Arguments,
     Layout,
+    any_gemm_tile,
     dtypes,
     folded,
-    gemm_tiles,
     judge_among,
     judge_emitted,
     laid_out,
@@ -39,8 +39,8 @@ from .strategies import (
 # Interpreted, kernels are numpy: exp may overflow to infinity, and poisoned examples are full of NaN.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-mlp_tiles = st.builds(
-    tiles.MlpTile,
+any_mlp_tile = st.builds(
+    mlp_tiles.MlpTile,
     block_m=st.sampled_from([16, 32]),
     block_h=st.sampled_from([16, 32]),
     num_warps=st.just(4),
@@ -61,8 +61,8 @@ class Case:
     fused: bool | None
     stats: str
     emit_stats: bool
-    tile: tiles.MlpTile
-    gemm: tiles.GemmTile
+    tile: mlp_tiles.MlpTile
+    gemm: gemm_tiles.GemmTile
 
     def build(self, draw: Draw) -> Arguments:
         """Arguments of the reference, contiguous."""
@@ -104,8 +104,8 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from([True, False, None])),
         draw(st.sampled_from(["none", "whole", "partial"])),
         draw(st.booleans()),
-        draw(mlp_tiles),
-        draw(gemm_tiles),
+        draw(any_mlp_tile),
+        draw(any_gemm_tile),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_kernels import reference, tiles
+from vit_kernels import gemm_tiles, reference
 
 from ..kernels.common import patch_embed, same_bits
 from ..kernels.test_patch_embed import draw_patch_embed
@@ -18,9 +18,9 @@ from .strategies import (
     SPOILT,
     Arguments,
     Layout,
+    any_gemm_tile,
     batches,
     dtypes,
-    gemm_tiles,
     in_dtype,
     judge_among,
     judge_emitted,
@@ -58,7 +58,7 @@ class Case:
     emit_stats: bool
     layouts: dict[str, Layout]
     vectors: torch.dtype
-    tile: tiles.GemmTile
+    tile: gemm_tiles.GemmTile
 
     def build(self, draw: Draw) -> Arguments:
         """Arguments of the reference, contiguous."""
@@ -105,7 +105,7 @@ def cases(draw: st.DrawFn, least_batch: int = 0) -> Case:
         draw(st.booleans()),
         {name: draw(strategy) for name, strategy in layout.items()},
         draw(st.sampled_from([dtype, torch.float32])),
-        draw(gemm_tiles),
+        draw(any_gemm_tile),
     )
 
 
