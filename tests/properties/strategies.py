@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 
 from vit_bench.tolerance import check, ulp
-from vit_kernels import attention_tiles, fold_norm, gemm_tiles, mlp_tiles, reference
+from vit_kernels import attention_tiles, fold_norm, gemm_tiles, mlp_tiles, reference, tiles
 
 from ..kernels.common import in_float64, judge_stats
 from ..rung import DTYPES
@@ -62,7 +62,7 @@ def tiled(**choices: Any) -> Iterator[None]:
     that small shapes have several programs, steps and tails."""
     with pytest.MonkeyPatch.context() as patch:
         for name, tile in choices.items():
-            (module,) = (m for m in (attention_tiles, gemm_tiles, mlp_tiles) if hasattr(m, f"choose_{name}"))
+            (module,) = (m for m in (attention_tiles, gemm_tiles, mlp_tiles, tiles) if f"choose_{name}" in vars(m))
             patch.setattr(module, f"choose_{name}", lambda *a, tile=tile, **k: tile)
         yield
 
