@@ -14,15 +14,18 @@ from .mlp import mlp
 from .norm import layer_norm, row_stats
 from .patch_embed import patch_embed
 from .qk_rope import qk_rope
+from .tuned import TunedFileError, forget_tuned, use_tuned
 
 __all__ = [
     "KNOWN_DEVICES",
     "Device",
+    "TunedFileError",
     "UnsupportedDeviceError",
     "accepts",
     "attention",
     "device_of",
     "fold_norm",
+    "forget_tuned",
     "interpreting",
     "layer_norm",
     "linear",
@@ -30,4 +33,5 @@ __all__ = [
     "patch_embed",
     "qk_rope",
     "row_stats",
+    "use_tuned",
 ]

@@ -7,11 +7,15 @@ one that is only compiled for, and in tests.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from .tuned import Tuned
 
 
 class UnsupportedDeviceError(RuntimeError):
@@ -23,13 +27,14 @@ class Device:
     """One GPU model.
 
     capability: compute capability as an integer (80 is sm_80); sm_count: streaming multiprocessors;
-    shared_memory: bytes one CTA may use (opt-in limit).
+    shared_memory: bytes one CTA may use (opt-in limit); tuned: what was measured on it (`use_tuned`), None for nothing.
     """
 
     name: str
     capability: int
     sm_count: int
     shared_memory: int
+    tuned: Tuned | None = None
 
 
 A100 = Device("A100", 80, 108, 166_912)
@@ -61,6 +66,25 @@ def interpreting() -> bool:
     return _INTERPRETING
 
 
+# A GPU of this process: Triton's driver and the GPU's index, or None, the interpreter.
+Where = tuple[object, int] | None
+
+# What was measured, by GPU. It belongs to what a GPU is known to be, so it reaches the tile choice inside `Device`.
+_tables: dict[Where, Tuned | None] = {}
+
+
+def attach(tables: dict[Where, Tuned | None]) -> None:
+    """From now on these GPUs have these tables, or none; `use_tuned` and `forget_tuned` are the ways to call this."""
+    _tables.update(tables)
+    _describe.cache_clear()
+    _interpreter.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _interpreter() -> Device:
+    return replace(INTERPRETED, tuned=_tables.get(None))
+
+
 @functools.lru_cache(maxsize=64)
 def _describe(driver: object, index: int) -> Device:
     target = driver.get_current_target()  # type: ignore[attr-defined]
@@ -76,7 +100,8 @@ def _describe(driver: object, index: int) -> Device:
             "Use the 'torch' backend of vit_engine here."
         )
     properties = driver.utils.get_device_properties(index)  # type: ignore[attr-defined]
-    return Device(f"sm_{capability}", capability, properties["multiprocessor_count"], properties["max_shared_mem"])
+    sm_count, shared_memory = properties["multiprocessor_count"], properties["max_shared_mem"]
+    return Device(f"sm_{capability}", capability, sm_count, shared_memory, _tables.get((driver, index)))
 
 
 def device_of(tensor: torch.Tensor) -> Device:
@@ -85,7 +110,7 @@ def device_of(tensor: torch.Tensor) -> Device:
     Raises UnsupportedDeviceError when the tensor is not where Triton's active driver launches.
     """
     if interpreting():
-        return INTERPRETED
+        return _interpreter()
     try:
         driver = triton.runtime.driver.active
     except RuntimeError as error:

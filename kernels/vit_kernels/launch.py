@@ -24,6 +24,7 @@ __all__ = [
     "accepts",
     "active_driver",
     "allocate",
+    "by_torch",
     "interpreting",
     "launch",
     "launching_on",
@@ -46,10 +47,15 @@ class Launched(NamedTuple):
 
 @dataclass
 class Tape:
-    """What the launchers of one thread did while it ran: their launches in order, and the tensors they allocated."""
+    """What the launchers of one thread did while it ran: their launches in order, and the tensors they allocated.
+
+    by_torch: the launchers that ran PyTorch's operators in place of a kernel, which the tape does not hold: what it
+    holds must then not be launched again as if it were all.
+    """
 
     launches: list[Launched] = field(default_factory=list)
     allocated: list[torch.Tensor] = field(default_factory=list)
+    by_torch: list[str] = field(default_factory=list)
 
 
 _thread = threading.local()
@@ -89,6 +95,13 @@ def allocate(like: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None
     if tape is not None:
         tape.allocated.append(result)
     return result
+
+
+def by_torch(kernel: str) -> None:
+    """Notes that the launcher of this name leaves its work to PyTorch's operators."""
+    tape = getattr(_thread, "tape", None)
+    if tape is not None:
+        tape.by_torch.append(kernel)
 
 
 def launch(on: torch.Tensor, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:

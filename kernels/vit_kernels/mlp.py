@@ -265,7 +265,13 @@ def mlp(
     gated = activation == "swiglu"
     tile = None
     if fused is not False and width <= mlp_tiles.MLP_MAX_WIDTH and m > 0:
-        tile = mlp_tiles.choose_mlp(m, width, hidden, x.element_size(), device_of(x), gated=gated, always=fused is True)
+        call = tiles.described(
+            "mlp", x.dtype, norm=norm, activation=activation, fc1_bias=fc1_bias, fc2_bias=fc2_bias,
+            layer_scale=layer_scale, residual=residual, emit_stats=emit_stats, row_stride=x.stride(0), tf32=tf32,
+        )  # fmt: skip
+        tile = mlp_tiles.choose_mlp(
+            m, width, hidden, x.element_size(), device_of(x), gated=gated, always=fused is True, call=call
+        )
     if fused and m > 0 and tile is None:
         raise ValueError(
             f"fused=True: no tile of the one-kernel MLP for D = {width} and {x.dtype} fits the shared memory of "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from .device import INTERPRETED, Device
-from .tiles import cdiv, interpreted_block, split_width
+from .tiles import cdiv, interpreted_block, split_width, tuned_first
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class MlpTile:
 
 
 MLP_MAX_WIDTH = 384
+TWO_PRODUCTS = "two_products"  # the name of None in tuned files
 
 _HALF_MLP = (MlpTile(64, 32, 8, 2), MlpTile(32, 32, 4, 2), MlpTile(16, 32, 4, 1))
 _FLOAT_MLP = (MlpTile(16, 16, 4, 1),)
@@ -32,7 +32,7 @@ def mlp_shared_bytes(tile: MlpTile, width: int, itemsize: int, operands: int) ->
     return (tile.block_m * padded + weights + tile.block_m * tile.block_h) * itemsize
 
 
-@functools.lru_cache(maxsize=4096)
+@tuned_first(MlpTile, none=TWO_PRODUCTS)
 def choose_mlp(
     m: int, width: int, hidden: int, itemsize: int, device: Device, *, gated: bool = False, always: bool = False
 ) -> MlpTile | None:

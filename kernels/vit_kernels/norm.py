@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from . import tiles
+from . import tiles, with_torch
 from .checks import check_choice, check_eps, check_floating, check_same_device, check_vector
 from .device import device_of
 from .launch import allocate, launch
-from .primitives import row_moments, shift_and_scale
+from .primitives import STATS_COLUMNS, row_moments, shift_and_scale
 
 
 @triton.jit
@@ -119,11 +119,30 @@ def row_stats(x: torch.Tensor) -> torch.Tensor:
     stats = allocate(x, (2, 1, m), torch.float32)
     if m == 0:
         return stats
-    tile = tiles.choose_rows(m, n, x.element_size(), device_of(x))
+    call = tiles.described("row_stats", x.dtype, row_stride=x.stride(0))
+    tile = tiles.choose_rows(m, n, x.element_size(), device_of(x), call=call)
     launch(
         x, row_stats_kernel, triton.cdiv(m, tile.block_m), x, stats, m, n, x.stride(0), x.stride(1),
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps,
     )  # fmt: skip
+    return stats
+
+
+def emitted_stats(y: torch.Tensor) -> torch.Tensor:
+    """Row statistics of y [M, N] in the form that `linear` emits, [2, ceil(N / 64), M], for a y of PyTorch's operators.
+
+    Each partial gets the mean of the whole row and its share of M2: merged, that is the whole row's mean and M2.
+    """
+    whole = row_stats(y)
+    columns, each = y.shape[1], STATS_COLUMNS.value
+    partials = -(-columns // each)
+    if partials == 1:
+        return whole
+    stats = whole.expand(2, partials, y.shape[0]).contiguous()
+    stats[1] *= each / columns
+    last = columns - (partials - 1) * each
+    if last < each:
+        stats[1, -1] *= last / each
     return stats
 
 
@@ -150,10 +169,13 @@ def layer_norm(
     check_vector("weight", weight, n, "N, the columns of x")
     check_vector("bias", bias, n, "N, the columns of x")
     check_same_device("x", x, {"weight": weight, "bias": bias})
-    y = allocate(x, (m, n))
     if m == 0:
-        return y
-    tile = tiles.choose_rows(m, n, x.element_size(), device_of(x))
+        return allocate(x, (m, n))
+    call = tiles.described("layer_norm", x.dtype, kind=kind, weight=weight, bias=bias, row_stride=x.stride(0))
+    tile = tiles.choose_rows(m, n, x.element_size(), device_of(x), call=call)
+    if tile is tiles.TORCH:
+        return with_torch.layer_norm(x, weight, bias, eps=eps, kind=kind)
+    y = allocate(x, (m, n))
     launch(
         x, layer_norm_kernel, triton.cdiv(m, tile.block_m), x, weight, bias, y, m, n, x.stride(0), x.stride(1),
         0 if weight is None else weight.stride(0), 0 if bias is None else bias.stride(0), y.stride(0), eps,

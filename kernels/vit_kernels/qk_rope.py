@@ -22,6 +22,7 @@ from .device import device_of
 from .launch import allocate, launch
 from .primitives import product, tiles_over
 from .qk_rope_checks import check_qk_rope
+from .tiles import described
 
 
 @triton.jit
@@ -271,7 +272,11 @@ def qk_rope(
     most = max(heads, k.shape[2])
     if batch * tokens * most == 0:
         return q_out, k_out
-    tile = qk_rope_tiles.choose_qk_rope(batch, tokens, most, width, q.element_size(), device_of(q))
+    call = described(
+        "qk_rope", q.dtype, norm=norm, q_weight=q_weight, q_bias=q_bias, k_weight=k_weight, k_bias=k_bias, cos=cos,
+        interleaved=interleaved, prefix=prefix, heads_q=heads, heads_k=k.shape[2], q_stride=q.stride(1),
+    )  # fmt: skip
+    tile = qk_rope_tiles.choose_qk_rope(batch, tokens, most, width, q.element_size(), device_of(q), call=call)
     cos, sin = tables if tables else (None, None)
     own_tables = cos is not None and sin is not None and (cos.stride(1) != 0 or sin.stride(1) != 0)
     heads_each = 1 if own_tables else tile.heads

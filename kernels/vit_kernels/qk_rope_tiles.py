@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from .device import INTERPRETED, Device
-from .tiles import cdiv, next_power_of_2
+from .tiles import cdiv, next_power_of_2, tuned_first
 
 # Pairs of columns that a program of 4 warps holds at a time, by bytes of a number: 16 bytes a thread.
 _PAIRS = {2: 1024, 4: 512}
@@ -33,7 +32,7 @@ def _programs(tile: QkRopeTile, batch: int, tokens: int, heads: int) -> int:
     return batch * cdiv(tokens, tile.block_t) * cdiv(heads, tile.heads)
 
 
-@functools.lru_cache(maxsize=4096)
+@tuned_first(QkRopeTile)
 def choose_qk_rope(batch: int, tokens: int, heads: int, width: int, itemsize: int, device: Device) -> QkRopeTile:
     """As many heads a program as leave every SM enough programs: they share what is read of cos, sin and weights.
 

@@ -1,15 +1,89 @@
 """What the tile choices of all operations share: arithmetic on widths, rates of the units, and the row-wise tile.
 
-A tile choice is a pure function (problem, dtype size, device) -> tile, in a file beside its operation: the candidate
-with the least modelled time. Nothing is measured at run time and nothing asks the machine. The candidates are few, and
-those that a preset model gets compile without register spills for every supported GPU.
+A tile choice is a pure function (problem, dtype size, device) -> tile, in a file beside its operation: what was
+measured to be fastest on the device (`device.tuned`) where this very problem was, and else the candidate with the least
+modelled time. Nothing is measured at run time and nothing asks the machine. The candidates are few, and those that a
+preset model gets compile without register spills for every supported GPU.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
+
+from .checks import short
 from .device import Device
+
+# What beside the arguments of a chooser names a problem, as pairs of a name and a value.
+Call = tuple[tuple[str, Hashable], ...]
+
+
+class _Own(enum.Enum):
+    TORCH = "torch"
+
+
+# In place of a tile: PyTorch's own operators were measured to be fastest (`with_torch`).
+TORCH = _Own.TORCH
+
+
+def described(kernel: str, dtype: torch.dtype, **options: Any) -> Call:
+    """The launcher's name, the dtype and the options of a call, tensors as whether they are given."""
+    named = ((name, value if isinstance(value, (str, int)) else value is not None) for name, value in options.items())
+    return (("kernel", kernel), ("dtype", short(dtype)), *named)
+
+
+def tuned_first(tile: type, none: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a chooser: what `device.tuned` holds for exactly this problem, else what the chooser models; cached.
+
+    tile: the class of its tiles; none: the name in tuned files of its choice None. The problem is the chooser's
+    arguments but for the device and the dtype's size, and `call` (`described`), a keyword that the decorated chooser
+    has beside them: without it nothing is looked up.
+    """
+
+    def decorate(choose: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(choose)
+        device_at = list(signature.parameters).index("device")
+        modelled = functools.lru_cache(maxsize=4096)(choose)
+
+        @functools.lru_cache(maxsize=4096)
+        def looked_up(arguments: tuple[Any, ...], options: tuple[tuple[str, Any], ...], call: Call) -> Any:
+            winner = None
+            if call:
+                problem = problem_of(signature, arguments, dict(options), call)
+                winner = arguments[device_at].tuned.winner(problem)
+            if winner is None:
+                plain = list(arguments)
+                plain[device_at] = replace(plain[device_at], tuned=None)
+                return modelled(*plain, **dict(options))
+            if isinstance(winner, str):
+                return None if winner == none else _Own(winner)
+            return tile(**winner)
+
+        @functools.wraps(choose)
+        def chosen(*arguments: Any, call: Call = (), **options: Any) -> Any:
+            if arguments[device_at].tuned is None:
+                return modelled(*arguments, **options)
+            return looked_up(arguments, tuple(sorted(options.items())), call)
+
+        return chosen
+
+    return decorate
+
+
+def problem_of(
+    signature: inspect.Signature, arguments: Sequence[Any], options: Mapping[str, Any], call: Call
+) -> dict[str, Any]:
+    """The named fields of what a chooser was asked, as they stand in tuned files, `kernel` among them."""
+    bound = signature.bind(*arguments, **options)
+    bound.apply_defaults()
+    asked = {name: value for name, value in bound.arguments.items() if name not in ("device", "itemsize")}
+    return {**asked, **dict(call)}
 
 
 @dataclass(frozen=True)
@@ -43,6 +117,7 @@ def split_width(width: int, least_main: int = 16) -> tuple[int, int]:
     return main, tail
 
 
+@tuned_first(RowsTile)
 def choose_rows(m: int, n: int, itemsize: int, device: Device) -> RowsTile:
     """Whole rows up to 4096 columns: about 2048 elements a program, or one row where that leaves SMs without any."""
     block_n = min(next_power_of_2(n), 4096)

@@ -39,7 +39,7 @@ def _small_tiles(monkeypatch):
     tile = attention_tiles.AttentionTile(16, 16, 4, 2)
     monkeypatch.setattr(attention_tiles, "choose_attention", lambda *a, **k: tile)
     monkeypatch.setattr(tiles, "choose_rows", lambda *a, **k: tiles.RowsTile(2, 16, 4))
-    monkeypatch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a: qk_rope_tiles.QkRopeTile(8, 2, 4))
+    monkeypatch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a, **k: qk_rope_tiles.QkRopeTile(8, 2, 4))
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], list[tuple[A
         asked: list[tuple[Any, ...]] = []
         modules = (attention_tiles, gemm_tiles, mlp_tiles, qk_rope_tiles, tiles)
         (module,) = (m for m in modules if name in vars(m))
-        monkeypatch.setattr(module, name, lambda *a, **k: asked.append((*a, k)) or tile)
+        monkeypatch.setattr(module, name, lambda *a, call=(), **k: asked.append((*a, k)) or tile)
         return asked
 
     return replace

@@ -93,7 +93,7 @@ def test_tiles_change_no_bit(dtype, rope, tile, monkeypatch):
     """Several programs along tokens and heads, the last ones cut off; and more rows than there are."""
     arguments = arguments_of(Draw(dtype, seed=3), 16, "rms", rope, tokens=19, heads=(3, 2), prefix=9)
     clean = judge_both(arguments)
-    monkeypatch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a: qk_rope_tiles.QkRopeTile(tile[0], tile[1], 4))
+    monkeypatch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a, **k: qk_rope_tiles.QkRopeTile(tile[0], tile[1], 4))
     for ours, expected in zip(qk_rope(**arguments), clean, strict=True):
         same_bits(ours, expected)
 

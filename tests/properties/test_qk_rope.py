@@ -83,7 +83,7 @@ class Case:
     def run(self, arguments: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
         with pytest.MonkeyPatch.context() as patch:
             tile = qk_rope_tiles.QkRopeTile(*self.tile, num_warps=4)
-            patch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a: tile)
+            patch.setattr(qk_rope_tiles, "choose_qk_rope", lambda *a, **k: tile)
             return qk_rope(**arguments)
 
 

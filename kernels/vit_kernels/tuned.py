@@ -1,0 +1,204 @@
+"""Tuned files: what was measured to be fastest on one GPU, and found right there, problem by problem.
+
+`vit-engine tune` writes them and `use_tuned` puts them to use. One file is one JSON object:
+
+    format      1
+    gpu         name, capability (90 is sm_90) and sm_count of the GPU that everything was measured on
+    versions    triton, torch, and kernels: a hash of the source of vit_kernels
+    date        of the last measurement
+    entries     a list; each has
+        problem     kernel (the launcher), dtype, shape and options: exactly these are looked up
+        winner      the fields of a tile, "torch" (PyTorch's own operators), or "two_products" (mlp: two launches)
+        measured    what the choice rests on, for the reader: times in microseconds, errors, what was discarded and why
+
+What was verified is one compiled kernel on one GPU. So an entry counts for the same kernel source, Triton version, GPU
+model and problem, and for nothing else; every other problem gets what the tile choice models, with the candidates that
+are shipped for the nearest capability.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from .device import INTERPRETED, Where, attach, interpreting
+
+FORMAT = 1
+
+Winner = dict[str, Any] | str
+
+
+class TunedFileError(ValueError):
+    """A tuned file that cannot be used here; the message says what it holds and what is here."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a file was measured on. name: as the driver gives it; capability: 90 is sm_90."""
+
+    name: str
+    capability: int
+    sm_count: int
+
+    def __str__(self) -> str:
+        return f"{self.name} (sm_{self.capability}, {self.sm_count} SMs)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One problem and its winner; measured: what the choice rests on. See the module's docstring."""
+
+    problem: dict[str, Any]
+    winner: Winner
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Hashable:
+        return key_of(self.problem)
+
+
+def key_of(problem: Mapping[str, Any]) -> Hashable:
+    return frozenset(problem.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A tuned file in memory, immutable. Equal to itself alone, so that it can be part of a cached choice's key."""
+
+    gpu: Gpu
+    versions: Mapping[str, str]
+    date: str
+    entries: tuple[Entry, ...] = ()
+
+    def __post_init__(self) -> None:
+        table = {entry.key: entry for entry in self.entries}
+        if len(table) < len(self.entries):
+            raise TunedFileError("a problem has two entries: " + _twice(self.entries))
+        object.__setattr__(self, "_table", table)
+
+    def entry(self, problem: Mapping[str, Any]) -> Entry | None:
+        """The entry of exactly this problem, or None."""
+        table: dict[Hashable, Entry] = vars(self)["_table"]
+        return table.get(key_of(problem))
+
+    def winner(self, problem: Mapping[str, Any]) -> Winner | None:
+        """A tile's fields or a name, or None where this very problem was not measured."""
+        entry = self.entry(problem)
+        return None if entry is None else entry.winner
+
+
+def _twice(entries: Iterable[Entry]) -> str:
+    seen: set[Hashable] = set()
+    return next(str(entry.problem) for entry in entries if entry.key in seen or seen.add(entry.key))
+
+
+@functools.lru_cache(maxsize=1)
+def source_of_kernels() -> str:
+    """SHA-256 over the source of this package but for the references: what was verified is this code and no other."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def versions_here() -> dict[str, str]:
+    """Of what a file is measured with: triton, torch, and the source of the kernels."""
+    return {"triton": triton.__version__, "torch": torch.__version__, "kernels": source_of_kernels()}
+
+
+def gpus_here() -> dict[Where, Gpu]:
+    """The GPUs that launches can go to; the interpreter is one when it runs the kernels."""
+    if interpreting():
+        return {None: Gpu(INTERPRETED.name, INTERPRETED.capability, INTERPRETED.sm_count)}
+    if not torch.cuda.is_available():
+        return {}
+    found: dict[Where, Gpu] = {}
+    for index in range(torch.cuda.device_count()):
+        seen = torch.cuda.get_device_properties(index)
+        gpu = Gpu(seen.name, 10 * seen.major + seen.minor, seen.multi_processor_count)
+        found[triton.runtime.driver.active, index] = gpu
+    return found
+
+
+def read_tuned(path: str | os.PathLike[str]) -> Tuned:
+    """A tuned file. Raises TunedFileError for what is no such file, OSError for one that cannot be read."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise TunedFileError(f"{path}: format must be {FORMAT}; got {found!r}")
+        entries = tuple(_entry(entry) for entry in content["entries"])
+        return Tuned(Gpu(**content["gpu"]), dict(content["versions"]), str(content["date"]), entries)
+    except TunedFileError:
+        raise
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise TunedFileError(f"{path} is no tuned file: {type(error).__name__}: {error}") from error
+
+
+def _entry(given: Any) -> Entry:
+    entry = Entry(**given)
+    if not isinstance(entry.problem, dict) or "kernel" not in entry.problem:
+        raise TunedFileError(f"problem must be an object with a kernel; got {entry.problem!r}")
+    if not isinstance(entry.winner, (dict, str)):
+        raise TunedFileError(f"winner must be the fields of a tile or a name; got {entry.winner!r}")
+    return entry
+
+
+def write_tuned(path: str | os.PathLike[str], table: Tuned) -> None:
+    """Writes a tuned file, whole or not at all."""
+    content = {"format": FORMAT, "gpu": asdict(table.gpu), "versions": dict(table.versions), "date": table.date}
+    content["entries"] = [asdict(entry) for entry in table.entries]
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(target.name + ".part")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(target)
+
+
+def use_tuned(path: str | os.PathLike[str], *, strict: bool = True) -> Tuned:
+    """From now on the tile choice follows this tuned file, on every GPU of this process that it was measured on.
+
+    It replaces the file used before on these GPUs. Passes that are repeated already (`vit_engine.replay`) and captured
+    CUDA graphs keep their kernels, so call it before the first pass. Returns the table that is in use.
+
+    Raises TunedFileError when no GPU here is the file's (GPU and file are named), or when it was measured with another
+    Triton version or other kernel source. strict=False: then none of its entries is used, with a warning. Another
+    version of PyTorch is only warned of: results stay right, its own operators may be faster or slower now.
+    """
+    table = read_tuned(path)
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict must be True or False; got {strict!r}")
+    here = gpus_here()
+    places = [where for where, gpu in here.items() if gpu == table.gpu]
+    if not places:
+        found = " and ".join(sorted({str(gpu) for gpu in here.values()})) or "no GPU that the kernels run on"
+        raise TunedFileError(f"{path} was measured on {table.gpu}; here is {found}. Measure one with `vit-engine tune`")
+    now = versions_here()
+    names = {"triton": "Triton", "kernels": "kernel source"}
+    other = [f"{names[k]} {table.versions.get(k)}, here is {now[k]}" for k in names if table.versions.get(k) != now[k]]
+    if other:
+        message = f"{path} was measured with {' and with '.join(other)}"
+        if strict:
+            raise TunedFileError(f"{message}: measure again with `vit-engine tune`, or ignore it with strict=False")
+        warnings.warn(f"{message}: none of its entries is used", stacklevel=2)
+        table = Tuned(table.gpu, table.versions, table.date)
+    elif table.versions.get("torch") != now["torch"]:
+        was = table.versions.get("torch")
+        warnings.warn(f"{path} was measured with PyTorch {was}, here is {now['torch']}", stacklevel=2)
+    attach(dict.fromkeys(places, table))
+    return table
+
+
+def forget_tuned() -> None:
+    """Undoes `use_tuned` on every GPU: the tile choice models again."""
+    attach(dict.fromkeys(gpus_here()))
