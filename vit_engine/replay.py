@@ -276,6 +276,9 @@ class ReplayCache:
             results = forward()
         if watch.seen:
             refused[kind] = f"it does more than launch kernels: {', '.join(sorted(set(watch.seen)))}"
+        elif tape.by_torch:
+            names = ", ".join(sorted(set(tape.by_torch)))
+            refused[kind] = f"the tuned file leaves part of it to PyTorch's operators: {names}"
         elif any(launched.compiled is None for launched in tape.launches):
             refused[kind] = "its launches are not Triton's own"
         elif fingerprint.holds():
