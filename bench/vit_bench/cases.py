@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,32 +65,24 @@ def _folded(inputs: Inputs, weight: str, bias: str, norm: str) -> tuple[torch.Te
     )
 
 
-def _stats_of(inputs: Inputs, partial: bool) -> torch.Tensor:
-    return partial_stats(inputs["x"]) if partial else vit_kernels.row_stats(inputs["x"])
+def _stats_of(inputs: Inputs, partials: bool) -> torch.Tensor:
+    return partial_stats(inputs["x"]) if partials else vit_kernels.row_stats(inputs["x"])
 
 
-def _launch(case: Case, inputs: Inputs) -> Any:
-    """The launcher's own result for the reference's inputs."""
+def launcher_call(case: Case, inputs: Inputs) -> Callable[[], Any]:
+    """The launcher with its own arguments for the reference's inputs: weights folded, row statistics made."""
     options = {**case.options, **case.launch_options}
-    if case.kernel == "linear":
-        partial, norm = options.pop("partial_stats", False), options.get("norm", "none")
-        weight, bias = inputs["weight"], inputs.get("bias")
-        if norm != "none":
-            weight, column_sum, bias = _folded(inputs, "weight", "bias", norm)
-            options |= {"stats": _stats_of(inputs, partial), "column_sum": column_sum}
-        rest = {name: inputs[name] for name in ("layer_scale", "residual") if name in inputs}
-        return vit_kernels.linear(inputs["x"], weight, bias, **rest, **options)
-    if case.kernel == "mlp":
-        partial, norm = options.pop("partial_stats", False), options.get("norm", "layer")
-        weight, bias = inputs["fc1_weight"], inputs.get("fc1_bias")
-        if norm != "none":
-            weight, column_sum, bias = _folded(inputs, "fc1_weight", "fc1_bias", norm)
-            options |= {"stats": _stats_of(inputs, partial), "column_sum": column_sum}
-        rest = {name: inputs[name] for name in ("layer_scale", "residual") if name in inputs}
-        return vit_kernels.mlp(
-            inputs["x"], weight, bias, inputs["fc2_weight"], inputs.get("fc2_bias"), **rest, **options
-        )
-    return getattr(vit_kernels, case.kernel)(**inputs, **options)
+    launcher = getattr(vit_kernels, case.kernel)
+    if case.kernel not in ("linear", "mlp"):
+        return partial(launcher, **inputs, **options)
+    first, default = (("weight", "bias"), "none") if case.kernel == "linear" else (("fc1_weight", "fc1_bias"), "layer")
+    partials, norm = options.pop("partial_stats", False), options.get("norm", default)
+    given = {name: value for name, value in inputs.items() if name not in ("norm_weight", "norm_bias")}
+    given.setdefault(first[1], None)
+    if norm != "none":
+        weight, column_sum, bias = _folded(inputs, *first, norm)
+        given |= {first[0]: weight, first[1]: bias, "stats": _stats_of(inputs, partials), "column_sum": column_sum}
+    return partial(launcher, **given, **options)
 
 
 def _named(case: Case, result: Any) -> Outputs:
@@ -116,25 +109,56 @@ def _reference(case: Case, inputs: Inputs, dtype: torch.dtype) -> Outputs:
     return _named(case, result)
 
 
-def run_case(case: Case, dtype: torch.dtype, device: str | torch.device, seed: int = 0) -> dict[str, tolerance.Errors]:
-    """Run a case on the rung that this process stands on; the figures of every output, or AssertionError.
+@dataclass(frozen=True)
+class Prepared:
+    """A case ready to be run any number of times. call: the launcher with its arguments; truth, eager: the results of
+    the naive formula in float64 and in the case's dtype, where they are compared."""
 
-    Row statistics that a kernel emits are judged against those of the values it stored.
+    case: Case
+    call: Callable[[], Any]
+    truth: Outputs
+    eager: Outputs
+    device: str | torch.device
+
+    def judge(self) -> dict[str, tolerance.Errors]:
+        """Launches once; the figures of every output, or AssertionError.
+
+        Row statistics that a kernel emits are judged against those of the values it stored.
+        """
+        ours, truth, eager = _named(self.case, self.call()), dict(self.truth), dict(self.eager)
+        stats = ours.pop("stats", None)
+        if stats is not None:
+            stored = ours["y"].to(self.device).reshape(-1, ours["y"].shape[-1])
+            ours["mean"], ours["m2"] = merged_stats(stats.to(self.device), stored.shape[1])
+            truth["mean"], truth["m2"] = reference.row_stats(stored.double())
+            eager["mean"], eager["m2"] = reference.row_stats(stored)
+        if ours.keys() != truth.keys():
+            raise AssertionError(f"{self.case}: results {sorted(ours)} where the reference gives {sorted(truth)}")
+        return {
+            name: tolerance.check(
+                ours[name].to(self.device), eager[name], truth[name], name=f"{self.case}, {name}", on=self.device
+            )
+            for name in truth
+        }
+
+
+def prepare(
+    case: Case, dtype: torch.dtype, device: str | torch.device, seed: int = 0, judged_on: str | torch.device = "cpu"
+) -> Prepared:
+    """A case with its inputs on `device`.
+
+    judged_on: where the references run and results are compared. On the CPU products of 16 bits accumulate in fp32, and
+    no default of a GPU enters the truth; elsewhere it is faster.
     """
     inputs = case.inputs(Draw(dtype, device, seed))
-    ours = _named(case, _launch(case, inputs))
-    # The references run on the CPU: its 16-bit products accumulate in fp32, and no GPU default (tf32) enters the truth.
-    on_cpu = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    truth, eager = _reference(case, on_cpu, torch.float64), _reference(case, on_cpu, dtype)
-    stats = ours.pop("stats", None)
-    if stats is not None:
-        stored = ours["y"].cpu().reshape(-1, ours["y"].shape[-1])
-        ours["mean"], ours["m2"] = merged_stats(stats.cpu(), stored.shape[1])
-        truth["mean"], truth["m2"] = reference.row_stats(stored.double())
-        eager["mean"], eager["m2"] = reference.row_stats(stored)
-    if ours.keys() != truth.keys():
-        raise AssertionError(f"{case}: results {sorted(ours)} where the reference gives {sorted(truth)}")
-    return {name: tolerance.check(ours[name].cpu(), eager[name], truth[name], name=f"{case}, {name}") for name in truth}
+    there = {name: value.to(judged_on) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    truth, eager = _reference(case, there, torch.float64), _reference(case, there, dtype)
+    return Prepared(case, launcher_call(case, inputs), truth, eager, judged_on)
+
+
+def run_case(case: Case, dtype: torch.dtype, device: str | torch.device, seed: int = 0) -> dict[str, tolerance.Errors]:
+    """Run a case on the rung that this process stands on; the figures of every output, or AssertionError."""
+    return prepare(case, dtype, device, seed).judge()
 
 
 def _linear(m: int, k: int, n: int, *parts: str, gated: bool = False) -> Callable[[Draw], Inputs]:

@@ -54,9 +54,9 @@ class Errors:
         )
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """As float64 rows on the CPU; a scalar or vector is one row."""
-    x = x.detach().to("cpu", torch.float64)
+def _rows(x: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """As float64 rows on this device; a scalar or vector is one row."""
+    x = x.detach().to(device, torch.float64)
     return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(1, -1)
 
 
@@ -122,10 +122,18 @@ def _compare(
     return errors, verdict
 
 
-def check(ours: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, *, name: str = "result") -> Errors:
+def check(
+    ours: torch.Tensor,
+    eager: torch.Tensor,
+    truth: torch.Tensor,
+    *,
+    name: str = "result",
+    on: str | torch.device = "cpu",
+) -> Errors:
     """Raises AssertionError with the figures unless `ours` obeys the rule above; returns those of lines 1 and 2.
 
     The last axis is the row's; all three have one shape. The dtype of `ours` decides what an ulp is, truth is float64.
+    on: the device that compares.
     """
     if truth.dtype != torch.float64:
         raise TypeError(f"truth must be float64; got {truth.dtype}")
@@ -136,7 +144,7 @@ def check(ours: torch.Tensor, eager: torch.Tensor, truth: torch.Tensor, *, name:
     if ours.dtype != eager.dtype:
         raise AssertionError(f"{name}: ours is {ours.dtype}, eager is {eager.dtype}")
     dtype, eps = ours.dtype, torch.finfo(ours.dtype).eps
-    ours, eager, truth = _rows(ours), _rows(eager), _rows(truth)
+    ours, eager, truth = _rows(ours, on), _rows(eager, on), _rows(truth, on)
     if truth.numel() == 0:
         return Errors(0.0, 0.0, 0.0, 0.0, 0.0)
     finite = _non_finite(ours, eager, truth, name)
