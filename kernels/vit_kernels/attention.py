@@ -1,7 +1,8 @@
 """Flash attention: o = softmax(scale q k^T + mask) v, one pass over the keys with running maximum and sum.
 
-Online softmax (arXiv 2205.14135, algorithm 1) in base 2: with s = log2(e) (scale q k^T + mask), a running row maximum m
-and p = 2^(s - m), every new block of keys rescales what was accumulated by 2^(m_old - m_new).
+The keys that are left over by whole blocks come first, in a block of their own that is no wider than it must be: 197
+keys are 16 + 3 x 64, not 4 x 64, the loop over whole blocks masks nothing, and the keys of the first block, which no
+loop fetches ahead, arrive while other programs of the SM compute.
 """
 
 from __future__ import annotations
@@ -13,112 +14,13 @@ import triton
 import triton.language as tl
 
 from . import attention_tiles, tiles
+from .attention_block import LOG2_E, attend_block
 from .attention_checks import check_attention, expand_mask
 from .device import device_of
 from .launch import allocate, launch
-from .primitives import accumulate, tiles_over
+from .primitives import tiles_over
 
-LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2.0))
-
-
-@triton.jit
-def _load_keys(at, columns, n_keep, WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr):
-    """A [BLOCK_N, PADDED] tile of keys or values; key rows past the end and columns past the head width read as zero.
-
-    The rows must not be read even where their weight is 0: they may be another image's, and 0 x NaN is NaN.
-    """
-    if MASKED and WIDTH < PADDED:
-        return tl.load(at, mask=n_keep[:, None] & (columns < WIDTH)[None, :], other=0.0)
-    if MASKED:
-        return tl.load(at, mask=n_keep[:, None], other=0.0)
-    if WIDTH < PADDED:
-        return tl.load(at, mask=(columns < WIDTH)[None, :], other=0.0)
-    return tl.load(at)
-
-
-@triton.jit
-def _attend(
-    acc,  # [BLOCK_M, MAIN]
-    acc_tail,  # [BLOCK_M, TAIL]
-    row_sum,  # [BLOCK_M]
-    row_max,  # [BLOCK_M], base-2 logits
-    q,  # [BLOCK_M, MAIN]
-    q_tail,  # [BLOCK_M, TAIL]
-    k_ptr,
-    v_ptr,
-    mask_ptr,
-    query,  # [BLOCK_M] query numbers
-    keep_query,
-    first,
-    last,
-    keys,
-    diagonal,
-    stride_kn,
-    stride_kd,
-    stride_vn,
-    stride_vd,
-    stride_mask_m,
-    stride_mask_n,
-    logit_scale,
-    WIDTH: tl.constexpr,
-    MAIN: tl.constexpr,
-    TAIL: tl.constexpr,
-    UNIT: tl.constexpr,
-    MASK: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Adds the keys [first, last) to the running softmax. MASKED: some of them may be past the end or the diagonal."""
-    d = tl.arange(0, MAIN)
-    for start in range(first, last, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
-        keep_key = key < keys
-        k_row = k_ptr + key.to(tl.int64)[:, None] * stride_kn * UNIT
-        v_row = v_ptr + key.to(tl.int64)[:, None] * stride_vn * UNIT
-        k = _load_keys(k_row + d.to(tl.int64)[None, :] * stride_kd, d, keep_key, WIDTH, MAIN, MASKED)
-        s = tl.dot(q, k.T, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        if TAIL:
-            d_tail = MAIN + tl.arange(0, TAIL)
-            at = k_row + d_tail.to(tl.int64)[None, :] * stride_kd
-            k_tail = _load_keys(at, d_tail, keep_key, WIDTH, MAIN + TAIL, MASKED)
-            s = tl.dot(q_tail, k_tail.T, s, input_precision=PRECISION)
-
-        if MASK == "additive":
-            at = mask_ptr + query.to(tl.int64)[:, None] * stride_mask_m + key.to(tl.int64)[None, :] * stride_mask_n
-            bias = tl.load(at, mask=keep_query[:, None] & keep_key[None, :], other=0.0)
-            s = s * logit_scale + bias.to(tl.float32) * LOG2_E
-        if MASK == "boolean":
-            at = mask_ptr + query.to(tl.int64)[:, None] * stride_mask_m + key.to(tl.int64)[None, :] * stride_mask_n
-            allowed = tl.load(at, mask=keep_query[:, None] & keep_key[None, :], other=0) != 0
-            s = tl.where(allowed, s, float("-inf"))
-        if MASKED:
-            s = tl.where(keep_key[None, :], s, float("-inf"))
-            if CAUSAL:
-                s = tl.where(key[None, :] <= query[:, None] + diagonal, s, float("-inf"))
-
-        # With an additive mask s is finished; without, its scale is left to one multiply-add per score below.
-        scale = 1.0 if MASK == "additive" else logit_scale
-        new_max = tl.maximum(row_max, tl.max(s, 1) * scale)
-        # A row that has met no allowed key keeps the maximum -inf; -inf - -inf would be NaN where exp2(-inf) = 0 is
-        # meant.
-        offset = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED or MASK != "none" else new_max
-        p = tl.exp2(s * scale - offset[:, None])
-        rescale = tl.exp2(row_max - offset)
-        row_sum = row_sum * rescale + tl.sum(p, 1)
-        row_max = new_max
-
-        v = _load_keys(v_row + d.to(tl.int64)[None, :] * stride_vd, d, keep_key, WIDTH, MAIN, MASKED)
-        p = p.to(v.dtype)
-        acc = accumulate(p, v, acc * rescale[:, None], PRECISION)
-        if TAIL:
-            d_tail = MAIN + tl.arange(0, TAIL)
-            at = v_row + d_tail.to(tl.int64)[None, :] * stride_vd
-            v_tail = _load_keys(at, d_tail, keep_key, WIDTH, MAIN + TAIL, MASKED)
-            acc_tail = accumulate(p, v_tail, acc_tail * rescale[:, None], PRECISION)
-    return acc, acc_tail, row_sum, row_max
 
 
 @triton.jit
@@ -162,11 +64,14 @@ def attention_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    REST: tl.constexpr,
 ):
     """This program computes queries [tile * BLOCK_M, (tile + 1) * BLOCK_M) of one head of one image.
 
     The tiles of a head follow each other, so that its keys and values are read from L2. Strides of images, tokens and
-    heads count in UNIT elements.
+    heads count in UNIT elements. REST: width of the block for the keys left over by whole blocks, 0 if there are none.
+    It is 0, too, where only the program knows which keys are its last, causal or with lengths: there a loop of masked
+    blocks ends it.
     """
     tiles_m = tiles_over(queries, BLOCK_M)
     tile = tl.program_id(0) % tiles_m
@@ -182,8 +87,7 @@ def attention_kernel(
     query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep_query = query < queries
     # Queries past the end repeat the last one; their results are dropped.
-    row = tl.minimum(query, queries - 1).to(tl.int64)[:, None]
-    q_row = q_ptr + row * stride_qn * UNIT
+    q_row = q_ptr + tl.minimum(query, queries - 1).to(tl.int64)[:, None] * stride_qn * UNIT
     d = tl.arange(0, MAIN)
     q = tl.load(q_row + d.to(tl.int64)[None, :] * stride_qd, mask=(d < WIDTH)[None, :], other=0.0)
     acc = tl.zeros((BLOCK_M, MAIN), tl.float32)
@@ -208,22 +112,32 @@ def attention_kernel(
     if CAUSAL:
         stop = tl.minimum(stop, (tile + 1) * BLOCK_M + diagonal)
         whole = tl.maximum(tl.minimum(whole, (tile * BLOCK_M + diagonal + 1) // BLOCK_N * BLOCK_N), 0)
-    acc, acc_tail, row_sum, row_max = _attend(
-        acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
-        query, keep_query, 0, whole, length, diagonal,
-        stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
-        WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, False, PRECISION, BLOCK_N,
-    )  # fmt: skip
-    acc, acc_tail, row_sum, row_max = _attend(
-        acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
-        query, keep_query, whole, stop, length, diagonal,
-        stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
-        WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, True, PRECISION, BLOCK_N,
-    )  # fmt: skip
+    if REST:
+        acc, acc_tail, row_sum, row_max = attend_block(
+            acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
+            query, keep_query, whole, length, diagonal,
+            stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
+            WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, True, True, PRECISION, REST,
+        )  # fmt: skip
+    for start in range(0, whole, BLOCK_N):
+        acc, acc_tail, row_sum, row_max = attend_block(
+            acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
+            query, keep_query, start, length, diagonal,
+            stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
+            WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, False, False, PRECISION, BLOCK_N,
+        )  # fmt: skip
+    if CAUSAL or HAS_LENGTHS:
+        for start in range(whole, stop, BLOCK_N):
+            acc, acc_tail, row_sum, row_max = attend_block(
+                acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
+                query, keep_query, start, length, diagonal,
+                stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
+                WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, True, False, PRECISION, BLOCK_N,
+            )  # fmt: skip
 
     # A row without any allowed key has the sum 0 and gives 0.
     inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)
-    out = ((image * queries + row) * heads + head) * WIDTH
+    out = ((image * queries + query.to(tl.int64)[:, None]) * heads + head) * WIDTH
     tl.store(
         o_ptr + out + d[None, :],
         (acc * inverse[:, None]).to(o_ptr.dtype.element_ty),
@@ -239,6 +153,12 @@ def attention_kernel(
     if RETURN_LSE:
         lse = row_max * LN_2 + tl.log(row_sum)
         tl.store(lse_ptr + (image * heads + head) * queries + query, lse, mask=keep_query)
+
+
+def rest_block(keys: int, block_n: int) -> int:
+    """Width of the block for the keys that whole blocks leave over: a power of two of 16 or more, 0 for no keys."""
+    rest = keys % block_n
+    return max(tiles.next_power_of_2(rest), 16) if rest else 0
 
 
 def _stride_unit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
@@ -301,6 +221,8 @@ def attention(
             scale * LOG2_E.value,
             WIDTH=width, MAIN=main, TAIL=tail, GROUP=heads // heads_k, UNIT=unit, CAUSAL=causal,
             HAS_LENGTHS=key_lengths is not None, MASK=kind, RETURN_LSE=return_lse, PRECISION=precision,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            REST=0 if causal or key_lengths is not None else rest_block(keys, tile.block_n),
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return o if lse is None else (o, lse)

@@ -93,11 +93,30 @@ def test_odd_head_widths(dtype, width):
 )
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_queries_and_keys_of_different_number(dtype, nq, nk, causal):
-    o, lse = judge_attention(draw_qkv(Draw(dtype, seed=nq), 1, nq, nk, 1, 1, 32) | {"causal": causal})
+    o, lse = judge_attention(draw_qkv(Draw(dtype, seed=nq), 2, nq, nk, 1, 1, 32) | {"causal": causal})
     if causal and nq > nk:
         assert torch.equal(o[:, : nq - nk], torch.zeros_like(o[:, : nq - nk]))
         assert torch.isneginf(lse[:, :, : nq - nk]).all()
         assert torch.isfinite(lse[:, :, nq - nk :]).all()
+
+
+@sanitize_bfloat16
+@pytest.mark.parametrize("rest", [0, 5, 20, 40], ids=["none", "16-wide", "32-wide", "64-wide"])
+@pytest.mark.parametrize("width", [40, 64])
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_keys_left_over_by_whole_blocks(dtype, whole, width, rest, monkeypatch):
+    """They come first, in a block of 16, 32 or 64, and NaN beyond them is not read; scores grow along the keys."""
+    tile = attention_tiles.AttentionTile(16, 64, 4, 2)
+    monkeypatch.setattr(attention_tiles, "choose_attention", lambda *a, **k: tile)
+    keys = 64 * whole + rest
+    if keys == 0:
+        pytest.skip("no keys at all")
+    arguments = draw_qkv(Draw(dtype, seed=keys), 2, 19, keys, 2, 1, width)
+    arguments["k"] *= torch.linspace(0.3, 3.0, keys, device=DEVICE)[None, :, None, None].to(dtype)
+    o, lse = judge_attention(arguments)
+    framed = attention(**{name: nan_framed(x) for name, x in arguments.items()}, return_lse=True)
+    same_bits(framed[0], o)
+    same_bits(framed[1], lse)
 
 
 @sanitize_bfloat16

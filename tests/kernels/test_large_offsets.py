@@ -281,6 +281,14 @@ def test_attention_reads(draw, name, axis, width):
     probe_read(attention, draw_attention(draw, width), name, axis)
 
 
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("keys", [16, 33], ids=["inside-a-block", "start-of-a-block"])
+def test_attention_reads_the_last_key_of_all(draw, name, keys):
+    """The offset of a key is the offset of its block and that inside the block, each of which may be the large one."""
+    arguments = {"q": draw.normal(1, 5, 1, 16)} | {name: draw.normal(1, keys, 1, 16) for name in ("k", "v")}
+    probe_read(attention, arguments, name, 1)
+
+
 @pytest.mark.parametrize("kind", ["additive", "boolean"])
 @pytest.mark.parametrize("axis", range(4), ids=["images", "heads", "queries", "keys"])
 def test_attention_reads_mask(draw, axis, kind):

@@ -3,46 +3,6 @@
 from __future__ import annotations
 
 ATTENTION = {
-    "masked-keys-are-zero": (
-        "A published ViT kernel pads the keys with 0 instead of -inf: 3 % mean row error, hidden by an MSE test.",
-        's = tl.where(keep_key[None, :], s, float("-inf"))',
-        "s = tl.where(keep_key[None, :], s, 0.0)",
-    ),
-    "padded-keys-not-masked": (
-        "Zero-filled keys past the end get the weight of a score of 0.",
-        's = tl.where(keep_key[None, :], s, float("-inf"))',
-        "s = s",
-    ),
-    "forbidden-keys-are-zero": (
-        "A boolean mask that multiplies scores instead of removing keys.",
-        's = tl.where(allowed, s, float("-inf"))',
-        "s = tl.where(allowed, s, 0.0)",
-    ),
-    "accumulator-not-rescaled": (
-        "Online softmax without the factor 2^(m_old - m_new): right only while the first block holds the maximum.",
-        "acc = accumulate(p, v, acc * rescale[:, None], PRECISION)",
-        "acc = accumulate(p, v, acc, PRECISION)",
-    ),
-    "tail-not-rescaled": (
-        "The same in the second part of the head width alone.",
-        "acc_tail * rescale[:, None], PRECISION",
-        "acc_tail, PRECISION",
-    ),
-    "row-sum-not-rescaled": (
-        "The denominator keeps terms of an older maximum.",
-        "row_sum = row_sum * rescale + tl.sum(p, 1)",
-        "row_sum = row_sum + tl.sum(p, 1)",
-    ),
-    "maximum-of-the-block-alone": (
-        "Without a running maximum the rescaling overflows when scores fall along the keys.",
-        "new_max = tl.maximum(row_max, tl.max(s, 1) * scale)",
-        "new_max = tl.max(s, 1) * scale",
-    ),
-    "no-guard-for-empty-rows": (
-        "-inf - -inf is NaN for a query that has met no allowed key.",
-        'offset = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED or MASK != "none" else new_max',
-        "offset = new_max",
-    ),
     "no-guard-for-an-empty-sum": (
         "1 / 0 times 0 is NaN for a query without any allowed key.",
         "inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)",
@@ -52,16 +12,6 @@ ATTENTION = {
         "exp replaced by exp2, the factor log2(e) forgotten: a softmax of another temperature.",
         "scale * LOG2_E.value,",
         "scale,",
-    ),
-    "bias-without-log2e": (
-        "The same for the additive mask alone.",
-        "bias.to(tl.float32) * LOG2_E",
-        "bias.to(tl.float32)",
-    ),
-    "bias-scaled": (
-        "The additive mask is added before the scale instead of after it.",
-        "s = s * logit_scale + bias.to(tl.float32) * LOG2_E",
-        "s = (s + bias.to(tl.float32)) * logit_scale",
     ),
     "lse-in-base-2": (
         "A backward pass that expects the natural logarithm gets log2.",
@@ -93,20 +43,10 @@ ATTENTION = {
         "mask_ptr += image * stride_mask_b + head.to(tl.int64) * stride_mask_h",
         "mask_ptr += (image * heads + head) * queries * keys",
     ),
-    "foreign-keys-read": (
-        "Rows past the end are another image's: their weight is 0, but 0 x NaN is NaN.",
-        "return tl.load(at, mask=n_keep[:, None], other=0.0)",
-        "return tl.load(at)",
-    ),
-    "int32-key-offset": (
-        "Offsets past 2^31 elements wrap.",
-        "k_row = k_ptr + key.to(tl.int64)[:, None] * stride_kn * UNIT",
-        "k_row = k_ptr + key[:, None] * stride_kn * UNIT",
-    ),
     "units-counted-as-elements": (
         "Strides handed over in units of 8 elements and taken for elements.",
-        "q_row = q_ptr + row * stride_qn * UNIT",
-        "q_row = q_ptr + row * stride_qn",
+        ".to(tl.int64)[:, None] * stride_qn * UNIT",
+        ".to(tl.int64)[:, None] * stride_qn",
     ),
     "a-unit-that-does-not-divide": (
         "Strides that 8 does not divide, cut off.",
@@ -118,15 +58,103 @@ ATTENTION = {
         "image = (tl.program_id(0) // tiles_m // heads).to(tl.int64)",
         "image = tl.program_id(0) // tiles_m // heads",
     ),
-    "input-precision-dropped": (
-        "Triton's default for fp32 products is tf32.",
-        "s = tl.dot(q, k.T, input_precision=PRECISION)",
-        "s = tl.dot(q, k.T)",
-    ),
     "no-launch-guard-for-nothing": (
         "A batch of 0 is launched as a grid of 0 programs.",
         "if o.numel() > 0:",
         "if True:",
+    ),
+    "no-block-for-the-rest": (
+        "The keys that whole blocks leave over are left out.",
+        "    if REST:",
+        "    if False:",
+    ),
+    "rest-cut-off": (
+        "A block for the rest that is narrower than the rest.",
+        "return max(tiles.next_power_of_2(rest), 16)",
+        "return max(tiles.next_power_of_2(rest) // 2, 16)",
+    ),
+    "rest-beside-the-loop-of-masked-blocks": (
+        "With lengths or causal order the last keys are added twice, by the first block and by the loop.",
+        "REST=0 if causal or key_lengths is not None else rest_block",
+        "REST=rest_block",
+    ),
+    "every-block-the-first": (
+        "The loop forgets what the block before it accumulated.",
+        "MASK, CAUSAL, False, False, PRECISION, BLOCK_N,",
+        "MASK, CAUSAL, False, True, PRECISION, BLOCK_N,",
+    ),
+}
+
+BLOCK = {
+    "masked-keys-are-zero": (
+        "A published ViT kernel pads the keys with 0 instead of -inf: 3 % mean row error, hidden by an MSE test.",
+        's = tl.where(keep_key[None, :], s, float("-inf"))',
+        "s = tl.where(keep_key[None, :], s, 0.0)",
+    ),
+    "padded-keys-not-masked": (
+        "Zero-filled keys past the end get the weight of a score of 0.",
+        's = tl.where(keep_key[None, :], s, float("-inf"))',
+        "s = s",
+    ),
+    "forbidden-keys-are-zero": (
+        "A boolean mask that multiplies scores instead of removing keys.",
+        's = tl.where(allowed, s, float("-inf"))',
+        "s = tl.where(allowed, s, 0.0)",
+    ),
+    "accumulator-not-rescaled": (
+        "Online softmax without the factor 2^(m_old - m_new): right only while the first block holds the maximum.",
+        "        acc = acc * rescale[:, None]",
+        "        acc = acc * 1.0",
+    ),
+    "tail-not-rescaled": (
+        "The same in the second part of the head width alone.",
+        "acc_tail = acc_tail * rescale[:, None]",
+        "acc_tail = acc_tail * 1.0",
+    ),
+    "row-sum-not-rescaled": (
+        "The denominator keeps terms of an older maximum.",
+        "row_sum = row_sum * rescale",
+        "row_sum = row_sum * 1.0",
+    ),
+    "maximum-of-the-block-alone": (
+        "Without a running maximum the rescaling overflows when scores fall along the keys.",
+        "new_max = tl.maximum(row_max, new_max)",
+        "new_max = new_max + 0.0",
+    ),
+    "no-guard-for-empty-rows": (
+        "-inf - -inf is NaN for a query that has met no allowed key.",
+        'offset = tl.where(new_max == float("-inf"), 0.0, new_max) if MASKED or MASK != "none" else new_max',
+        "offset = new_max",
+    ),
+    "bias-without-log2e": (
+        "The same for the additive mask alone.",
+        "bias.to(tl.float32) * LOG2_E",
+        "bias.to(tl.float32)",
+    ),
+    "bias-scaled": (
+        "The additive mask is added before the scale instead of after it.",
+        "s = s * logit_scale + bias.to(tl.float32) * LOG2_E",
+        "s = (s + bias.to(tl.float32)) * logit_scale",
+    ),
+    "foreign-keys-read": (
+        "Rows past the end are another image's: their weight is 0, but 0 x NaN is NaN.",
+        "return tl.load(at, mask=n_keep[:, None], other=0.0)",
+        "return tl.load(at)",
+    ),
+    "int32-key-offset": (
+        "Offsets past 2^31 elements wrap.",
+        "k_row = k_ptr + tl.cast(start, tl.int64) * stride_kn",
+        "k_row = k_ptr + start * stride_kn",
+    ),
+    "int32-offset-inside-a-block": (
+        "The same between the keys of one block.",
+        "stride_kn * UNIT + n.to(tl.int64)[:, None]",
+        "stride_kn * UNIT + n[:, None]",
+    ),
+    "input-precision-dropped": (
+        "Triton's default for fp32 products is tf32.",
+        "s = tl.dot(q, k.T, input_precision=PRECISION)",
+        "s = tl.dot(q, k.T)",
     ),
 }
 
@@ -145,5 +173,6 @@ CHECKS = {
 
 FAULTS = {
     "kernels/vit_kernels/attention.py": ATTENTION,
+    "kernels/vit_kernels/attention_block.py": BLOCK,
     "kernels/vit_kernels/attention_checks.py": CHECKS,
 }

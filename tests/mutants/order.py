@@ -11,6 +11,10 @@ QUICK: dict[str, tuple[str, ...]] = {
         f"{KERNELS}/test_attention.py", f"{KERNELS}/test_launching.py", f"{LARGE}::test_attention_reads",
         f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
     ),
+    "attention_block": (
+        f"{KERNELS}/test_attention.py", f"{KERNELS}/test_launching.py", f"{LARGE}::test_attention_reads",
+        f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
+    ),
     "attention_checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_attention.py"),
     "checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_linear.py"),
     "folding": (f"{KERNELS}/test_folding.py", f"{KERNELS}/test_errors.py", f"{KERNELS}/test_linear.py"),
