@@ -29,7 +29,7 @@ from vit_kernels.launch import Launched, Tape, active_driver, interpreting, laun
 from .arena import Buffer, pack
 from .derived import optimizer_steps
 
-__all__ = ["Fingerprint", "Replay", "ReplayCache"]
+__all__ = ["Fingerprint", "Replay", "ReplayCache", "repeatable"]
 
 ARENA = 0  # what an address of a replay is relative to; the results and the inputs have the numbers from 1 on
 
@@ -47,9 +47,10 @@ class Fingerprint:
     does writing into tensors of inference mode, which have no counter.
 
     listens: tells the hooks that a replay may leave out, because they only listen and have nothing to hear.
+    settings: looks into the `config` objects of the submodules, too, for code that asks them in every pass.
     """
 
-    def __init__(self, module: nn.Module, listens: Callable[[object], bool] = _never) -> None:
+    def __init__(self, module: nn.Module, listens: Callable[[object], bool] = _never, settings: bool = False) -> None:
         self._parts = list(module.modules())
         self._kinds = list(map(type, self._parts))
         self._attributes = list(map(vars, self._parts))
@@ -63,6 +64,7 @@ class Fingerprint:
         if not self.usable:
             return
         entries: list[tuple[dict[str, Any], str, object]] = []
+        configs: dict[int, object] = {}  # many submodules share one
         self._tensors: list[Tensor] = []
         for part in self._parts:
             attributes = vars(part)
@@ -71,14 +73,19 @@ class Fingerprint:
                     entries.append((attributes, name, value))
             for table in (part._modules, part._parameters, part._buffers):
                 entries += [(table, name, value) for name, value in table.items()]
+            if settings and hasattr(attributes.get("config"), "__dict__"):
+                entries.append((attributes, "config", attributes["config"]))
+                configs[id(attributes["config"])] = attributes["config"]
             self._tensors += [t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        for config in configs.values():
+            entries += [(vars(config), name, value) for name, value in vars(config).items()]
         if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in self._tensors):
             self.usable = False  # of other classes it is not known what an address says
             return
         self._tables, self._names, self._values = zip(*entries, strict=True) if entries else ((), (), ())
         # What is added later is in no entry.
         tables = [(part._modules, part._parameters, part._buffers) for part in self._parts]
-        self._sized = [table for three in tables for table in three]
+        self._sized = [table for three in tables for table in three] + [vars(config) for config in configs.values()]
         self._sizes = list(map(len, self._sized))
         self._trained = any(tensor.requires_grad for tensor in self._tensors)
         self._steps = optimizer_steps()
@@ -253,7 +260,7 @@ class ReplayCache:
 
         kind tells passes of one model apart; forward must depend on nothing but the model and the inputs.
         """
-        if not _repeatable(inputs):
+        if not repeatable(inputs):
             return forward()
         fingerprint = self._fingerprint
         if fingerprint is None or not fingerprint.holds():
@@ -306,7 +313,9 @@ def _layout(inputs: Sequence[Tensor]) -> list[tuple]:
     return found
 
 
-def _repeatable(inputs: Sequence[Tensor]) -> bool:
+def repeatable(inputs: Sequence[Tensor]) -> bool:
+    """Whether a pass may be made without its host work: nobody asks for gradients, traces or watches operators, and the
+    kernels are not interpreted."""
     return (
         all(type(x) is Tensor and x.numel() > 0 and x.device.type != "meta" for x in inputs)
         and not torch.compiler.is_compiling()

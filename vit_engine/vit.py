@@ -16,6 +16,7 @@ from .pooling import AttentionPool
 from .position import PositionCache
 
 if TYPE_CHECKING:
+    from .graphs import GraphCache
     from .replay import ReplayCache
 
 __all__ = ["BACKENDS", "ViT"]
@@ -81,6 +82,7 @@ class ViT(nn.Module):
             nn.init.zeros_(self.head.bias)
         self._positions = PositionCache()
         self.derived = DerivedCache()
+        self.graphs: GraphCache | None = None
 
     @cached_property
     def replays(self) -> ReplayCache:
@@ -106,6 +108,19 @@ class ViT(nn.Module):
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
         self._backend = name
+        return self
+
+    def set_graphs(self, graphs: bool | int = True) -> ViT:
+        """Whether forward() is captured in CUDA graphs, one per shape, and replayed; returns the model.
+
+        graphs: True keeps 8 graphs, a number that many, the least recently used given up first; False none. For the
+            kernels in eval mode on a GPU without gradients; any other pass runs as without, and `model.graphs.why` says
+            why the last one did. See vit_engine/graphs.py and `accelerate`. TypeError or ValueError for anything else.
+        """
+        from .graphs import GraphCache, graph_limit
+
+        limit = graph_limit(graphs, "set_graphs")
+        self.graphs = GraphCache(limit) if limit else None
         return self
 
     def _require_backend(self, name: str, images: Tensor, head: bool) -> None:
@@ -184,6 +199,8 @@ class ViT(nn.Module):
         self.derived.clear()
         if "replays" in vars(self):
             self.replays.clear()
+        if self.graphs is not None:
+            self.graphs.clear()
 
     # --- forward -------------------------------------------------------------------------------------------------
 
@@ -236,6 +253,15 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B, C, H, W] -> logits [B, num_classes]; see forward_features()."""
+        if self.graphs is None or torch.compiler.is_compiling():
+            return self._forward(images)
+        if self.backend == "torch":
+            self.graphs.why = "backend 'torch'"
+            return self._forward(images)
+        self.patch_embed.check(images)
+        return self.graphs.run(self, self._forward, (images,), {})
+
+    def _forward(self, images: Tensor) -> Tensor:
         if self.backend == "torch":
             return self.forward_head(self.forward_features(images))
         self.patch_embed.check(images)

@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.fake_cuda import FakeCuda, fake_cuda
+from tests.engine.stand_in import repeated
 from vit_bench.full import capture, models, parts, timing
 from vit_bench.full.parts import CannotRunError, parts_of
+from vit_engine import graphs
+from vit_engine.graphs import GraphCache
+
+__all__ = ["fake_cuda", "repeated"]
 
 # --- models against timm ----------------------------------------------------------------------------------------------
 
@@ -160,6 +166,50 @@ def test_a_replay_that_allocates_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs.replay = replay  # type: ignore[method-assign]
     with pytest.raises(AssertionError, match="allocated memory 6 times"):
         capture.check_replay(graphs.run, FIRST, SECOND)
+
+
+class Engine(torch.nn.Module):
+    """2 x + 1 through the engine's own graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval().set_graphs(False)
+
+    def set_graphs(self, graphs: bool | int) -> None:
+        self.graphs = GraphCache(int(graphs)) if graphs else None
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x + 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.plain(x) if self.graphs is None else self.graphs.run(self, self.plain, (x,), {})
+
+
+@pytest.fixture
+def engine_graphs(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    for name in ("Stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fake_cuda, name))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return fake_cuda
+
+
+def test_the_engines_graphs_equal_the_uncaptured_run(engine_graphs: FakeCuda) -> None:
+    figures = capture.check_engine_graphs(Engine(), FIRST, SECOND)
+    assert figures == {"replays": 20, "values_compared": 80}
+    assert (engine_graphs.captures, engine_graphs.replays) == (1, 20)
+
+
+def test_graphs_of_the_engine_that_are_wrong_or_missing_fail(
+    engine_graphs: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(AssertionError, match="in turn: not replayed: training mode"):
+        capture.check_engine_graphs(Engine().train(), FIRST, SECOND)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "_copied", lambda results: results + torch.rand(()))
+        with pytest.raises(AssertionError, match="thread 1: 4 values differ"):
+            capture.check_engine_graphs(Engine(), FIRST, SECOND)
+    with pytest.raises(AssertionError, match="both inputs give the same result"):
+        capture.check_engine_graphs(Engine(), FIRST, FIRST)
 
 
 def test_contenders_take_turns_and_are_timed_alike() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vit_bench.draw import Draw
-from vit_bench.full.capture import check_replay
+from vit_bench.full.capture import check_engine_graphs, check_replay
 from vit_bench.whole_model import redraw
 from vit_engine import ViT, ViTConfig
 
@@ -31,6 +31,11 @@ def _images(dtype: torch.dtype, seed: int = 1) -> torch.Tensor:
 def test_a_captured_pass_replays_bit_for_bit(dtype: torch.dtype) -> None:
     figures = check_replay(_model(dtype), _images(dtype, 1), _images(dtype, 2))
     assert figures["allocations_in_replay"] == 0 and figures["values_compared"] == 3 * BATCH * 1000
+
+
+@every_dtype
+def test_the_engines_graphs_replay_bit_for_bit(dtype: torch.dtype) -> None:
+    assert check_engine_graphs(_model(dtype), _images(dtype, 1), _images(dtype, 2))["replays"] == 20
 
 
 @every_dtype

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..graphs import graph_limit
 from ..vit import ViT
 from .attached import NEEDS, Attached, State
 from .describe import Unsupported, class_name
 from .explain import Explanation, explanation_of
+from .graphed import Graphed, whole_models
 from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
@@ -28,7 +30,7 @@ SUPPORTED = (
 )
 
 
-def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> nn.Module:
+def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True, graphs: bool | int = False) -> nn.Module:
     """Makes the forward pass of a timm, torchvision or transformers ViT run on the kernels; returns the same model.
 
     Encoder blocks (equations 2 and 3 of arXiv 2010.11929 and their variants), the stem and the norms outside the blocks
@@ -46,13 +48,19 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
     fold: True keeps copies of the qkv and fc1 weights with the norm in front of them folded in (explain() prints their
         bytes), made when first needed and again whenever the originals change. False copies no weights and makes two
         launches more per block.
+    graphs: True, or how many to keep at most, captures forward() of the whole model in a CUDA graph per shape, strides,
+        dtype and plain arguments of its input, at the second pass of a shape; True keeps 8, the least recently used is
+        given up first. For inference on a GPU: with gradients, autocast, training mode, hooks inside the model, blocks
+        that run the original code, inside another capture or where a capture fails, the pass runs as without graphs,
+        and explain(model) says why. Threads and streams may share the model: passes take turns. Its other entry
+        points (forward_features, get_image_features) have no graphs.
 
     Changes of parameters are seen by address, version counter and optimizer steps. Where these are blind (`.data`
     edits, numpy and dlpack views, collectives, replayed CUDA graphs, parameters made under torch.inference_mode()),
     call refresh(model) after the change. A query that an attention mask leaves no key gives 0, not an average of all.
 
-    Raises TypeError for something that is no such model or has unsupported parts (all of them named), ValueError for a
-    model on the meta device.
+    Raises TypeError for something that is no such model or has unsupported parts (all of them named), or with graphs
+    for a model without a library's own class around its blocks; ValueError for a model on the meta device.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -61,6 +69,7 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
     for name in ("strict", "fold"):
         if not isinstance(locals()[name], bool):
             raise TypeError(f"accelerate: {name} must be True or False, got {locals()[name]!r}")
+    limit = graph_limit(graphs, "accelerate")
     _refuse_meta(model)
     blocks = {name: part for name, part in model.named_modules() if is_block(part)}
     problems, usable = [], False
@@ -80,6 +89,12 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
         raise TypeError(
             f"accelerate: no kernels for {_some(problems)}. With strict=False the other parts are accelerated"
         )
+    whole = dict(whole_models(model, blocks)) if limit else {}
+    if limit and not whole:
+        raise TypeError(
+            f"accelerate: graphs={graphs!r} captures a whole model of timm, torchvision or transformers; the blocks of "
+            f"{class_name(model)} are in a class of its own, whose forward() may do anything. Use graphs=False"
+        )
     restore(model)
     state = State(fold)
     for name, block in blocks.items():
@@ -87,6 +102,8 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True) -> n
     if not any(isinstance(attached, FusedBlock) for attached in attached_to(model)):
         raise TypeError("accelerate: forward() is overridden on every block instance; accelerate before wrapping them")
     _attach_the_rest(model, blocks, state)
+    for name, part in whole.items():
+        Graphed(part, name, state, limit).attach()
     return model
 
 
@@ -134,12 +151,14 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
 
 
 def attached_to(model: nn.Module) -> Iterator[Attached]:
-    """What accelerate() has set on the modules of a model, in the order of the modules."""
+    """What accelerate() has set on the modules of a model, in the order of the modules, outer before inner."""
     for part in model.modules():
         for method in ("forward", "forward_features"):
             found = vars(part).get(method)
             if isinstance(found, Attached):
                 yield found
+            if isinstance(found, Graphed) and found.inner is not None:
+                yield found.inner
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -160,7 +179,7 @@ def refresh(model: nn.Module) -> nn.Module:
     """
     for attached in _accelerated(model, "refresh"):
         attached.state.clear()
-        attached.replays.clear()
+        attached.forget()
     return model
 
 

@@ -113,6 +113,10 @@ class Attached:
     def detach(self) -> None:
         delattr(self.module, self.method)
 
+    def forget(self) -> None:
+        """Forgets what was kept of earlier passes."""
+        self.replays.clear()
+
     @property
     def original(self) -> Callable[..., Any]:
         """The class's own method, bound to the module."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .attached import Attached
+from .graphed import Graphed
 
 __all__ = ["Explanation", "Row", "explanation_of"]
 
@@ -25,18 +26,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """rows: one per module that has a say; nbytes: bytes of folded weights that exist now, beside the parameters'."""
+    """rows: one per module that has a say; nbytes: bytes of folded weights that exist now, beside the parameters';
+    graphs: lines on CUDA graphs, if the model was asked to have any."""
 
     rows: tuple[Row, ...]
     nbytes: int
     parameter_bytes: int
+    graphs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         grouped = _grouped(self.rows)
         width = max(len(row.module) for row in grouped)
         lines = [f"{row.module:<{width}}  {row.kernels}{f' ({row.why})' if row.why else ''}" for row in grouped]
         lines.append(f"derived tensors: {self.nbytes:,} bytes beside {self.parameter_bytes:,} of parameters")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.graphs])
 
 
 def _grouped(rows: Sequence[Row]) -> list[Row]:
@@ -63,6 +66,8 @@ def _without_numbers(name: str) -> str:
 def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanation:
     """The table for a model and what is attached to it."""
     rows = []
+    graphed = [a for a in attached if isinstance(a, Graphed)]
+    attached = [a for a in attached if not isinstance(a, Graphed)]
     covered = {id(part) for a in attached for part in a.covers()}
     reports = {id(a.module): a for a in attached}
     for name, part in model.named_modules():
@@ -71,14 +76,19 @@ def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanatio
             kernels, why = one.report()
             label = f"{name}.{one.method}" if one.method != "forward" else name
             rows.append(Row(label.lstrip(".") or "the model", PYTORCH if why else kernels, why or ""))
-        elif "forward" in vars(part) and not _below(name, model, covered):
+        elif (
+            "forward" in vars(part)
+            and not isinstance(vars(part)["forward"], Graphed)
+            and not _below(name, model, covered)
+        ):
             covered.add(id(part))
             rows.append(Row(name or "the model", PYTORCH, "forward() is overridden on the instance"))
         elif not list(part.children()) and list(part.parameters(recurse=False)) and not _below(name, model, covered):
             rows.append(Row(name, PYTORCH, f"{type(part).__name__}: not taken over"))
     states = {id(a.state): a.state for a in attached}
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return Explanation(tuple(rows), sum(s.derived.nbytes() for s in states.values()), size)
+    lines = tuple(line for graphs in graphed for line in graphs.lines())
+    return Explanation(tuple(rows), sum(s.derived.nbytes() for s in states.values()), size, lines)
 
 
 def _below(name: str, model: nn.Module, covered: set[int]) -> bool:

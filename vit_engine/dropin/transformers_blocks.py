@@ -23,7 +23,7 @@ from .describe import (
     source,
 )
 
-__all__ = ["TRANSFORMERS_BLOCKS", "other_outputs_wanted"]
+__all__ = ["TRANSFORMERS_BLOCKS", "collecting_outputs", "other_outputs_wanted"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,22 @@ def _vit(prefix: str, *more_random: str) -> _Names:
     return _Names(prefix, "attention", "o_proj", "layernorm_before", "layernorm_after", ("dropout", *more_random))
 
 
+def _collector() -> Any:
+    capturing = sys.modules.get("transformers.utils.output_capturing")
+    return None if capturing is None else capturing._active_collector.get()
+
+
+def collecting_outputs() -> bool:
+    """Whether a model of transformers is collecting what its parts return right now, through hooks on them."""
+    return _collector() is not None
+
+
 def other_outputs_wanted() -> str | None:
     """Which outputs beside the hidden states the model is collecting through hooks right now, such as "attentions".
 
     Hidden states are what a block returns; anything else comes out of parts that the kernels do not call.
     """
-    capturing = sys.modules.get("transformers.utils.output_capturing")
-    collector = None if capturing is None else capturing._active_collector.get()
+    collector = _collector()
     if collector is None:
         return None
     wanted = [key for key in collector if key != "hidden_states" and not key.startswith("_")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -54,3 +55,50 @@ def check_replay(forward: Forward, first: torch.Tensor, second: torch.Tensor) ->
     if allocated:
         raise AssertionError(f"replaying allocated memory {allocated} times")
     return {"replays": 3, "values_compared": 3 * result.numel(), "allocations_in_replay": allocated}
+
+
+PASSES = 8  # of each thread
+
+
+def check_engine_graphs(model: Any, first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
+    """The engine's own graphs (`model.set_graphs()`): both inputs in turn, then two threads on streams of their own.
+
+    Raises AssertionError when a replay differs from the uncaptured run in any bit, or a pass was not replayed.
+    """
+    model.set_graphs(False)
+    inputs = (first, second)
+    with torch.inference_mode():
+        expected = [model(x) for x in inputs]
+    if torch.equal(*expected):
+        raise AssertionError("both inputs give the same result: a replay that ignores its input would pass")
+    model.set_graphs(1)
+    wrong: list[str] = []
+
+    def compare(number: int, where: str) -> None:
+        found = model(inputs[number])
+        if model.graphs.why is not None:
+            wrong.append(f"{where}: not replayed: {model.graphs.why}")
+        elif not torch.equal(found, expected[number]):
+            wrong.append(f"{where}: {int((found != expected[number]).sum())} values differ from the uncaptured run")
+
+    def work(number: int) -> None:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(PASSES):
+                    compare(number, f"thread {number}")
+        except Exception as error:  # it would be lost with its thread
+            wrong.append(f"thread {number}: {type(error).__name__}: {error}")
+
+    with torch.inference_mode():
+        model(first)  # the first pass of a shape runs as written
+        for number in (0, 1, 0, 1):
+            compare(number, "in turn")
+        torch.cuda.synchronize()
+    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong:
+        raise AssertionError("; ".join(sorted(set(wrong))))
+    return {"replays": 4 + 2 * PASSES, "values_compared": (4 + 2 * PASSES) * expected[0].numel()}

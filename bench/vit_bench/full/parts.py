@@ -152,13 +152,13 @@ def _on_gpu(model: str, dtype: str) -> tuple[Pair, Any]:
 
 
 def _graph(model: str, dtype: str) -> list[Part]:
-    from vit_bench.full.capture import check_replay
+    from vit_bench.full.capture import check_engine_graphs, check_replay
 
-    def run() -> Figures:
+    def run(check: Callable[..., Figures]) -> Figures:
         models, ours = _on_gpu(model, dtype)
-        return check_replay(ours, models.images(2, seed=1).cuda(), models.images(2, seed=2).cuda())
+        return check(ours, models.images(2, seed=1).cuda(), models.images(2, seed=2).cuda())
 
-    return [Part("replay", run)]
+    return [Part("replay", partial(run, check_replay)), Part("set_graphs", partial(run, check_engine_graphs))]
 
 
 def _throughput(model: str, batch: str) -> list[Part]:
