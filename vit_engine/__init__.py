@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         torchvision_to_timm,
         transformers_to_timm,
     )
-    from .dropin.api import accelerate, explain, refresh, restore
+    from .dropin.api import accelerate, explain, refresh, restore, use_tuned
     from .dropin.transformers_attention import register_attention
     from .vit import ViT
 
@@ -47,6 +47,7 @@ __all__ = [
     "timm_to_transformers",
     "torchvision_to_timm",
     "transformers_to_timm",
+    "use_tuned",
 ]
 
 _HOME = {
@@ -54,6 +55,7 @@ _HOME = {
     "refresh": "dropin.api",
     "explain": "dropin.api",
     "accelerate": "dropin.api",
+    "use_tuned": "dropin.api",
     "ViT": "vit",
     "ViTConfig": "config",
     "convert": "converters",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from vit_kernels import use_tuned
 
 from ..graphs import graph_limit
 from ..vit import ViT
@@ -19,7 +22,7 @@ from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
 from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTorchvision
 
-__all__ = ["accelerate", "attached_to", "explain", "refresh", "restore"]
+__all__ = ["accelerate", "attached_to", "explain", "refresh", "restore", "use_tuned"]
 
 _TORCHVISION = "torchvision.models.vision_transformer.VisionTransformer"
 # Norms that the libraries' models apply outside their blocks.
@@ -30,7 +33,14 @@ SUPPORTED = (
 )
 
 
-def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True, graphs: bool | int = False) -> nn.Module:
+def accelerate(
+    model: nn.Module,
+    *,
+    strict: bool = True,
+    fold: bool = True,
+    graphs: bool | int = False,
+    tuned: str | os.PathLike[str] | None = None,
+) -> nn.Module:
     """Makes the forward pass of a timm, torchvision or transformers ViT run on the kernels; returns the same model.
 
     Encoder blocks (equations 2 and 3 of arXiv 2010.11929 and their variants), the stem and the norms outside the blocks
@@ -54,13 +64,16 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True, grap
         that run the original code, inside another capture or where a capture fails, the pass runs as without graphs,
         and explain(model) says why. Threads and streams may share the model: passes take turns. Its other entry
         points (forward_features, get_image_features) have no graphs.
+    tuned: a file that `vit-engine tune` wrote on this GPU, put to use as by vit_kernels.use_tuned(tuned): for this model
+        and everything else in this process that runs on the kernels.
 
     Changes of parameters are seen by address, version counter and optimizer steps. Where these are blind (`.data`
     edits, numpy and dlpack views, collectives, replayed CUDA graphs, parameters made under torch.inference_mode()),
     call refresh(model) after the change. A query that an attention mask leaves no key gives 0, not an average of all.
 
     Raises TypeError for something that is no such model or has unsupported parts (all of them named), or with graphs
-    for a model without a library's own class around its blocks; ValueError for a model on the meta device.
+    for a model without a library's own class around its blocks; ValueError for a model on the meta device, and for a
+    tuned file of another GPU, Triton or kernel source (vit_kernels.TunedFileError, which names both).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -95,6 +108,8 @@ def accelerate(model: nn.Module, *, strict: bool = True, fold: bool = True, grap
             f"accelerate: graphs={graphs!r} captures a whole model of timm, torchvision or transformers; the blocks of "
             f"{class_name(model)} are in a class of its own, whose forward() may do anything. Use graphs=False"
         )
+    if tuned is not None:
+        use_tuned(tuned)
     restore(model)
     state = State(fold)
     for name, block in blocks.items():
