@@ -64,7 +64,7 @@ def accelerate(
         that run the original code, inside another capture or where a capture fails, the pass runs as without graphs,
         and explain(model) says why. Threads and streams may share the model: passes take turns. Its other entry
         points (forward_features, get_image_features) have no graphs.
-    tuned: a file that `vit-engine tune` wrote on this GPU, put to use as by vit_kernels.use_tuned(tuned): for this model
+    tuned: a file that `vit-engine tune` wrote on this GPU, put to use as by vit_engine.use_tuned(tuned): for this model
         and everything else in this process that runs on the kernels.
 
     Changes of parameters are seen by address, version counter and optimizer steps. Where these are blind (`.data`
