@@ -24,7 +24,17 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from vit_kernels.launch import Launched, Tape, active_driver, interpreting, launching_on, repeat, taped
+from vit_kernels.launch import (
+    Launched,
+    Tape,
+    active_driver,
+    at_address,
+    interpreting,
+    launching_on,
+    repeat,
+    taped,
+    tensor_behind,
+)
 
 from .arena import Buffer, pack
 from .derived import optimizer_steps
@@ -147,11 +157,13 @@ class Replay:
         self._launches: list[tuple[Any, tuple[int, ...], list[Any], list[tuple[int, int, int]]]] = []
         for launched in tape.launches:
             fixed, moving = list(launched.arguments), []
-            for at, value in enumerate(launched.arguments):
-                if not isinstance(value, Tensor):
+            for at, argument in enumerate(launched.arguments):
+                value = tensor_behind(argument)
+                if value is None:
                     continue
                 storage = value.untyped_storage().data_ptr()
                 number = numbers.get(storage)
+                fixed[at] = at_address(argument, 0)  # or the replay would keep the memory of the noted pass
                 if number is not None:
                     inside = value.data_ptr() - storage
                     place = places.get(number, ARENA)
@@ -161,7 +173,7 @@ class Replay:
                     moving.append((at, place, value.data_ptr() - address))
                 else:
                     self._kept.append(value)
-                    fixed[at] = value.data_ptr()
+                    fixed[at] = at_address(argument, value.data_ptr())
             self._launches.append((launched.compiled, launched.grid, fixed, moving))
         # Launches that touch neither inputs nor results stay as they are while the arena comes back at one address.
         self._inside = {
@@ -185,7 +197,7 @@ class Replay:
                 continue
             arguments = fixed.copy()
             for at, place, offset in moving:
-                arguments[at] = addresses[place] + offset
+                arguments[at] = at_address(arguments[at], addresses[place] + offset)
             placed.append(Launched(compiled, grid, tuple(arguments)))
         self._last = addresses[ARENA], placed
         return placed
@@ -203,8 +215,9 @@ def _lifetimes(tape: Tape, numbers: dict[int, int], places: dict[int, int]) -> d
     """Of the tape's allocations that are no results: size, and the launches that use it first and last."""
     first_use, last_use = {}, {}
     for place, launched in enumerate(tape.launches):
-        for value in launched.arguments:
-            number = numbers.get(value.untyped_storage().data_ptr()) if isinstance(value, Tensor) else None
+        for argument in launched.arguments:
+            value = tensor_behind(argument)
+            number = None if value is None else numbers.get(value.untyped_storage().data_ptr())
             if number is not None:
                 first_use.setdefault(number, place)
                 last_use[number] = place

@@ -11,7 +11,11 @@ from .tiles import FP32_RATE, L2_BYTES_PER_CLOCK, TENSOR_MEMORY, TENSOR_RATE, cd
 
 @dataclass(frozen=True)
 class GemmTile:
-    """One program computes block_m x block_n results in steps of block_k; group_m row tiles share weights in L2."""
+    """One program computes block_m x block_n results in steps of block_k; group_m row tiles share weights in L2.
+
+    chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
+    so many programs an SM walk the tiles (0: through pointers, one program a tile).
+    """
 
     block_m: int
     block_n: int
@@ -19,6 +23,8 @@ class GemmTile:
     num_warps: int
     num_stages: int
     group_m: int = 8
+    chunk: int = 256
+    tma: int = 0
 
 
 # Cycles that a step of the K loop costs whatever its size: barriers and latency.
@@ -86,11 +92,13 @@ def choose_gemm(
     gated: bool = False,
     long_epilogue: bool = False,
     tf32: bool = False,
+    described: bool = False,
 ) -> GemmTile:
     """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated).
 
     long_epilogue: a residual is added or row statistics are emitted. That, like the second accumulator of a gated
     activation, takes registers, so the tiles whose compiled code would spill then are left out.
+    described: x and the weights can be loaded through tensor descriptors.
     """
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
@@ -119,3 +127,4 @@ def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *,
     if device.capability in TENSOR_MEMORY:
         candidates = candidates[1:]
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, tf32=tf32))
+

@@ -7,6 +7,7 @@ A `Tape` keeps what that path arrived at, so that `repeat` can launch the same k
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import UnsupportedDeviceError, device_of, interpreting
 
@@ -30,6 +32,7 @@ __all__ = [
     "launching_on",
     "repeat",
     "taped",
+    "tensor_behind",
 ]
 
 
@@ -108,14 +111,56 @@ def launch(on: torch.Tensor, kernel: Any, programs: int, *arguments: Any, **cons
     """Launches `programs` programs of a kernel on the GPU and current stream of the tensor `on`.
 
     arguments: the kernel's run-time arguments in order; constants: its compile-time ones, num_warps and num_stages.
+    From sm_90 on the launch may begin before the one in front of it has ended: see `primitives.follow`.
     """
     grid = (programs, 1, 1)
+    if "OVERLAP" in kernel.arg_names:
+        constants["OVERLAP"] = overlap = device_of(on).capability >= 90
+        if overlap:
+            constants["launch_pdl"] = True
     with launching_on(on):
         compiled = kernel[grid](*arguments, **constants)
     tape = getattr(_thread, "tape", None)
     if tape is not None:
         named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
         tape.launches.append(Launched(compiled, grid, tuple(named[name] for name in kernel.arg_names)))
+
+
+def describe(x: torch.Tensor, *block: int) -> TensorDescriptor:
+    """x as a kernel argument that is loaded in blocks of this shape; needs what `describable` asks."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
+
+
+def describable(x: torch.Tensor) -> bool:
+    """Whether the hardware can load blocks of x by a descriptor: elements of the last axis lie side by side, and
+    everything else starts at multiples of 16 bytes."""
+    return (
+        x.stride(-1) == 1
+        and x.data_ptr() % 16 == 0
+        and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
+    )
+
+
+class _Address(int):
+    """Stands for the tensor at this address in a descriptor, of which a launch asks nothing else."""
+
+    def data_ptr(self) -> int:
+        return int(self)
+
+
+def tensor_behind(argument: object) -> torch.Tensor | None:
+    """The tensor that a kernel's argument is, or that it describes; None for everything else."""
+    base = argument.base if isinstance(argument, TensorDescriptor) else argument
+    return base if isinstance(base, torch.Tensor) else None
+
+
+def at_address(argument: object, address: int) -> object:
+    """What takes the place of a tensor, or of the description of one, when the kernel is to work at this address."""
+    if not isinstance(argument, TensorDescriptor):
+        return address
+    moved = copy.copy(argument)
+    moved.base = _Address(address)
+    return moved
 
 
 def active_driver() -> object:
@@ -126,7 +171,7 @@ def active_driver() -> object:
 def repeat(launches: Iterable[Launched]) -> None:
     """Launches again, on the current device and its current stream, without binding or specialising anything.
 
-    Pointers may be given as integers. They must be aligned as those of the first launch were, and the other arguments
+    Pointers may be given as integers, descriptors as `at_address` makes them. They must be aligned as those of the first launch were, and the other arguments
     the same, because the compiled code relies on both.
     """
     active: Any = active_driver()

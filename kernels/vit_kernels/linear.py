@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 
 from . import gemm_tiles, tiles
 from .checks import (
@@ -26,139 +25,12 @@ from .checks import (
     check_vector,
 )
 from .device import device_of
-from .launch import allocate, launch
-from .primitives import (
-    STATS_COLUMNS,
-    accumulate,
-    activate,
-    grouped_tile,
-    merge_moments,
-    shift_and_scale,
-    store_partial_moments,
-)
+from .launch import allocate, describable, describe, launch
+from .linear_kernels import linear_kernel, linear_tma_kernel
+from .primitives import STATS_COLUMNS
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
 NORMS = ("none", "layer", "rms")
-
-
-# One compiled kernel for every number of rows: which multiples M is of aligns nothing that is loaded or stored wide.
-@triton.jit(do_not_specialize=["M", "partials"])
-def linear_kernel(
-    x_ptr,  # [M, K]
-    w_ptr,  # [N, K]; swiglu: [2N, K], gate rows first
-    bias_ptr,  # [N]; swiglu: [2N]
-    stats_ptr,  # [2, partials, M]: row statistics of x
-    column_sum_ptr,  # [N]; swiglu: [2N], fp32
-    scale_ptr,  # [N]: LayerScale
-    residual_ptr,  # [M, N]
-    y_ptr,  # [M, N]
-    y_stats_ptr,  # [2, ceil(N / 64), M]: row statistics of y
-    M,
-    N,
-    K,
-    partials,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    stride_bias,
-    stride_scale,
-    stride_rm,
-    stride_rn,
-    eps,
-    NORM: tl.constexpr,
-    PARTIALS_PADDED: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    FAST: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    EMIT_STATS: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    """This program computes the BLOCK_M x BLOCK_N tile of y that `grouped_tile` gives it."""
-    GATED: tl.constexpr = ACTIVATION == "swiglu"
-    tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    keep_rows = rows < M
-    keep_columns = columns < N
-
-    # Rows and columns past the end repeat the last one: their results are dropped, and the K loop needs no mask.
-    safe_rows = tl.minimum(rows, M - 1)
-    safe_columns = tl.minimum(columns, N - 1).to(tl.int64)
-    k = tl.arange(0, BLOCK_K).to(tl.int64)
-    x_at = x_ptr + safe_rows[:, None] * stride_xm + k[None, :] * stride_xk
-    w_at = w_ptr + safe_columns[None, :] * stride_wn + k[:, None] * stride_wk
-    step = tl.full((), BLOCK_K, tl.int64)
-    # In fp32 the subtraction of the mean is cheap beside the product, and before it nothing cancels. 16-bit operands
-    # go to the tensor cores as they are; the mean is taken out of their fp32 sum, which has bits to spare for that.
-    CENTRE: tl.constexpr = NORM == "layer" and x_ptr.dtype.element_ty == tl.float32
-    if CENTRE:
-        mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, partials, PARTIALS_PADDED)
-        shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if GATED:
-        up_at = w_ptr + (safe_columns + N)[None, :] * stride_wn + k[:, None] * stride_wk
-        up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_at)
-            w = tl.load(w_at)
-        else:
-            x = tl.load(x_at, mask=(k < K - start)[None, :], other=0.0)
-            w = tl.load(w_at, mask=(k < K - start)[:, None], other=0.0)
-        if CENTRE:
-            x -= shift[:, None]
-        acc = accumulate(x, w, acc, PRECISION)
-        if GATED:
-            if EVEN_K:
-                w_up = tl.load(up_at)
-            else:
-                w_up = tl.load(up_at, mask=(k < K - start)[:, None], other=0.0)
-            up = accumulate(x, w_up, up, PRECISION)
-            up_at += step * stride_wk
-        x_at += step * stride_xk
-        w_at += step * stride_wk
-
-    if NORM != "none":
-        if not CENTRE:
-            mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, partials, PARTIALS_PADDED)
-            shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
-        if NORM == "layer" and not CENTRE:
-            column_sum = tl.load(column_sum_ptr + columns, mask=keep_columns, other=0.0)
-            acc -= shift[:, None] * column_sum[None, :]
-            if GATED:
-                column_sum = tl.load(column_sum_ptr + N + columns, mask=keep_columns, other=0.0)
-                up -= shift[:, None] * column_sum[None, :]
-        acc *= rstd[:, None]
-        if GATED:
-            up *= rstd[:, None]
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + columns.to(tl.int64) * stride_bias, mask=keep_columns, other=0.0)
-        acc += bias.to(tl.float32)[None, :]
-        if GATED:
-            bias = tl.load(bias_ptr + (columns.to(tl.int64) + N) * stride_bias, mask=keep_columns, other=0.0)
-            up += bias.to(tl.float32)[None, :]
-    acc = activate(acc, ACTIVATION, FAST)
-    if GATED:
-        acc *= up
-    if HAS_SCALE:
-        scale = tl.load(scale_ptr + columns.to(tl.int64) * stride_scale, mask=keep_columns, other=0.0)
-        acc *= scale.to(tl.float32)[None, :]
-    keep = keep_rows[:, None] & keep_columns[None, :]
-    if HAS_RESIDUAL:
-        at = residual_ptr + rows[:, None] * stride_rm + columns[None, :].to(tl.int64) * stride_rn
-        acc += tl.load(at, mask=keep, other=0.0).to(tl.float32)
-    y = acc.to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=keep)
-    if EMIT_STATS:
-        store_partial_moments(y_stats_ptr, y.to(tl.float32), rows, keep_rows, tile_n * BLOCK_N, M, N, BLOCK_M, BLOCK_N)
 
 
 def stats_partials(columns: int) -> int:
@@ -262,22 +134,33 @@ def linear(
     y = allocate(x, (m, n))
     y_stats = allocate(x, (2, stats_partials(n), m), torch.float32) if emit_stats else None
     if m > 0:
-        partials = 1 if stats is None else stats.shape[1]
+        device = device_of(x)
         tile = gemm_tiles.choose_gemm(
-            m, n, k, x.element_size(), device_of(x),
-            gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
+            m, n, k, x.element_size(), device, gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
+            described=describable(x) and describable(weight),
         )  # fmt: skip
-        launch(
-            x, linear_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),
-            x, weight, bias, stats, column_sum, layer_scale, residual, y, y_stats, m, n, k, partials,
-            x.stride(0), x.stride(1), weight.stride(0), weight.stride(1),
+        programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+        tensors = bias, stats, column_sum, layer_scale, residual, y, y_stats
+        strides = (
             0 if bias is None else bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
-            0 if residual is None else residual.stride(0), 0 if residual is None else residual.stride(1), eps,
-            NORM=norm, PARTIALS_PADDED=triton.next_power_of_2(partials),
-            ACTIVATION=activation, FAST=x.dtype != torch.float32,
-            HAS_BIAS=bias is not None, HAS_SCALE=layer_scale is not None, HAS_RESIDUAL=residual is not None,
-            EMIT_STATS=emit_stats, EVEN_K=k % tile.block_k == 0, PRECISION=precision,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            *((0, 0) if residual is None else residual.stride()),
         )  # fmt: skip
+        constants: dict[str, object] = {
+            "NORM": norm, "PARTIALS": 1 if stats is None else stats.shape[1],
+            "ACTIVATION": activation, "FAST": x.dtype != torch.float32,
+            "HAS_BIAS": bias is not None, "HAS_SCALE": layer_scale is not None, "HAS_RESIDUAL": residual is not None,
+            "EMIT_STATS": emit_stats, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
+            "GROUP_M": tile.group_m, "CHUNK": tile.chunk, "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+        }  # fmt: skip
+        if tile.tma:
+            x_blocks, w_blocks = describe(x, tile.block_m, tile.block_k), describe(weight, tile.block_n, tile.block_k)
+            launch(
+                x, linear_tma_kernel, min(programs, tile.tma * device.sm_count),
+                x_blocks, w_blocks, *tensors, m, n, k, *strides, eps, **constants,
+            )  # fmt: skip
+        else:
+            launch(
+                x, linear_kernel, programs, x, weight, *tensors, m, n, k, *x.stride(), *weight.stride(), *strides, eps,
+                EVEN_K=k % tile.block_k == 0, PRECISION=precision, **constants,
+            )  # fmt: skip
     return y if y_stats is None else (y, y_stats)

@@ -26,7 +26,7 @@ from .device import device_of
 from .launch import allocate, launch
 from .linear import ACTIVATIONS, check_norm, linear, stats_partials
 from .norm import row_stats
-from .primitives import accumulate, activate, product, shift_and_scale, store_partial_moments
+from .primitives import accumulate, activate, follow, product, shift_and_scale, store_partial_moments
 
 
 @triton.jit
@@ -149,8 +149,10 @@ def mlp_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """This program computes rows [pid * BLOCK_M, (pid + 1) * BLOCK_M) of y, all WIDTH = MAIN + TAIL columns of them."""
+    follow(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     keep_rows = rows < M
     x_row = x_ptr + tl.minimum(rows, M - 1)[:, None] * stride_xm

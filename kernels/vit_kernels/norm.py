@@ -15,7 +15,7 @@ from . import tiles, with_torch
 from .checks import check_choice, check_eps, check_floating, check_same_device, check_vector
 from .device import device_of
 from .launch import allocate, launch
-from .primitives import STATS_COLUMNS, row_moments, shift_and_scale
+from .primitives import STATS_COLUMNS, follow, row_moments, shift_and_scale
 
 
 @triton.jit
@@ -46,8 +46,10 @@ def row_stats_kernel(
     stride_n,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """This program computes the moments of rows [pid * BLOCK_M, (pid + 1) * BLOCK_M)."""
+    follow(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     mean, m2 = _chunked_moments(x_ptr + rows * stride_m, rows < M, stride_n, N, BLOCK_M, BLOCK_N)
     tl.store(stats_ptr + rows, mean, mask=rows < M)
@@ -74,8 +76,10 @@ def layer_norm_kernel(
     ONE_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """This program computes rows [pid * BLOCK_M, (pid + 1) * BLOCK_M) of y."""
+    follow(OVERLAP)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     keep_rows = rows < M
     row_ptr = x_ptr + rows * stride_xm

@@ -17,7 +17,7 @@ from .checks import check_floating, check_same_device, check_same_dtype, check_s
 from .device import device_of
 from .launch import allocate, launch
 from .linear import stats_partials
-from .primitives import accumulate, grouped_tile, store_partial_moments
+from .primitives import accumulate, follow, grouped_tile, store_partial_moments
 
 
 @triton.jit(do_not_specialize=["M", "T", "grid_w"])
@@ -58,8 +58,10 @@ def patch_embed_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """This program computes the BLOCK_M tokens x BLOCK_N features tile that `grouped_tile` gives it."""
+    follow(OVERLAP)
     tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)

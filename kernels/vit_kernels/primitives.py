@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Triton's interpreter has no inline assembly; this is the one place where it takes another path (an exact tanh).
-USE_TANH_APPROX = tl.constexpr(not triton.knobs.runtime.interpret)
+# Triton's interpreter has no inline assembly: there tanh is exact, and rounding takes Triton's own conversions.
+INLINE_ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 
 # Columns that one partial of the row statistics covers. Fixed, so that the format of the statistics does not depend on
 # the tile that produced them; 64 is the narrowest tile of a producing GEMM.
@@ -14,12 +14,45 @@ STATS_COLUMNS = tl.constexpr(64)
 
 
 @triton.jit
+def follow(OVERLAP: tl.constexpr):
+    """First thing a kernel does: waits until the launch before it has ended and its results can be read.
+
+    OVERLAP: the launch was allowed to begin before that (programmatic dependent launch, sm_90 and newer), so that the
+    next one is being set up while this one runs; the next may now begin likewise. As every kernel waits before it
+    touches memory, nothing else changes.
+    """
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def tanh(x, FAST: tl.constexpr):
     """tanh(x) in fp32. FAST: the hardware's tanh.approx, 2^-11 relative by the PTX manual."""
-    if FAST and USE_TANH_APPROX:
+    if FAST and INLINE_ASSEMBLY:
         return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     # exp overflows to inf for large x, and 1 - 2 / inf is the right limit.
     return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """x in fp32 -> (x rounded to DTYPE, that value in fp32 again).
+
+    Two bf16 numbers are the halves of two fp32 ones. Left to itself, ptxas converts them one by one, on a unit with an
+    eighth of the throughput.
+    """
+    if INLINE_ASSEMBLY and DTYPE == tl.bfloat16:  # noqa: SIM300
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+            "=r,=&r,=r,f,f",
+            [x],
+            dtype=(tl.bfloat16, tl.float32),
+            is_pure=True,
+            pack=2,
+        )
+    y = x.to(DTYPE)
+    return y, y.to(tl.float32)
 
 
 @triton.jit
@@ -70,21 +103,24 @@ def gelu(x, FAST: tl.constexpr):
     """
     if FAST:
         s = tl.minimum(x * x, 36.0)
-        return 0.5 * x * (1.0 + tanh(x * (0.7975 + s * (0.0370 - 0.00035 * s)), FAST))
+        half = 0.5 * x
+        return tl.fma(half, tanh(x * (0.7975 + s * (0.0370 - 0.00035 * s)), FAST), half)
     return 0.5 * x * (1.0 + erf(x * 0.7071067811865476))
 
 
 @triton.jit
 def gelu_tanh(x, FAST: tl.constexpr):
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))"""
-    return 0.5 * x * (1.0 + tanh(x * (0.7978845608028654 + 0.035677408136300125 * x * x), FAST))
+    half = 0.5 * x
+    return tl.fma(half, tanh(x * (0.7978845608028654 + 0.035677408136300125 * x * x), FAST), half)
 
 
 @triton.jit
 def sigmoid_times(x, slope: tl.constexpr, FAST: tl.constexpr):
     """x sigmoid(slope x): SiLU with slope 1, quick GELU with slope 1.702."""
     if FAST:
-        return 0.5 * x * (1.0 + tanh(0.5 * slope * x, FAST))
+        half = 0.5 * x
+        return tl.fma(half, tanh(half * slope, FAST), half)
     return x / (1.0 + tl.exp(-slope * x))
 
 
@@ -142,17 +178,23 @@ def row_moments(values, keep, count, AXIS: tl.constexpr):
 
 
 @triton.jit
-def merge_moments(stats_ptr, rows, M, columns, partials, PARTIALS_PADDED: tl.constexpr):
-    """Mean and M2 of whole rows, all below M, from the partials [2, partials, M] of their columns (Chan's formula)."""
-    t = tl.arange(0, PARTIALS_PADDED)
-    keep = (t < partials)[None, :]
-    means = tl.load(stats_ptr + t[None, :].to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
-    m2s = tl.load(stats_ptr + (t[None, :] + partials).to(tl.int64) * M + rows[:, None], mask=keep, other=0.0)
-    width = columns if PARTIALS_PADDED == 1 else STATS_COLUMNS
-    counts = tl.maximum(tl.minimum(columns - t * width, width), 0).to(tl.float32)
-    mean = tl.sum(product(means, counts[None, :]), 1) / columns
-    apart = means - mean[:, None]
-    return mean, tl.sum(m2s + counts[None, :] * apart * apart, 1)
+def merge_moments(stats_ptr, rows, M, columns, PARTIALS: tl.constexpr):
+    """Mean and M2 of whole rows, all below M, from the partials [2, PARTIALS, M] of their columns (Chan's formula).
+
+    One partial after the other, each thread for its own rows: a reduction along the partials would go through shared
+    memory and five barriers.
+    """
+    at = stats_ptr + rows
+    mean = tl.load(at)
+    m2 = tl.load(at + tl.full((), PARTIALS, tl.int64) * M)
+    for t in tl.static_range(1, PARTIALS):
+        before = t * STATS_COLUMNS
+        count = STATS_COLUMNS if t < PARTIALS - 1 else columns - before
+        share = count / (before + count)
+        apart = tl.load(at + tl.full((), t, tl.int64) * M) - mean
+        mean += apart * share
+        m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M) + apart * apart * (before * share)
+    return mean, m2
 
 
 @triton.jit

@@ -20,7 +20,7 @@ import triton.language as tl
 from . import qk_rope_tiles
 from .device import device_of
 from .launch import allocate, launch
-from .primitives import product, tiles_over
+from .primitives import follow, product, tiles_over
 from .qk_rope_checks import check_qk_rope
 from .tiles import described
 
@@ -204,12 +204,14 @@ def qk_rope_kernel(
     INTERLEAVED: tl.constexpr,
     DENSE: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """This program takes BLOCK_T tokens of one image through heads_each heads of q and the same of k.
 
     DENSE: heads lie next to each other. Their stride is then known to the compiler, which of a stride that is no
     multiple of 16 knows nothing, and would load one number at a time.
     """
+    follow(OVERLAP)
     pid = tl.program_id(0)
     first_head = (pid % groups) * heads_each
     tiles = tiles_over(tokens, BLOCK_T)

@@ -91,7 +91,7 @@ def test_linear(launches, choose, options, gated, long):
     x, weight = DRAW.normal(40, 24), DRAW.weight(140, 24)
     n = 70 if gated else 140
     linear(x, weight, **options | ({"residual": DRAW.rows(40, n)} if "residual" in options else {}))
-    assert asked == [(40, n, 24, 2, device_of(x), {"gated": gated, "long_epilogue": long, "tf32": False})]
+    assert asked == [(40, n, 24, 2, device_of(x), {"gated": gated, "long_epilogue": long, "tf32": False, "described": True})]
     expect(launches[0], "linear_kernel", x, 3 * (2 if gated else 3), EVEN_K=False, FAST=True, **GEMM_CONSTANTS)
 
 
@@ -104,7 +104,7 @@ def test_linear_of_a_width_that_the_step_divides(launches, choose):
     linear(x, weight, bias, norm="layer", stats=stats, column_sum=column_sum)
     linear(x, weight, bias, norm="layer", stats=row_stats(x), column_sum=column_sum)
     assert [seen.constants["EVEN_K"] for seen in launches if seen.kernel == "linear_kernel"] == [False, True, True]
-    assert [seen.constants["PARTIALS_PADDED"] for seen in launches if seen.kernel == "linear_kernel"] == [1, 4, 1]
+    assert [seen.constants["PARTIALS"] for seen in launches if seen.kernel == "linear_kernel"] == [1, 3, 1]
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])

@@ -1,0 +1,285 @@
+"""The kernels of `linear`: a matrix product whose tiles are finished where they are, in two ways of loading.
+
+`linear_kernel` loads through pointers, any strides, one program a tile. `linear_tma_kernel` loads through tensor
+descriptors (sm_90's TMA) and walks tile after tile, so that the loads of the next one run under the epilogue of this.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .primitives import (
+    accumulate,
+    activate,
+    follow,
+    grouped_tile,
+    merge_moments,
+    rounded,
+    shift_and_scale,
+    store_partial_moments,
+    tiles_over,
+)
+
+
+@triton.jit
+def _halves(x):
+    """x [M, N] -> its left and its right N / 2 columns."""
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    return tl.split(tl.permute(tl.reshape(x, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _norm_and_bias(
+    acc, shift, rstd, columns, keep_columns, bias_ptr, column_sum_ptr, stride_bias,
+    NORM: tl.constexpr, CENTRED: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """rstd (acc - shift c) + b, in two multiply-adds an element. CENTRED: the shift is not in acc any more."""
+    added = tl.zeros((1, columns.shape[0]), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + columns.to(tl.int64) * stride_bias, mask=keep_columns, other=0.0)
+        added = bias.to(tl.float32)[None, :]
+    if NORM == "none":
+        return acc + added if HAS_BIAS else acc
+    if NORM == "layer" and not CENTRED:
+        column_sum = tl.load(column_sum_ptr + columns, mask=keep_columns, other=0.0)
+        added = added - (shift * rstd)[:, None] * column_sum[None, :]
+    return acc * rstd[:, None] + added
+
+
+@triton.jit
+def _finish(
+    acc,  # [BLOCK_M, width]
+    up,  # [BLOCK_M, width]; swiglu only
+    shift,  # [BLOCK_M]
+    rstd,  # [BLOCK_M]
+    rows,  # [BLOCK_M]
+    first_column,
+    bias_ptr,
+    column_sum_ptr,
+    scale_ptr,
+    residual_ptr,
+    y_ptr,
+    y_stats_ptr,
+    M,
+    N,
+    stride_bias,
+    stride_scale,
+    stride_rm,
+    stride_rn,
+    NORM: tl.constexpr,
+    CENTRED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    EMIT_STATS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Everything behind the product, and the store; CHUNK columns at a time, because whole rows of a large tile and
+    what is computed from them would not fit the registers together."""
+    BLOCK_M: tl.constexpr = acc.shape[0]
+    WIDTH: tl.constexpr = acc.shape[1]
+    GATED: tl.constexpr = ACTIVATION == "swiglu"
+    if WIDTH > CHUNK:
+        left, right = _halves(acc)
+        up_left, up_right = _halves(up) if GATED else (left, right)
+        _finish(
+            left, up_left, shift, rstd, rows, first_column, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
+            y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRED, ACTIVATION, FAST,
+            HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+        )  # fmt: skip
+        _finish(
+            right, up_right, shift, rstd, rows, first_column + WIDTH // 2, bias_ptr, column_sum_ptr, scale_ptr,
+            residual_ptr, y_ptr, y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRED,
+            ACTIVATION, FAST, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+        )  # fmt: skip
+    else:
+        columns = first_column + tl.arange(0, WIDTH)
+        keep_rows = rows < M
+        keep_columns = columns < N
+        acc = _norm_and_bias(
+            acc, shift, rstd, columns, keep_columns, bias_ptr, column_sum_ptr, stride_bias, NORM, CENTRED, HAS_BIAS
+        )
+        acc = activate(acc, ACTIVATION, FAST)
+        if GATED:
+            # The value half of the weights, biases and sums follows the N rows of the gate.
+            bias_up = bias_ptr + N.to(tl.int64) * stride_bias if HAS_BIAS else bias_ptr
+            sum_up = column_sum_ptr + N if NORM == "layer" else column_sum_ptr
+            acc *= _norm_and_bias(
+                up, shift, rstd, columns, keep_columns, bias_up, sum_up, stride_bias, NORM, CENTRED, HAS_BIAS
+            )
+        if HAS_SCALE:
+            scale = tl.load(scale_ptr + columns.to(tl.int64) * stride_scale, mask=keep_columns, other=0.0)
+            acc *= scale.to(tl.float32)[None, :]
+        keep = keep_rows[:, None] & keep_columns[None, :]
+        if HAS_RESIDUAL:
+            at = residual_ptr + rows[:, None] * stride_rm + columns[None, :].to(tl.int64) * stride_rn
+            acc += tl.load(at, mask=keep, other=0.0).to(tl.float32)
+        y, stored = rounded(acc, y_ptr.dtype.element_ty)
+        tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=keep)
+        if EMIT_STATS:
+            store_partial_moments(y_stats_ptr, stored, rows, keep_rows, first_column, M, N, BLOCK_M, WIDTH)
+
+
+# One compiled kernel for every number of rows: which multiples M is of aligns nothing that is loaded or stored wide.
+@triton.jit(do_not_specialize=["M"])
+def linear_kernel(
+    x_ptr,  # [M, K]
+    w_ptr,  # [N, K]; swiglu: [2N, K], gate rows first
+    bias_ptr,  # [N]; swiglu: [2N]
+    stats_ptr,  # [2, partials, M]: row statistics of x
+    column_sum_ptr,  # [N]; swiglu: [2N], fp32
+    scale_ptr,  # [N]: LayerScale
+    residual_ptr,  # [M, N]
+    y_ptr,  # [M, N]
+    y_stats_ptr,  # [2, ceil(N / 64), M]: row statistics of y
+    M,
+    N,
+    K,
+    stride_xm,
+    stride_xk,
+    stride_wn,
+    stride_wk,
+    stride_bias,
+    stride_scale,
+    stride_rm,
+    stride_rn,
+    eps,
+    NORM: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    EMIT_STATS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    CHUNK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """This program computes the BLOCK_M x BLOCK_N tile of y that `grouped_tile` gives it."""
+    follow(OVERLAP)
+    GATED: tl.constexpr = ACTIVATION == "swiglu"
+    tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+
+    # Rows and columns past the end repeat the last one: their results are dropped, and the K loop needs no mask.
+    safe_rows = tl.minimum(rows, M - 1)
+    safe_columns = tl.minimum(columns, N - 1).to(tl.int64)
+    k = tl.arange(0, BLOCK_K).to(tl.int64)
+    x_at = x_ptr + safe_rows[:, None] * stride_xm + k[None, :] * stride_xk
+    w_at = w_ptr + safe_columns[None, :] * stride_wn + k[:, None] * stride_wk
+    step = tl.full((), BLOCK_K, tl.int64)
+    # In fp32 the subtraction of the mean is cheap beside the product, and before it nothing cancels. 16-bit operands
+    # go to the tensor cores as they are; the mean is taken out of their fp32 sum, which has bits to spare for that.
+    CENTRE: tl.constexpr = NORM == "layer" and x_ptr.dtype.element_ty == tl.float32
+    shift = tl.zeros((BLOCK_M,), tl.float32)
+    rstd = shift
+    if CENTRE:
+        mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, PARTIALS)
+        shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up = acc
+    if GATED:
+        up_at = w_ptr + (safe_columns + N)[None, :] * stride_wn + k[:, None] * stride_wk
+    for start in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_at)
+            w = tl.load(w_at)
+        else:
+            x = tl.load(x_at, mask=(k < K - start)[None, :], other=0.0)
+            w = tl.load(w_at, mask=(k < K - start)[:, None], other=0.0)
+        if CENTRE:
+            x -= shift[:, None]
+        acc = accumulate(x, w, acc, PRECISION)
+        if GATED:
+            if EVEN_K:
+                w_up = tl.load(up_at)
+            else:
+                w_up = tl.load(up_at, mask=(k < K - start)[:, None], other=0.0)
+            up = accumulate(x, w_up, up, PRECISION)
+            up_at += step * stride_wk
+        x_at += step * stride_xk
+        w_at += step * stride_wk
+
+    if NORM != "none" and not CENTRE:
+        mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, PARTIALS)
+        shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
+    _finish(
+        acc, up, shift, rstd, rows, tile_n * BLOCK_N, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
+        y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRE, ACTIVATION, FAST, HAS_BIAS,
+        HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["M"])
+def linear_tma_kernel(
+    x_desc,  # [M, K] in blocks of [BLOCK_M, BLOCK_K]
+    w_desc,  # [N, K], swiglu [2N, K], in blocks of [BLOCK_N, BLOCK_K]
+    bias_ptr,
+    stats_ptr,
+    column_sum_ptr,
+    scale_ptr,
+    residual_ptr,
+    y_ptr,
+    y_stats_ptr,
+    M,
+    N,
+    K,
+    stride_bias,
+    stride_scale,
+    stride_rm,
+    stride_rn,
+    eps,
+    NORM: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    EMIT_STATS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    CHUNK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """This program computes every so-manieth tile of y, as `linear_kernel` would.
+
+    Operands are of 16 bits; what lies past the end of x or of the weights reads as zero.
+    """
+    follow(OVERLAP)
+    GATED: tl.constexpr = ACTIVATION == "swiglu"
+    tiles = tiles_over(M, BLOCK_M) * tiles_over(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        row = tile_m * BLOCK_M
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        up = acc
+        for k in range(0, K, BLOCK_K):
+            x = x_desc.load([row, k])
+            acc = tl.dot(x, w_desc.load([tile_n * BLOCK_N, k]).T, acc)
+            if GATED:
+                up = tl.dot(x, w_desc.load([N + tile_n * BLOCK_N, k]).T, up)
+        rows = row.to(tl.int64) + tl.arange(0, BLOCK_M)
+        shift = tl.zeros((BLOCK_M,), tl.float32)
+        rstd = shift
+        if NORM != "none":
+            mean, m2 = merge_moments(stats_ptr, tl.minimum(rows, M - 1), M, K, PARTIALS)
+            shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
+        _finish(
+            acc, up, shift, rstd, rows, tile_n * BLOCK_N, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
+            y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, False, ACTIVATION, FAST, HAS_BIAS,
+            HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+        )  # fmt: skip
