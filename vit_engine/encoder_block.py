@@ -157,17 +157,26 @@ def run_block(
     fold: False normalises in launches of their own instead, with the parameters as they are: two more launches a block
         and no copies of weights (biases stored in parts are still put together).
     """
+    # Each half in a call of its own: what it makes on the way is freed before the other half needs the memory.
+    x, x_stats = _attend(plan, x, stats, batch_tokens, derived, name, inputs, fold)
+    return _mlp(plan, x, x_stats, derived, name, fold)
+
+
+def _attend(
+    plan: BlockPlan, x: Tensor, stats: Tensor | None, batch_tokens: tuple[int, int], derived: DerivedCache, name: str,
+    inputs: AttentionInputs, fold: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v = _project(plan, x, stats, batch_tokens, derived, name, fold)
     if plan.q_norm is not None or inputs.cos is not None:
         q, k = _normalise_and_rotate(plan, q, k, inputs)
     o = ops.attention(q, k, v, scale=plan.scale, causal=inputs.causal, mask=inputs.mask)
     assert isinstance(o, Tensor)
+    del q, k, v
     o = o.view(x.shape[0], plan.heads * plan.head_dim)
-    x, x_stats = _normed_linear(
+    return _normed_linear(
         o, None, plan.attention_norm, plan.proj, derived, f"{name}.proj", fold,
         layer_scale=read(plan.gamma1), residual=x, emit_stats=True,
     )  # fmt: skip
-    return _mlp(plan, x, x_stats, derived, name, fold)
 
 
 def _project(

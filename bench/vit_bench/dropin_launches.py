@@ -22,7 +22,7 @@ from vit_bench.launch_plan import OtherWork
 from vit_bench.recording import Launch, gpu, recording
 from vit_engine.dropin.api import attached_to
 
-__all__ = ["Compiled", "Launches", "count_launches", "eager_operators"]
+__all__ = ["Compiled", "Launches", "OneAttention", "count_launches", "eager_operators", "forget_replays"]
 
 # Neither computes anything: a view by another name, and memory.
 _FREE = ("aten._unsafe_view.default", "aten.new_empty.default", "aten.lift_fresh.default", "aten.alias.default")
@@ -45,7 +45,7 @@ class Compiled:
     problems: tuple[str, ...]
 
 
-class _OneAttention(TorchFunctionMode):
+class OneAttention(TorchFunctionMode):
     """Counts scaled_dot_product_attention and takes its place: on meta tensors it would fall into its parts."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class _OneAttention(TorchFunctionMode):
 
 def eager_operators(model: nn.Module, given: dict[str, Tensor]) -> list[str]:
     """Names of the operators that compute in one forward pass."""
-    with _OneAttention() as attention, OtherWork() as work:
+    with OneAttention() as attention, OtherWork() as work:
         _call(model, given)
     return [name for name in work.seen if name not in _FREE] + ["scaled_dot_product_attention"] * attention.calls
 

@@ -1,0 +1,201 @@
+"""Peak activation memory of a forward pass, ours beside eager PyTorch's, from recorded allocations; no GPU needed.
+
+    python -m vit_bench.memory --model vit_base_patch16_224 --batch 256
+
+Both are timm's model: eager on meta tensors, its attention as one fused operator that allocates its result alone;
+accelerated on memory that nobody writes, launches recorded instead of made. Counted are the tensors of one pass from
+their allocation until they are freed, its result among them. Images, parameters and folded weights are not: they are
+there before. Left out are PyTorch's rounding of sizes and what its allocator caches, workspaces of cuBLAS, and copies
+that a fused attention makes inside; eager's figure is a lower bound for that reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import vit_engine
+from vit_bench.dropin_launches import OneAttention, forget_replays
+from vit_bench.recording import gpu, recording
+from vit_kernels.device import interpreting
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """nbytes: most bytes alive at a time; alive: what was then, largest first, as (bytes, what it is)."""
+
+    nbytes: int
+    alive: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one model and batch. as_written: ours when a shape is new, and what a CUDA graph holds; repeated: ours from
+    the third pass of a shape on, when intermediate results share one allocation."""
+
+    model: str
+    batch: int
+    dtype: str
+    depth: int
+    eager: Peak
+    as_written: Peak
+    repeated: Peak
+
+
+class Allocations:
+    """Tensors that come into being while it is told of them, and which of them are alive at a time."""
+
+    def __init__(self) -> None:
+        self.peak = Peak(0, ())
+        self._alive: dict[int, tuple[int, str]] = {}
+        self._numbers: dict[int, int] = {}  # of a storage's address as an object, while it lives
+        self._next = itertools.count()
+
+    def note(self, tensor: Tensor, name: str) -> None:
+        storage = tensor.untyped_storage()
+        place = storage._cdata
+        if place in self._numbers or not storage.nbytes():
+            return
+        number = self._numbers[place] = next(self._next)
+        self._alive[number] = storage.nbytes(), f"{name} {list(tensor.shape)} {str(tensor.dtype)[6:]}"
+        weakref.finalize(storage, self._freed, place, number)
+        total = sum(nbytes for nbytes, _ in self._alive.values())
+        if total > self.peak.nbytes:
+            self.peak = Peak(total, tuple(sorted(self._alive.values(), reverse=True)))
+
+    def _freed(self, place: int, number: int) -> None:
+        self._alive.pop(number, None)
+        if self._numbers.get(place) == number:
+            del self._numbers[place]
+
+
+class _Operators(TorchDispatchMode):
+    """Tells of every tensor that an operator returns and was not given."""
+
+    def __init__(self, allocations: Allocations) -> None:
+        super().__init__()
+        self._allocations = allocations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
+                self._allocations.note(leaf, func._opname)
+        return result
+
+
+@contextlib.contextmanager
+def _launchers(allocations: Allocations) -> Iterator[None]:
+    """Tells of what launchers and repeated passes allocate, inside operators, where no mode looks."""
+    empty = torch.empty
+
+    def noting(*args: Any, **kwargs: Any) -> Tensor:
+        result = empty(*args, **kwargs)
+        allocations.note(result, "empty")
+        return result
+
+    with mock.patch.object(torch, "empty", noting):
+        yield
+
+
+def peak_of(run: Callable[[], object], operators: bool = True, launchers: bool = True) -> Peak:
+    """Of run(), whose result counts.
+
+    operators: notes what PyTorch's operators return; then no pass is repeated, as its operators are watched. launchers:
+    notes torch.empty in Python, too; on the meta device some of PyTorch's own operators are Python code that calls it.
+    """
+    allocations, nothing = Allocations(), contextlib.nullcontext()
+    with _launchers(allocations) if launchers else nothing, _Operators(allocations) if operators else nothing:
+        result = run()
+    del result
+    return allocations.peak
+
+
+@torch.no_grad()
+def measure(name: str, batch: int, dtype: str = "bf16", gpu_name: str = "sm_90", depth: int | None = None) -> Memory:
+    """timm's model of that name. depth: encoder blocks, the model's own by default; the peak lies inside one block."""
+    import timm
+
+    options: dict[str, Any] = {} if depth is None else {"depth": depth}
+    with torch.device("meta"):
+        eager: Any = timm.create_model(name, **options).eval().to(DTYPES[dtype])
+        ours = timm.create_model(name, **options).eval().to(DTYPES[dtype])
+    size = tuple(eager.default_cfg["input_size"])
+    images = torch.empty(batch, *size, dtype=DTYPES[dtype], device="meta")
+    with OneAttention():
+        of_eager = peak_of(lambda: eager(images), launchers=False)
+    ours = vit_engine.accelerate(_blank(ours))
+    images = torch.empty(batch, *size, dtype=DTYPES[dtype])
+    with recording(gpu(gpu_name)) as recorder:
+        recorder.launches = _Forgotten()
+        ours(images)  # folds and compiles
+        forget_replays(ours)
+        as_written = peak_of(lambda: ours(images))
+        for _ in range(3):
+            ours(images)
+        repeated = peak_of(lambda: ours(images), operators=False)
+    return Memory(name, batch, dtype, len(eager.blocks), of_eager, as_written, repeated)
+
+
+class _Forgotten(list):
+    """Launches hold their arguments: kept, they would keep every tensor."""
+
+    def append(self, launch: object) -> None: ...
+
+
+def _blank(model: nn.Module) -> nn.Module:
+    """On the CPU, in memory that nobody wrote."""
+    return model.to_empty(device="cpu")
+
+
+def _print(found: Memory) -> None:
+    print(f"peak activation memory of {found.model}, batch {found.batch}, {found.dtype}; recorded, no GPU used")
+    for label, peak in (
+        ("eager", found.eager),
+        ("accelerated, shape seen before", found.repeated),
+        ("accelerated, new shape or CUDA graph", found.as_written),
+    ):
+        print(f"  {label:<40}{peak.nbytes / 1e6:9.1f} MB  {peak.nbytes / found.eager.nbytes:5.2f} of eager's")
+        for nbytes, what in peak.alive:
+            if nbytes >= peak.nbytes / 100:
+                print(f"      {nbytes / 1e6:8.1f} MB  {what}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vit_bench.memory", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--model", default="vit_base_patch16_224", help="timm's name")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--gpu", default="sm_90")
+    parser.add_argument("--depth", type=int, help="encoder blocks; the model's own by default")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args(arguments)
+    if interpreting():
+        print("TRITON_INTERPRET is set: unset it, nothing is compiled with it", file=sys.stderr)
+        return 2
+    found = measure(options.model, options.batch, options.dtype, options.gpu, options.depth)
+    if options.json:
+        print(json.dumps(asdict(found)))
+    else:
+        _print(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
