@@ -8,6 +8,7 @@ wrongly shows in the result.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib
 import threading
 from collections.abc import Callable, Iterator
@@ -15,16 +16,31 @@ from typing import Any
 
 import pytest
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vit_engine import replay
 
 KERNELS = {
     "patch_embed": ["patch_embed_kernel"],
     "attention": ["attention_kernel"],
-    "linear": ["linear_kernel"],
+    "linear": ["linear_kernel", "linear_tma_kernel"],
     "norm": ["layer_norm_kernel", "row_stats_kernel"],
     "mlp": ["mlp_kernel"],
 }
+
+
+def without_memory(value: Any) -> Any:
+    """A tensor, or what a descriptor describes, as its shape alone; everything else as it is."""
+    if isinstance(value, TensorDescriptor):
+        return dataclasses.replace(value, base=value.base.to("meta"))
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def filled_in(value: Any, like: Any) -> Any:
+    """A launch's argument again, from the address that a replay gave for it."""
+    if isinstance(like, TensorDescriptor):
+        return dataclasses.replace(like, base=at_address(value.base.data_ptr(), like.base))
+    return at_address(value, like) if isinstance(like, torch.Tensor) else value
 
 
 def at_address(address: int, like: torch.Tensor) -> torch.Tensor:
@@ -52,12 +68,12 @@ class StandIn:
             named = dict(zip(self.arg_names, arguments, strict=False)) | constants
             likes = [named[name] for name in self.arg_names]
             # Only shapes are remembered: memory that a replay does not keep alive itself must be gone by then.
-            likes = [v.to("meta") if isinstance(v, torch.Tensor) else v for v in likes]
+            likes = list(map(without_memory, likes))
 
             def again(values: tuple[Any, ...]) -> None:
                 self.repeated.append(self.kernel.fn.__name__)
                 given = {
-                    name: at_address(value, like) if isinstance(like, torch.Tensor) else value
+                    name: filled_in(value, like)
                     for name, value, like in zip(self.arg_names, values, likes, strict=True)
                 }
                 with _one_interpreter:

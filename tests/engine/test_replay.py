@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,9 @@ from tests.engine.stand_in import repeated
 from vit_bench.whole_model import SMALL
 from vit_engine import ViT, ViTConfig, ops
 from vit_engine.replay import Fingerprint, Replay, ReplayCache
+from vit_kernels import gemm_tiles
+from vit_kernels.gemm_tiles import GemmTile
+from vit_kernels.launch import Tape
 
 pytestmark = pytest.mark.interpreted_only
 __all__ = ["repeated"]
@@ -76,6 +81,39 @@ def test_every_launch_is_repeated_and_no_other(repeated: list[str]) -> None:
     inside = repeated[1:-2]
     assert repeated[0] == "patch_embed_kernel" and repeated[-2:] == ["layer_norm_kernel", "linear_kernel"]
     assert inside in (block * 2, one_kernel_mlp * 2), inside
+
+
+def test_launches_with_tensor_descriptors_are_repeated(
+    repeated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptors of inputs, of intermediate results and of weights, each at the address where it is now."""
+    walk = GemmTile(32, 64, 32, 4, 2, chunk=64, tma=2)
+    pointers = GemmTile(32, 64, 32, 4, 2)
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, described, **k: walk if described else pointers)
+    vit = model(dataclasses.replace(TINY, depth=2, num_classes=16)).half()
+    inputs = [images(seed).half() for seed in range(4)]
+    results = [vit(x) for x in inputs]
+    assert repeated.count("linear_tma_kernel") == 2 * 5 and "linear_kernel" not in repeated
+    for x, result in zip(inputs, results, strict=True):
+        assert torch.equal(result, as_written(vit, x))
+    assert not vit.replays.refused
+
+
+def test_a_replay_keeps_no_memory_of_the_pass_that_was_noted(repeated: list[str]) -> None:
+    vit = model()
+    noted = []
+    original = Replay.__init__
+
+    def note(self: Replay, tape: Tape, *rest: Any) -> None:
+        noted.extend(weakref.ref(x) for x in tape.allocated)
+        original(self, tape, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Replay, "__init__", note)
+        for seed in range(2):
+            vit(images(seed))
+    gc.collect()
+    assert len(noted) > 5 and not any(ref() is not None for ref in noted)
 
 
 def test_features_are_repeated_too(repeated: list[str]) -> None:

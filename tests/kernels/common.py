@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,9 +24,9 @@ patch_embed: Any = vit_kernels.patch_embed
 qk_rope: Any = vit_kernels.qk_rope
 
 
-def _parametrize_dtype(*sanitized: torch.dtype) -> pytest.MarkDecorator:
+def _parametrize_dtype(*sanitized: torch.dtype, among: Sequence[torch.dtype] = DTYPES) -> pytest.MarkDecorator:
     cases = []
-    for dtype in DTYPES:
+    for dtype in among:
         marks = [pytest.mark.sanitize] if dtype in sanitized else []
         cases.append(pytest.param(dtype, id=str(dtype).removeprefix("torch."), marks=marks))
     return pytest.mark.parametrize("dtype", cases)
@@ -38,6 +38,9 @@ def _parametrize_dtype(*sanitized: torch.dtype) -> pytest.MarkDecorator:
 every_dtype = _parametrize_dtype()
 sanitize_every_dtype = _parametrize_dtype(torch.float32, torch.float16, torch.bfloat16)
 sanitize_bfloat16 = _parametrize_dtype(torch.bfloat16)
+# What only operands of 16 bits go through.
+HALF_DTYPES = [dtype for dtype in DTYPES if dtype.itemsize == 2]
+sanitize_half = _parametrize_dtype(*HALF_DTYPES, among=HALF_DTYPES)
 
 # With IEEE dots a float32 kernel is this close to float64, whatever the inputs of these tests; a tf32 dot would be off
 # by 1e-4 to 1e-3. Tests with ordinary inputs ask for IEEE_ERROR.

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+
+from vit_kernels.launch import tensor_behind
 
 
 def spans_of(arguments: Any) -> np.ndarray:
     """[tensors, 2]: where the storage of each tensor begins and ends, as addresses."""
-    storages = [a.untyped_storage() for a in arguments if isinstance(a, torch.Tensor)]
+    tensors = [tensor for tensor in map(tensor_behind, arguments) if tensor is not None]
+    storages = [tensor.untyped_storage() for tensor in tensors]
     return np.array([(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages], np.uint64).reshape(-1, 2)
 
 
@@ -53,9 +55,9 @@ def strict_interpreter() -> Iterator[None]:
     call = executor.__call__
     spans = np.zeros((0, 2), np.uint64)
 
-    def strict_load(self: Any, at: Any, mask: Any, other: Any, *options: Any) -> Any:
+    def strict_load(self: Any, at: Any, mask: Any, other: Any, *options: Any, **named: Any) -> Any:
         refuse_outside("a load", spans, at, mask)
-        result = load(self, at, mask, other, *options)
+        result = load(self, at, mask, other, *options, **named)
         if other is None:
             values = np.asarray(result.data)
             undefined = np.nan if values.dtype.kind == "f" else np.iinfo(values.dtype).max

@@ -91,7 +91,8 @@ def test_linear(launches, choose, options, gated, long):
     x, weight = DRAW.normal(40, 24), DRAW.weight(140, 24)
     n = 70 if gated else 140
     linear(x, weight, **options | ({"residual": DRAW.rows(40, n)} if "residual" in options else {}))
-    assert asked == [(40, n, 24, 2, device_of(x), {"gated": gated, "long_epilogue": long, "tf32": False, "described": True})]
+    options = {"gated": gated, "long_epilogue": long, "tf32": False, "described": True}
+    assert asked == [(40, n, 24, 2, device_of(x), options)]
     expect(launches[0], "linear_kernel", x, 3 * (2 if gated else 3), EVEN_K=False, FAST=True, **GEMM_CONSTANTS)
 
 

@@ -24,6 +24,7 @@ from .common import (
     same_bits,
     sanitize_bfloat16,
     sanitize_every_dtype,
+    sanitize_half,
 )
 
 FEATURES = ("norm", "bias", "activation", "layer_scale", "residual")
@@ -107,6 +108,38 @@ def test_the_smallest_tile(dtype, activation, monkeypatch):
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)
     judge_stats(stats, y)
+
+
+WALKS = {
+    "more programs than tiles": gemm_tiles.GemmTile(64, 128, 32, 4, 2, chunk=64, tma=30),
+    "one program": gemm_tiles.GemmTile(64, 128, 32, 4, 2, chunk=64, tma=1),
+    "four programs, narrow": gemm_tiles.GemmTile(64, 64, 64, 4, 2, group_m=1, chunk=64, tma=4),
+}
+
+
+@sanitize_half
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("walk", WALKS)
+def test_walks_over_tiles_through_tensor_descriptors(dtype, walk, activation, monkeypatch):
+    """No size is a multiple of its block: what lies past an end reads as zero and is not stored."""
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: WALKS[walk])
+    arguments = draw_linear(Draw(dtype, seed=15), 70, 40, 200, **FULL | {"activation": activation})
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@pytest.mark.parametrize("activation", ["none", "swiglu"])
+@pytest.mark.parametrize("chunk", [64, 128, 256])
+def test_the_width_of_a_chunk_changes_no_bit(chunk, activation, monkeypatch):
+    arguments = draw_linear(Draw(torch.float16, seed=16), 40, 40, 300, **FULL | {"activation": activation})
+    results = []
+    for width in (256, chunk):
+        tile = gemm_tiles.GemmTile(32, 256, 32, 4, 2, chunk=width)
+        monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, tile=tile, **k: tile)
+        results.append(run_linear(arguments, emit_stats=True))
+    for one, other in zip(*results, strict=True):
+        same_bits(one, other)
 
 
 @every_dtype

@@ -85,12 +85,42 @@ def test_small_problems_get_small_tiles() -> None:
     small = gemm_tiles.choose_gemm(197, 768, 768, 2, H100)
     large = gemm_tiles.choose_gemm(197 * 256, 3072, 768, 2, H100)
     assert small.block_m * small.block_n < large.block_m * large.block_n
-    assert (large.block_m, large.block_n) == (128, 256)
+    assert (large.block_m, large.block_n) == (128, 128)
 
 
-def test_long_epilogues_leave_out_the_widest_tile() -> None:
-    tile = gemm_tiles.choose_gemm(197 * 256, 3072, 768, 2, H100, long_epilogue=True)
-    assert tile.block_m * tile.block_n <= 128 * 128
+def test_tensor_descriptors_are_for_hopper_and_16_bits_alone() -> None:
+    for device in KNOWN_DEVICES:
+        for itemsize in (2, 4):
+            for described in (True, False):
+                tile = gemm_tiles.choose_gemm(197 * 64, 3072, 768, itemsize, device, described=described)
+                assert bool(tile.tma) == (device is H100 and itemsize == 2 and described)
+
+
+def test_as_many_programs_share_an_sm_as_its_memory_and_registers_hold() -> None:
+    wide = gemm_tiles.GemmTile(128, 128, 32, 4, 4, chunk=64)
+    assert [gemm_tiles.resident_programs(wide, 2, device) for device in (A100, H100)] == [2, 2]
+    assert gemm_tiles.resident_programs(dataclasses.replace(wide, num_stages=8), 2, A100) == 1
+    assert gemm_tiles.resident_programs(dataclasses.replace(wide, num_warps=16), 2, A100) == 1
+    assert gemm_tiles.resident_programs(dataclasses.replace(wide, tma=3), 2, H100) == 3
+
+
+def test_a_step_takes_as_long_as_the_busiest_unit() -> None:
+    """128 x 128 x 64: 512 cycles of sm_90's matrix unit, less than its data take from L2; sm_89's unit is slower."""
+    tile = gemm_tiles.GemmTile(128, 128, 64, 4, 3)
+    taken_in = (128 + 128) * 64 * 2
+    assert gemm_tiles.step_cycles(tile, 2, H100) == taken_in / tiles.L2_BYTES_PER_CLOCK > 512
+    assert gemm_tiles.step_cycles(tile, 2, RTX_4090) == 2 * 128 * 128 * 64 / 512
+    gated = gemm_tiles.step_cycles(tile, 2, H100, operands=2)
+    assert gated == (128 + 256) * 64 * 2 / tiles.L2_BYTES_PER_CLOCK == 2 * 128 * 256 * 64 / 4096
+
+
+def test_shared_memory_is_counted_per_warp_that_reads_it() -> None:
+    """In fp32 on sm_80: x [64, 32] once per column of warps, weights [64, 32] once per row of them."""
+    tile = gemm_tiles.GemmTile(64, 64, 32, 8, 3)
+    cycles = gemm_tiles.step_cycles(tile, 4, dataclasses.replace(A100, capability=90))
+    assert cycles == 2 * 64 * 64 * 32 / 256, "the multiply-adds"
+    tf32 = gemm_tiles.step_cycles(tile, 4, A100, tf32=True)
+    assert tf32 == max(2 * 64 * 64 * 32 / 1024, (128 + 64 * 2 + 64 * 4) * 32 * 4 / 128, 128 * 32 * 4 / 48)
 
 
 def test_an_unknown_newer_gpu_takes_the_nearest_lower_entry() -> None:
