@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .artefacts import load_kernels
     from .checkpoint import load_checkpoint, load_model, save_checkpoint
     from .config import ViTConfig
     from .converters import (
@@ -37,6 +38,7 @@ __all__ = [
     "explain",
     "google_to_timm",
     "load_checkpoint",
+    "load_kernels",
     "load_model",
     "refresh",
     "register_attention",
@@ -62,6 +64,7 @@ _HOME = {
     "dinov2_to_timm": "converters",
     "google_to_timm": "converters",
     "load_checkpoint": "checkpoint",
+    "load_kernels": "artefacts",
     "load_model": "checkpoint",
     "register_attention": "dropin.transformers_attention",
     "save_checkpoint": "checkpoint",

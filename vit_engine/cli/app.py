@@ -15,6 +15,7 @@ import typer
 from .info import info_command
 from .inspect import inspect_command
 from .run import run_command
+from .warmup import warmup_command
 
 app = typer.Typer(
     name="vit-engine",
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("run")(run_command)
 app.command("info")(info_command)
 app.command("inspect")(inspect_command)
+app.command("warmup")(warmup_command)
 
 
 @app.command(

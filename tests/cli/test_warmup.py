@@ -1,0 +1,96 @@
+"""``vit-engine warmup``: its options, what it says, and that it compiles in a process whose Triton compiles."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cli.support import only_object
+from vit_bench import warmup
+from vit_engine.artefacts import Manifest
+from vit_engine.cli import warmup as command
+from vit_engine.cli.app import app
+
+
+def invoke(into: Path, *more: str, **changed: str) -> Any:
+    options = {"--model": "vit_tiny_patch16_224", "--gpu": "h100", "--batch": "1,8"}
+    options |= {f"--{name}": value for name, value in changed.items()}
+    return CliRunner().invoke(
+        app, ["warmup", "--into", str(into), *(w for pair in options.items() for w in pair), *more]
+    )
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What was to be compiled; one file is written instead."""
+    calls: list[tuple[Any, ...]] = []
+
+    def compile_model(model: str, gpu: str, batches: list[int], dtype: str, into: Path) -> Manifest:
+        calls.append((model, gpu, batches, dtype))
+        into.mkdir()
+        (into / "file").write_bytes(bytes(2_000_000))
+        shapes = tuple((batch, 3, 224, 224) for batch in batches)
+        return Manifest(model, dtype, shapes, {}, {"triton": "3"}, {"A/a.cubin": "", "A/a.json": "", "B/b.cubin": ""})
+
+    monkeypatch.setattr(warmup, "compile_model", compile_model)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    return calls
+
+
+def test_what_is_compiled_and_what_it_says(compiled: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    result = invoke(tmp_path / "a", "--dtype", "fp16", model="timm:vit_base_patch16_224")
+    assert result.exit_code == 0, result.output
+    assert compiled == [("timm:vit_base_patch16_224", "h100", [1, 8], "fp16")]
+    assert "2 kernels of timm:vit_base_patch16_224, fp16, for h100: images 1x3x224x224, 8x3x224x224" in result.stdout
+    assert "compiled only" in result.stdout and f"load_kernels('{tmp_path / 'a'}')" in result.stdout
+    assert "2.0 MB" in result.stdout
+    found = only_object(invoke(tmp_path / "b", "--json", batch="4"))
+    assert found == {"into": str(tmp_path / "b"), "kernels": 2, "bytes": 2_000_000, "versions": {"triton": "3"}}
+    assert compiled[-1] == ("vit_tiny_patch16_224", "h100", [4], "bf16")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": "vit_huge_patch1_1"}, "vit_huge_patch1_1"),
+        ({"model": "keras:vit"}, "timm, torchvision, transformers"),
+        ({"gpu": "v100"}, "gpu must be one of"),
+        ({"batch": "1,x"}, "1,8,64"),
+        ({"batch": "0"}, "from 1 on"),
+        ({"batch": ","}, "is no list of numbers"),
+        ({"dtype": "int8"}, "is not one of"),
+    ],
+)
+def test_wrong_options_are_named(
+    changed: dict[str, str], words: str, compiled: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    result = invoke(tmp_path / "a", **changed)
+    assert result.exit_code == 2 and not compiled
+    assert words in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_folder_that_is_not_empty_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    (tmp_path / "file").touch()
+    result = invoke(tmp_path)
+    assert result.exit_code == 2 and "must be an empty folder" in " ".join(result.output.replace("│", " ").split())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_child_gets_the_same_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+
+    def child(arguments: list[str], env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+        seen.append((arguments[1:], env.get("TRITON_INTERPRET")))
+        return subprocess.CompletedProcess(arguments, 3, stdout="the answer\n", stderr="a warning\n")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(command.subprocess, "run", child)
+    result = invoke(tmp_path / "a", "--json")
+    words = ["--model", "vit_tiny_patch16_224", "--gpu", "h100", "--into", str(tmp_path / "a"), "--batch", "1,8"]
+    assert seen == [(["-m", "vit_engine.cli", "warmup", *words, "--dtype", "bf16", "--json"], None)]
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "the answer\n", "a warning\n")

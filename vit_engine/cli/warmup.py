@@ -1,0 +1,75 @@
+"""``vit-engine warmup``: all kernels of a model, compiled ahead of time for one GPU, which need not be here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_DTYPES = ("fp32", "fp16", "bf16")
+
+
+def warmup_command(
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A preset, or timm:NAME, torchvision:NAME, transformers:NAME for accelerate()."),
+    ],
+    gpu: Annotated[str, typer.Option("--gpu", help="h100, a100, rtx4090, rtx3090, b200, rtx5090, or sm_90 etc.")],
+    into: Annotated[Path, typer.Option("--into", help="Folder to write; new, or empty.")],
+    batch: Annotated[str, typer.Option("--batch", help="Images per forward pass, such as 1,8,64.")] = "1",
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "bf16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Compile all kernels of a model into a folder that vit_engine.load_kernels() loads without compiling."""
+    batches = _batches(batch)
+    if dtype not in _DTYPES:
+        raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
+    if os.environ.get("TRITON_INTERPRET"):
+        # Triton decides at its import whether it compiles, and this process may be past that.
+        words = ["--model", model, "--gpu", gpu, "--into", str(into), "--batch", batch, "--dtype", dtype]
+        raise typer.Exit(_in_child([*words, *["--json"] * as_json]))
+    from vit_bench import recording, warmup
+
+    for option, known, name in (("--model", warmup.find, model), ("--gpu", recording.gpu, gpu)):
+        try:
+            known(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=option) from error
+    try:
+        made = warmup.compile_model(model, gpu, batches, dtype, into)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
+    if as_json:
+        print(json.dumps({"into": str(into), "kernels": made.kernels, "bytes": size, "versions": made.versions}))
+        return
+    shapes = ", ".join("x".join(map(str, shape)) for shape in made.shapes)
+    print(f"{made.kernels} kernels of {model}, {dtype}, for {gpu}: images {shapes}; compiled only, nothing was run")
+    print(f"{into}: {size / 1e6:.1f} MB. On the server: vit_engine.load_kernels({str(into)!r})")
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        batches = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        batches = []
+    if not batches or min(batches) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of numbers from 1 on, such as 1,8,64", param_hint="--batch")
+    return batches
+
+
+def _in_child(words: list[str]) -> int:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "vit_engine.cli", "warmup", *words]
+    # Its output goes through this process's own streams, which need not be the ones that a child would inherit.
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.returncode
