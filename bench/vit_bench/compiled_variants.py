@@ -94,7 +94,7 @@ def _failed(call: Call, gpu_name: str, dtype: str, user: str, error: BaseExcepti
 
 
 @contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
+def quiet(verbose: bool = False) -> Iterator[None]:
     """Triton prints the whole module when a pass fails; the error itself reaches the table."""
     if verbose:
         yield
@@ -126,7 +126,7 @@ def compile_for(
     kernels = set(kernels)
     found: dict[tuple[str, int], Variant] = {}
     failures: dict[tuple[str, str], Variant] = {}
-    with recording(gpu(gpu_name), torch_device="meta") as recorder, _quiet(verbose):
+    with recording(gpu(gpu_name), torch_device="meta") as recorder, quiet(verbose):
         for model, batch, call in all_calls(models, batches, getattr(torch, dtype)):
             user = used_by(model, batch, call)
             if call.kernel not in kernels or (only is not None and user not in only):

@@ -6,6 +6,7 @@
     gpu         name, capability (90 is sm_90) and sm_count of the GPU that everything was measured on
     versions    triton, torch, and kernels: a hash of the source of vit_kernels
     date        of the last measurement
+    lost        candidates that left the GPU unusable: problem, candidate, why; a resumed run does not try them again
     entries     a list; each has
         problem     kernel (the launcher), dtype, shape and options: exactly these are looked up
         winner      the fields of a tile, "torch" (PyTorch's own operators), or "two_products" (mlp: two launches)
@@ -24,7 +25,7 @@ import json
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ class Entry:
         return key_of(self.problem)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A candidate that left the GPU unusable."""
+
+    problem: dict[str, Any]
+    candidate: str
+    why: str
+
+
 def key_of(problem: Mapping[str, Any]) -> Hashable:
     return frozenset(problem.items())
 
@@ -79,6 +89,7 @@ class Tuned:
     versions: Mapping[str, str]
     date: str
     entries: tuple[Entry, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
     def __post_init__(self) -> None:
         table = {entry.key: entry for entry in self.entries}
@@ -95,6 +106,18 @@ class Tuned:
         """A tile's fields or a name, or None where this very problem was not measured."""
         entry = self.entry(problem)
         return None if entry is None else entry.winner
+
+    def extended(self, entry: Entry) -> Tuned:
+        """A table with one entry more."""
+        return replace(self, entries=(*self.entries, entry))
+
+    def without(self, problem: dict[str, Any], candidate: str, why: str) -> Tuned:
+        """A table that knows of one more candidate that left the GPU unusable."""
+        return replace(self, lost=(*self.lost, Lost(problem, candidate, why)))
+
+    def lost_of(self, problem: Mapping[str, Any]) -> dict[str, str]:
+        """The candidates of a problem that left the GPU unusable, and what happened."""
+        return {one.candidate: one.why for one in self.lost if key_of(one.problem) == key_of(problem)}
 
 
 def _twice(entries: Iterable[Entry]) -> str:
@@ -138,7 +161,8 @@ def read_tuned(path: str | os.PathLike[str]) -> Tuned:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise TunedFileError(f"{path}: format must be {FORMAT}; got {found!r}")
         entries = tuple(_entry(entry) for entry in content["entries"])
-        return Tuned(Gpu(**content["gpu"]), dict(content["versions"]), str(content["date"]), entries)
+        lost = tuple(Lost(**one) for one in content.get("lost", ()))
+        return Tuned(Gpu(**content["gpu"]), dict(content["versions"]), str(content["date"]), entries, lost)
     except TunedFileError:
         raise
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -157,6 +181,7 @@ def _entry(given: Any) -> Entry:
 def write_tuned(path: str | os.PathLike[str], table: Tuned) -> None:
     """Writes a tuned file, whole or not at all."""
     content = {"format": FORMAT, "gpu": asdict(table.gpu), "versions": dict(table.versions), "date": table.date}
+    content["lost"] = [asdict(one) for one in table.lost]
     content["entries"] = [asdict(entry) for entry in table.entries]
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import typer
 from .info import info_command
 from .inspect import inspect_command
 from .run import run_command
+from .tune import tune_command
 from .warmup import warmup_command
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("run")(run_command)
 app.command("info")(info_command)
 app.command("inspect")(inspect_command)
+app.command("tune")(tune_command)
 app.command("warmup")(warmup_command)
 
 

@@ -35,7 +35,8 @@ def inspect_command(
         raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
     if os.environ.get("TRITON_INTERPRET"):
         # Triton decides at its import whether it compiles, and this process may be past that.
-        raise typer.Exit(_in_child(model, gpu, batch, dtype, as_json))
+        arguments = ["--model", model, "--gpu", gpu, "--batch", str(batch), "--dtype", dtype, *["--json"] * as_json]
+        raise typer.Exit(compile_in_child(["inspect", *arguments]))
     _check_names(model, gpu)
     from vit_bench.inspection import inspect_model
 
@@ -57,10 +58,10 @@ def _check_names(model: str, gpu: str) -> None:
             raise typer.BadParameter(str(error), param_hint=option) from error
 
 
-def _in_child(model: str, gpu: str, batch: int, dtype: str, as_json: bool) -> int:
-    arguments = ["--model", model, "--gpu", gpu, "--batch", str(batch), "--dtype", dtype, *["--json"] * as_json]
+def compile_in_child(arguments: list[str]) -> int:
+    """Runs a command of vit-engine in a process where Triton compiles; its exit status."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "vit_engine.cli", "inspect", *arguments]
+    command = [sys.executable, "-m", "vit_engine.cli", *arguments]
     # Its output goes through this process's own streams, which need not be the ones that a child would inherit.
     done = subprocess.run(
         command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
