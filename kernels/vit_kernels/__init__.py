@@ -6,6 +6,7 @@ CPU tensors), in fp32, fp16 or bf16, accumulates in fp32 and supports every size
 """
 
 from .attention import attention
+from .attention_packed import attention_packed
 from .device import KNOWN_DEVICES, Device, UnsupportedDeviceError, device_of
 from .folding import fold_norm
 from .launch import accepts, interpreting
@@ -23,6 +24,7 @@ __all__ = [
     "UnsupportedDeviceError",
     "accepts",
     "attention",
+    "attention_packed",
     "device_of",
     "fold_norm",
     "forget_tuned",

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import attention_tiles, tiles
+from . import attention_tiles, tiles, with_torch
 from .attention_block import LOG2_E, attend_block
 from .attention_checks import check_attention, expand_mask
 from .device import device_of
@@ -28,7 +28,7 @@ def attention_kernel(
     q_ptr,  # [B, Nq, H, D]
     k_ptr,  # [B, Nk, Hk, D]
     v_ptr,  # [B, Nk, Hk, D]
-    key_lengths_ptr,  # [B]
+    lengths_ptr,  # key lengths [B], or, PACKED, the first row of each sequence [B + 1]
     mask_ptr,  # [B, H, Nq, Nk], expanded by strides
     o_ptr,  # [B, Nq, H, D]
     lse_ptr,  # [B, H, Nq]
@@ -59,6 +59,7 @@ def attention_kernel(
     UNIT: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    PACKED: tl.constexpr,
     MASK: tl.constexpr,
     RETURN_LSE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -70,17 +71,32 @@ def attention_kernel(
 
     The tiles of a head follow each other, so that its keys and values are read from L2. Strides of images, tokens and
     heads count in UNIT elements. REST: width of the block for the keys left over by whole blocks, 0 if there are none.
-    It is 0, too, where only the program knows which keys are its last, causal or with lengths: there a loop of masked
-    blocks ends it.
+    It is 0, too, where only the program knows which keys are its last, causal, with lengths or packed: there a loop of
+    masked blocks ends it. PACKED: image i is the rows [lengths[i], lengths[i + 1]) of one image, and queries, keys are
+    those of the longest.
     """
     tiles_m = tiles_over(queries, BLOCK_M)
     tile = tl.program_id(0) % tiles_m
     head = (tl.program_id(0) // tiles_m) % heads
     image = (tl.program_id(0) // tiles_m // heads).to(tl.int64)
     head_k = (head // GROUP).to(tl.int64)
-    q_ptr += (image * stride_qb + head.to(tl.int64) * stride_qh) * UNIT
-    k_ptr += (image * stride_kb + head_k * stride_kh) * UNIT
-    v_ptr += (image * stride_vb + head_k * stride_vh) * UNIT
+    first = image * queries
+    if PACKED:
+        first = tl.load(lengths_ptr + image).to(tl.int64)
+        queries = (tl.load(lengths_ptr + image + 1) - first).to(tl.int32)
+        keys = queries
+        if tile * BLOCK_M >= queries:
+            return
+        q_ptr += first * stride_qn * UNIT
+        k_ptr += first * stride_kn * UNIT
+        v_ptr += first * stride_vn * UNIT
+    else:
+        q_ptr += image * stride_qb * UNIT
+        k_ptr += image * stride_kb * UNIT
+        v_ptr += image * stride_vb * UNIT
+    q_ptr += head.to(tl.int64) * stride_qh * UNIT
+    k_ptr += head_k * stride_kh * UNIT
+    v_ptr += head_k * stride_vh * UNIT
     if MASK != "none":
         mask_ptr += image * stride_mask_b + head.to(tl.int64) * stride_mask_h
 
@@ -106,7 +122,7 @@ def attention_kernel(
     diagonal = keys - queries
     stop = keys
     if HAS_LENGTHS:
-        stop = tl.maximum(tl.minimum(tl.load(key_lengths_ptr + image), keys), 0).to(tl.int32)
+        stop = tl.maximum(tl.minimum(tl.load(lengths_ptr + image), keys), 0).to(tl.int32)
     length = stop
     whole = stop // BLOCK_N * BLOCK_N
     if CAUSAL:
@@ -126,7 +142,7 @@ def attention_kernel(
             stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, logit_scale,
             WIDTH, MAIN, TAIL, UNIT, MASK, CAUSAL, False, False, PRECISION, BLOCK_N,
         )  # fmt: skip
-    if CAUSAL or HAS_LENGTHS:
+    if CAUSAL or HAS_LENGTHS or PACKED:
         for start in range(whole, stop, BLOCK_N):
             acc, acc_tail, row_sum, row_max = attend_block(
                 acc, acc_tail, row_sum, row_max, q, q_tail, k_ptr, v_ptr, mask_ptr,
@@ -137,7 +153,7 @@ def attention_kernel(
 
     # A row without any allowed key has the sum 0 and gives 0.
     inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)
-    out = ((image * queries + query.to(tl.int64)[:, None]) * heads + head) * WIDTH
+    out = ((first + query.to(tl.int64)[:, None]) * heads + head) * WIDTH
     tl.store(
         o_ptr + out + d[None, :],
         (acc * inverse[:, None]).to(o_ptr.dtype.element_ty),
@@ -155,13 +171,7 @@ def attention_kernel(
         tl.store(lse_ptr + (image * heads + head) * queries + query, lse, mask=keep_query)
 
 
-def rest_block(keys: int, block_n: int) -> int:
-    """Width of the block for the keys that whole blocks leave over: a power of two of 16 or more, 0 for no keys."""
-    rest = keys % block_n
-    return max(tiles.next_power_of_2(rest), 16) if rest else 0
-
-
-def _stride_unit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
+def stride_unit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
     """8 for 16-bit tensors where 8 divides all strides but those of the head width, and 16 does not; else 1.
 
     Triton knows of a run-time number only whether 16 divides it. Heads 72 wide lie 72 elements apart; that 8 divides
@@ -171,6 +181,30 @@ def _stride_unit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> int:
     strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
     gains = q.element_size() == 2 and any(stride % 16 for stride in strides)
     return 8 if gains and all(stride % 8 == 0 for stride in strides) else 1
+
+
+def launch_attention(
+    tile: attention_tiles.AttentionTile, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    lengths: torch.Tensor | None, mask: torch.Tensor | None, o: torch.Tensor, lse: torch.Tensor | None, scale: float, *,
+    sequences: int, queries: int, keys: int, mask_kind: str, causal: bool, packed: bool, precision: str,
+) -> None:  # fmt: skip
+    """Launches the kernel on checked arguments, for `sequences` sequences of at most so many queries and keys."""
+    heads, width = q.shape[2:]
+    main, tail = tiles.split_width(width)
+    unit = stride_unit(q, k, v)
+    strides = [stride // (unit if axis < 3 else 1) for x in (q, k, v) for axis, stride in enumerate(x.stride())]
+    last_by_loop = causal or lengths is not None
+    launch(
+        q, attention_kernel, triton.cdiv(queries, tile.block_m) * sequences * heads,
+        q, k, v, lengths, mask, o, lse, heads, queries, keys,
+        *strides, *((0, 0, 0, 0) if mask is None else mask.stride()),
+        scale * LOG2_E.value,
+        WIDTH=width, MAIN=main, TAIL=tail, GROUP=heads // k.shape[2], UNIT=unit, CAUSAL=causal,
+        HAS_LENGTHS=lengths is not None and not packed, PACKED=packed, MASK=mask_kind, RETURN_LSE=lse is not None,
+        PRECISION=precision, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        REST=0 if last_by_loop else attention_tiles.rest_block(keys, tile.block_n),
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
 
 
 def attention(
@@ -203,26 +237,24 @@ def attention(
     """
     precision, scale = check_attention(q, k, v, scale, causal, key_lengths, mask, tf32)
     batch, queries, heads, width = q.shape
-    keys, heads_k = k.shape[1], k.shape[2]
+    keys = k.shape[1]
+    kind, mask = expand_mask(mask, (batch, heads, queries, keys))
+    tile = None
+    if q.numel() > 0:
+        call = tiles.described(
+            "attention", q.dtype, mask=kind, causal=causal, key_lengths=key_lengths, return_lse=return_lse,
+            heads_q=heads, heads_k=k.shape[2], q_stride=q.stride(1), tf32=tf32,
+        )  # fmt: skip
+        tile = attention_tiles.choose_attention(
+            batch * heads, queries, keys, width, q.element_size(), device_of(q), masked=kind != "none", call=call
+        )
+        if tile is tiles.TORCH:
+            return with_torch.attention(q, k, v, scale=scale, causal=causal)
     o = allocate(q, (batch, queries, heads, width))
     lse = allocate(q, (batch, heads, queries), torch.float32) if return_lse else None
-    if o.numel() > 0:
-        kind, mask = expand_mask(mask, (batch, heads, queries, keys))
-        main, tail = tiles.split_width(width)
-        tile = attention_tiles.choose_attention(
-            batch * heads, queries, keys, width, q.element_size(), device_of(q), masked=kind != "none"
-        )
-        unit = _stride_unit(q, k, v)
-        strides = [stride // (unit if axis < 3 else 1) for x in (q, k, v) for axis, stride in enumerate(x.stride())]
-        launch(
-            q, attention_kernel, triton.cdiv(queries, tile.block_m) * batch * heads,
-            q, k, v, key_lengths, mask, o, lse, heads, queries, keys,
-            *strides, *((0, 0, 0, 0) if mask is None else mask.stride()),
-            scale * LOG2_E.value,
-            WIDTH=width, MAIN=main, TAIL=tail, GROUP=heads // heads_k, UNIT=unit, CAUSAL=causal,
-            HAS_LENGTHS=key_lengths is not None, MASK=kind, RETURN_LSE=return_lse, PRECISION=precision,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            REST=0 if causal or key_lengths is not None else rest_block(keys, tile.block_n),
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+    if tile is not None:
+        launch_attention(
+            tile, q, k, v, key_lengths, mask, o, lse, scale, sequences=batch, queries=queries, keys=keys,
+            mask_kind=kind, causal=causal, packed=False, precision=precision,
         )  # fmt: skip
     return o if lse is None else (o, lse)

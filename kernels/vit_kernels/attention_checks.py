@@ -64,3 +64,22 @@ def expand_mask(mask: torch.Tensor | None, shape: tuple[int, int, int, int]) -> 
     if mask.dtype == torch.bool:
         return "boolean", mask.view(torch.uint8).expand(shape)
     return "additive", mask.expand(shape)
+
+
+def check_packing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> None:
+    """Checks what `attention_packed` has and `attention` has not."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_floating(name, tensor, 3)
+        if tensor.shape[0] != q.shape[0]:
+            raise ValueError(f"{name} must have as many rows as q, {q.shape[0]}; got shape {tuple(tensor.shape)}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens must have dtype int32 or int64; got {short(cu_seqlens.dtype)}")
+    if cu_seqlens.ndim != 1 or cu_seqlens.numel() == 0 or not cu_seqlens.is_contiguous():
+        raise ValueError(
+            f"cu_seqlens must be contiguous, with the shape (sequences + 1,); got {tuple(cu_seqlens.shape)}"
+        )
+    check_same_device("q", q, {"cu_seqlens": cu_seqlens})
+    if not isinstance(max_seqlen, int) or isinstance(max_seqlen, bool):
+        raise TypeError(f"max_seqlen must be an int; got {max_seqlen!r}")
+    if max_seqlen < 0:
+        raise ValueError(f"max_seqlen must not be negative; got {max_seqlen}")

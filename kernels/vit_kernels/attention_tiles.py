@@ -2,69 +2,61 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-
+from .attention_costs import COSTS, AttentionTile, Cost
 from .device import INTERPRETED, Device
-from .tiles import FP32_RATE, L2_BYTES_PER_CLOCK, TENSOR_RATE, cdiv, interpreted_block, nearest, split_width
+from .tiles import cdiv, interpreted_block, nearest, next_power_of_2, split_width, tuned_first
 
+__all__ = ["AttentionTile", "attention_cycles", "attention_shared_bytes", "choose_attention", "rest_block"]
 
-@dataclass(frozen=True)
-class AttentionTile:
-    """One program computes block_m queries of one head against block_n keys at a time."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# Cycles that a block of keys with its softmax costs whatever its size: barriers and latency.
-_ATTENTION_STEP = 250
-
-# (tile, widest head that compiles without spills, the same with a mask to add)
-_HALF_ATTENTION = (
-    (AttentionTile(128, 64, 8, 3), 128, 64),
-    (AttentionTile(128, 32, 4, 3), 64, 0),
-    (AttentionTile(64, 64, 4, 3), 96, 64),
-    (AttentionTile(64, 64, 8, 3), 128, 0),
-    (AttentionTile(64, 32, 4, 3), 96, 0),
-    (AttentionTile(64, 32, 8, 2), 128, 128),
-    (AttentionTile(16, 64, 4, 3), 128, 128),
-    (AttentionTile(16, 32, 4, 2), 128, 128),
-)
-# Two warpgroup products of 64 rows in four warps: only there is one compiled without spills.
-_HOPPER_ATTENTION = ((AttentionTile(128, 64, 4, 3), 80, 0), *_HALF_ATTENTION)
+# With a mask to add, wider heads than this spill: padded head width by tile, 128 where none is named.
+_WIDEST_MASKED = {
+    AttentionTile(128, 32, 4, 3): 0,
+    AttentionTile(128, 64, 8, 3): 80,
+    AttentionTile(128, 64, 8, 2): 80,
+    AttentionTile(128, 32, 8, 3): 80,
+    AttentionTile(64, 64, 4, 3): 80,
+    AttentionTile(64, 64, 4, 2): 80,
+    AttentionTile(64, 32, 4, 2): 80,
+}
+# In fp32 the widest heads that a tile compiles for without spills are not the same on all generations.
 _FLOAT_ATTENTION = (
     (AttentionTile(32, 32, 8, 2), 96, 64),
     (AttentionTile(16, 32, 8, 2), 128, 128),
 )
 
 
-def attention_shared_bytes(tile: AttentionTile, width: int, itemsize: int) -> int:
-    """Shared memory of the pipeline: q and num_stages slices of keys and values."""
-    padded = sum(split_width(width))
-    return (tile.block_m + 2 * tile.num_stages * tile.block_n) * padded * itemsize
+def rest_block(keys: int, block_n: int) -> int:
+    """Width of the block for the keys that whole blocks leave over: a power of two of 16 or more, 0 for no keys."""
+    rest = keys % block_n
+    return max(next_power_of_2(rest), 16) if rest else 0
 
 
-def attention_cycles(
-    tile: AttentionTile, heads: int, queries: int, keys: int, width: int, itemsize: int, device: Device
-) -> float:
-    """Modelled SM cycles: padded scores times the slowest of matrix unit, exponentials and issue slots per score."""
-    rate = nearest(TENSOR_RATE if itemsize == 2 else FP32_RATE, device.capability)
-    if tile.block_m < 64 and device.capability >= 90:
-        rate /= 2
+def attention_shared_bytes(
+    tile: AttentionTile, width: int, itemsize: int, keys: int = 0, *, masked: bool = False
+) -> int:
+    """At most so much shared memory: q, num_stages slices of keys and values, those of a mask in fp32, and the rest."""
+    rows = tile.block_m + 2 * tile.num_stages * tile.block_n + 2 * rest_block(keys, tile.block_n)
+    mask = 4 * tile.block_m * tile.block_n * (tile.num_stages - 1) if masked else 0
+    return rows * sum(split_width(width)) * itemsize + mask
+
+
+def _costs(width: int, device: Device) -> dict[AttentionTile, Cost]:
+    """The 16-bit candidates for heads of this width: those with a figure for the next modelled width."""
     padded = sum(split_width(width))
-    scores = tile.block_m * tile.block_n
-    per_block = max(scores * 4 * padded / rate, scores / 16, scores * 7 / 128) + _ATTENTION_STEP
-    blocks = cdiv(keys, tile.block_n)
+    modelled_at = 64 if padded <= 64 else 80 if padded <= 96 else 128
+    table = nearest(COSTS, device.capability)
+    return {tile: costs[modelled_at] for tile, costs in table.items() if modelled_at in costs}
+
+
+def attention_cycles(cost: Cost, tile: AttentionTile, heads: int, queries: int, keys: int, device: Device) -> float:
+    """Modelled SM cycles of a launch: what the programs of one SM take together, but no less than one takes alone."""
     per_sm = cdiv(cdiv(queries, tile.block_m) * heads, device.sm_count)
-    # Rows of one program amortise the loads of its keys.
-    loads = blocks * tile.block_n * padded * itemsize * 2 / L2_BYTES_PER_CLOCK
-    return per_sm * max(blocks * per_block, loads) + 800 * cdiv(per_sm, 2)
+    # Up to 16 keys more than whole blocks are in the cost of a start.
+    blocks = keys // tile.block_n + max(rest_block(keys, tile.block_n) - 16, 0) / tile.block_n
+    return max(per_sm * (cost.start + blocks * cost.step), cost.start_alone + blocks * cost.step_alone)
 
 
-@functools.lru_cache(maxsize=4096)
+@tuned_first(AttentionTile)
 def choose_attention(
     heads: int, queries: int, keys: int, width: int, itemsize: int, device: Device, *, masked: bool = False
 ) -> AttentionTile:
@@ -72,14 +64,15 @@ def choose_attention(
     if device == INTERPRETED:
         return AttentionTile(interpreted_block(queries), interpreted_block(keys), 4, 1)
     padded = sum(split_width(width))
-    hopper = 90 <= device.capability < 100
-    table = _FLOAT_ATTENTION if itemsize == 4 else _HOPPER_ATTENTION if hopper else _HALF_ATTENTION
-    candidates = [
-        tile
-        for tile, widest, widest_masked in table
-        if padded <= (widest_masked if masked else widest)
-        and attention_shared_bytes(tile, width, itemsize) <= device.shared_memory - 1024
-    ]
     if itemsize == 4:
-        return candidates[0]  # the next one spills on some GPUs where this one fits
-    return min(candidates, key=lambda t: attention_cycles(t, heads, queries, keys, width, itemsize, device))
+        return next(tile for tile, widest, masked_ in _FLOAT_ATTENTION if padded <= (masked_ if masked else widest))
+    fitting = {
+        tile: cost
+        for tile, cost in _costs(width, device).items()
+        if not (masked and padded > _WIDEST_MASKED.get(tile, 128))
+        and attention_shared_bytes(tile, width, itemsize, keys, masked=masked) <= device.shared_memory - 1024
+    }
+    # Small tiles read all keys again for every few queries: for launches that leave SMs without a program otherwise.
+    spread = cdiv(queries, 64) * heads < device.sm_count
+    costs = {tile: cost for tile, cost in fitting.items() if spread or tile.block_m >= 64} or fitting
+    return min(costs, key=lambda tile: attention_cycles(costs[tile], tile, heads, queries, keys, device))

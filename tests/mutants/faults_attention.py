@@ -30,8 +30,8 @@ ATTENTION = {
     ),
     "lengths-ignored": (
         "Padding tokens of a batch take part.",
-        "HAS_LENGTHS=key_lengths is not None",
-        "HAS_LENGTHS=False",
+        "HAS_LENGTHS=lengths is not None and not",
+        "HAS_LENGTHS=False and not",
     ),
     "grouped-heads-interleaved": (
         "Query head h reads key head h mod Hk instead of h / group.",
@@ -60,7 +60,7 @@ ATTENTION = {
     ),
     "no-launch-guard-for-nothing": (
         "A batch of 0 is launched as a grid of 0 programs.",
-        "if o.numel() > 0:",
+        "    if q.numel() > 0:",
         "if True:",
     ),
     "no-block-for-the-rest": (
@@ -68,15 +68,25 @@ ATTENTION = {
         "    if REST:",
         "    if False:",
     ),
-    "rest-cut-off": (
-        "A block for the rest that is narrower than the rest.",
-        "return max(tiles.next_power_of_2(rest), 16)",
-        "return max(tiles.next_power_of_2(rest) // 2, 16)",
-    ),
     "rest-beside-the-loop-of-masked-blocks": (
         "With lengths or causal order the last keys are added twice, by the first block and by the loop.",
-        "REST=0 if causal or key_lengths is not None else rest_block",
-        "REST=rest_block",
+        "REST=0 if last_by_loop else attention_tiles",
+        "REST=attention_tiles",
+    ),
+    "keys-of-the-longest-sequence": (
+        "Every packed sequence attends to as many keys as the longest has: to its neighbours'.",
+        "        keys = queries\n        if tile",
+        "        if tile",
+    ),
+    "packed-values-of-the-first-sequence": (
+        "The rows of a packed sequence are counted from the first row of all.",
+        "        v_ptr += first * stride_vn * UNIT",
+        "        v_ptr += 0",
+    ),
+    "bounds-taken-for-key-lengths": (
+        "Cumulative lengths cut keys off as key lengths do.",
+        "HAS_LENGTHS=lengths is not None and not packed",
+        "HAS_LENGTHS=lengths is not None",
     ),
     "every-block-the-first": (
         "The loop forgets what the block before it accumulated.",
@@ -159,6 +169,11 @@ BLOCK = {
 }
 
 CHECKS = {
+    "rows-of-other-tensors-not-compared": (
+        "Keys shorter than the queries are read past their end.",
+        "if tensor.shape[0] != q.shape[0]:",
+        "if False:",
+    ),
     "scale-forgotten": (
         "The default scale is 1 instead of D^-0.5.",
         "1 / math.sqrt(width) if scale is None",
@@ -171,7 +186,16 @@ CHECKS = {
     ),
 }
 
+TILES = {
+    "rest-cut-off": (
+        "A block for the rest that is narrower than the rest.",
+        "return max(next_power_of_2(rest), 16)",
+        "return max(next_power_of_2(rest) // 2, 16)",
+    ),
+}
+
 FAULTS = {
+    "kernels/vit_kernels/attention_tiles.py": TILES,
     "kernels/vit_kernels/attention.py": ATTENTION,
     "kernels/vit_kernels/attention_block.py": BLOCK,
     "kernels/vit_kernels/attention_checks.py": CHECKS,

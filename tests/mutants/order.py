@@ -8,14 +8,17 @@ LARGE = f"{KERNELS}/test_large_offsets.py"
 # Beginnings of node ids. A module's first files are its quick tests; whatever they let through meets all default tests.
 QUICK: dict[str, tuple[str, ...]] = {
     "attention": (
-        f"{KERNELS}/test_attention.py", f"{KERNELS}/test_launching.py", f"{LARGE}::test_attention_reads",
-        f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
+        f"{KERNELS}/test_attention.py", f"{KERNELS}/test_attention_packed.py", f"{KERNELS}/test_launching.py",
+        f"{LARGE}::test_attention_reads", f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
     ),
     "attention_block": (
         f"{KERNELS}/test_attention.py", f"{KERNELS}/test_launching.py", f"{LARGE}::test_attention_reads",
         f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
     ),
-    "attention_checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_attention.py"),
+    "attention_checks": (
+        f"{KERNELS}/test_errors.py", f"{KERNELS}/test_attention.py", f"{KERNELS}/test_attention_packed.py",
+    ),
+    "attention_tiles": (f"{KERNELS}/test_attention.py",),
     "checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_linear.py"),
     "folding": (f"{KERNELS}/test_folding.py", f"{KERNELS}/test_errors.py", f"{KERNELS}/test_linear.py"),
     "launch": (f"{KERNELS}/test_launching.py", f"{KERNELS}/test_norm.py", "tests/engine/test_replay.py"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 
@@ -50,3 +52,24 @@ def attention(
     probabilities = torch.exp(scores - lse[..., None]).masked_fill(none_allowed, 0.0)  # [B, H, Nq, Nk]
     o = torch.einsum("bhij,bjhd->bihd", probabilities.to(v.dtype), v)  # [B, Nq, H, D]
     return o, lse
+
+
+def attention_packed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """`attention` of each sequence on its own: the rows cu_seqlens[i] to cu_seqlens[i + 1] - 1 of q, k and v.
+
+    q [T, H, D]; k, v [T, Hk, D]. Returns o [T, H, D]. max_seqlen: the longest length or more, which a kernel must know
+    and a formula need not.
+    """
+    sequences = list(itertools.pairwise(cu_seqlens.tolist()))
+    if any(last - first > max_seqlen for first, last in sequences):
+        raise ValueError(f"max_seqlen must be at least the longest length; got {max_seqlen}")
+    parts = [attention(*(x[None, first:last] for x in (q, k, v)), scale, causal)[0][0] for first, last in sequences]
+    return torch.cat([q[:0], *parts])
