@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from .device import INTERPRETED, Device
-from .tiles import FP32_RATE, L2_BYTES_PER_CLOCK, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_block, nearest
+from .tiles import FP32_RATE, L2_BYTES_PER_CLOCK, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_block, nearest, tuned_first
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def _interpreted_gemm(m: int, n: int, k: int) -> GemmTile:
     return GemmTile(interpreted_block(m), max(64, interpreted_block(n)), interpreted_block(k), 4, 1)
 
 
-@functools.lru_cache(maxsize=4096)
+@tuned_first(GemmTile)
 def choose_gemm(
     m: int,
     n: int,
@@ -162,7 +161,7 @@ _PATCH_TILES_HALF = (GemmTile(64, 128, 32, 8, 3), GemmTile(64, 64, 32, 4, 3), Ge
 _PATCH_TILES_FLOAT = (GemmTile(32, 64, 16, 4, 2), GemmTile(16, 64, 32, 4, 2))
 
 
-@functools.lru_cache(maxsize=4096)
+@tuned_first(GemmTile)
 def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *, tf32: bool = False) -> GemmTile:
     """As `choose_gemm`, among tiles that leave registers for the gathered addresses of the pixels."""
     if device == INTERPRETED:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from . import gemm_tiles, tiles
+from . import gemm_tiles, tiles, with_torch
 from .checks import (
     check_choice,
     check_eps,
@@ -27,6 +27,7 @@ from .checks import (
 from .device import device_of
 from .launch import allocate, describable, describe, launch
 from .linear_kernels import linear_kernel, linear_tma_kernel
+from .norm import emitted_stats
 from .primitives import STATS_COLUMNS
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
@@ -131,14 +132,24 @@ def linear(
     others = {"weight": weight, "bias": bias, "stats": stats, "column_sum": column_sum, "layer_scale": layer_scale}
     check_same_device("x", x, others | {"residual": residual})
 
+    tile, partials = None, 1 if stats is None else stats.shape[1]
+    if m > 0:
+        call = tiles.described(
+            "linear", x.dtype, norm=norm, partials=partials, activation=activation, bias=bias, layer_scale=layer_scale,
+            residual=residual, emit_stats=emit_stats, row_stride=x.stride(0),
+        )  # fmt: skip
+        tile = gemm_tiles.choose_gemm(
+            m, n, k, x.element_size(), device_of(x), gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
+            described=describable(x) and describable(weight), call=call,
+        )  # fmt: skip
+    if tile is tiles.TORCH:
+        y = with_torch.linear(
+            x, weight, bias, norm=norm, eps=eps, activation=activation, layer_scale=layer_scale, residual=residual
+        )
+        return (y, emitted_stats(y)) if emit_stats else y
     y = allocate(x, (m, n))
     y_stats = allocate(x, (2, stats_partials(n), m), torch.float32) if emit_stats else None
-    if m > 0:
-        device = device_of(x)
-        tile = gemm_tiles.choose_gemm(
-            m, n, k, x.element_size(), device, gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
-            described=describable(x) and describable(weight),
-        )  # fmt: skip
+    if tile is not None:
         programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
         tensors = bias, stats, column_sum, layer_scale, residual, y, y_stats
         strides = (
@@ -146,7 +157,7 @@ def linear(
             *((0, 0) if residual is None else residual.stride()),
         )  # fmt: skip
         constants: dict[str, object] = {
-            "NORM": norm, "PARTIALS": 1 if stats is None else stats.shape[1],
+            "NORM": norm, "PARTIALS": partials,
             "ACTIVATION": activation, "FAST": x.dtype != torch.float32,
             "HAS_BIAS": bias is not None, "HAS_SCALE": layer_scale is not None, "HAS_RESIDUAL": residual is not None,
             "EMIT_STATS": emit_stats, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
@@ -155,7 +166,7 @@ def linear(
         if tile.tma:
             x_blocks, w_blocks = describe(x, tile.block_m, tile.block_k), describe(weight, tile.block_n, tile.block_k)
             launch(
-                x, linear_tma_kernel, min(programs, tile.tma * device.sm_count),
+                x, linear_tma_kernel, min(programs, tile.tma * device_of(x).sm_count),
                 x_blocks, w_blocks, *tensors, m, n, k, *strides, eps, **constants,
             )  # fmt: skip
         else:

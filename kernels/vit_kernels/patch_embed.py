@@ -210,7 +210,14 @@ def patch_embed(
     if emit_stats:
         stats = allocate(images, (2, stats_partials(features), m), torch.float32)
     if m > 0:
-        tile = gemm_tiles.choose_patch_embed(m, features, k, weight.element_size(), device_of(images), tf32=tf32)
+        call = tiles.described(
+            "patch_embed", dtype, bytes=images.dtype == torch.uint8, height=height, width=width, patch_h=ph, patch_w=pw,
+            prefix=count, bias=bias, position=0 if position is None else position.shape[0], mean=mean,
+            emit_stats=emit_stats, pixel_stride=images.stride(3),
+        )  # fmt: skip
+        tile = gemm_tiles.choose_patch_embed(
+            m, features, k, weight.element_size(), device_of(images), tf32=tf32, call=call
+        )
         launch(
             images, patch_embed_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),
             images, matrix, bias, prefix, position, mean, std, tokens, stats,
