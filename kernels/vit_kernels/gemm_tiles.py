@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .device import INTERPRETED, Device
-from .tiles import FP32_RATE, L2_BYTES_PER_CLOCK, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_block, nearest, tuned_first
+from .tiles import FP32_RATE, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_block, nearest, tuned_first
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,29 @@ class GemmTile:
     tma: int = 0
 
 
-# sm_90: two programs an SM, so that one multiplies while the other finishes its tile.
-_TMA_TILES = (GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),)
-_HALF_TILES = (
-    GemmTile(128, 128, 32, 4, 4, chunk=64),
-    GemmTile(64, 128, 64, 4, 3, chunk=64),
-    GemmTile(64, 64, 64, 4, 4),
-    GemmTile(32, 64, 64, 4, 4),
-    GemmTile(16, 64, 64, 4, 4),
-)
+_SMALL_TILES = (GemmTile(64, 64, 64, 4, 4), GemmTile(32, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4))
+_HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 3, chunk=64), *_SMALL_TILES)
+# Two programs an SM, so that one multiplies while the other finishes its tile.
+_TMA_TILES = (GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2), *_HALF_TILES)
+# Gated activations sum two products: half the tile, or twice the threads, for the same registers.
+_GATED_TILES = (GemmTile(64, 128, 64, 8, 3), *_SMALL_TILES)
+_GATED_TMA_TILES = (GemmTile(128, 64, 64, 4, 3, chunk=64, tma=2), *_GATED_TILES)
 _FLOAT_TILES = (
     GemmTile(64, 64, 32, 8, 3),
     GemmTile(32, 64, 32, 4, 3),
     GemmTile(16, 64, 32, 4, 3),
 )
 
-# What the model below adds to the work of the units, in cycles of an SM. Set by hand against a cycle-by-cycle simulation
-# of the compiled kernels (230 launches of ViT-B's and ViT-L's GEMMs, 197 to 12,608 rows, sm_90): 6 % off on average,
-# and the tile it picks is 2 % slower there than the best one, on sm_80 too. Nothing here was measured on a GPU.
+# What the model below adds to the work of the units, in cycles of an SM. Set by hand against a cycle-by-cycle
+# simulation of the compiled kernels (590 launches of ViT-B's and ViT-L's GEMMs, 197 to 12,608 rows): on sm_90, 80 and
+# 89 it is 6, 10 and 6 % off on average, and its choice 2, 1 and 6 % slower than the best. No GPU was measured.
 _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes beyond it
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
 _SLOTS = 16  # issue slots an element behind the product
 _SHARED_BYTES_PER_CLOCK = 128
+# From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
+_L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
 _REGISTERS = 65536
 
 
@@ -92,7 +92,7 @@ def step_cycles(tile: GemmTile, itemsize: int, device: Device, *, operands: int 
     return max(
         2 * tile.block_m * columns * tile.block_k / rate,
         (taken_in + given_out) / _SHARED_BYTES_PER_CLOCK,
-        taken_in / L2_BYTES_PER_CLOCK,
+        taken_in / nearest(_L2_BYTES_PER_CLOCK, device.capability),
     )
 
 
@@ -131,29 +131,23 @@ def choose_gemm(
     device: Device,
     *,
     gated: bool = False,
-    long_epilogue: bool = False,
     tf32: bool = False,
     described: bool = False,
 ) -> GemmTile:
     """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated).
 
-    long_epilogue: a residual is added or row statistics are emitted. That, like the second accumulator of a gated
-    activation, takes registers, so the tiles whose compiled code would spill then are left out.
     described: x and the weights can be loaded through tensor descriptors.
     """
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
     operands = 2 if gated else 1
-    table = _HALF_TILES if itemsize == 2 else _FLOAT_TILES
-    if described and itemsize == 2 and 90 <= device.capability < 100:
-        table = _TMA_TILES + table
-    largest = 64 * 128 if gated else 128 * 128
-    candidates = [
-        tile
-        for tile in table
-        if gemm_shared_bytes(tile, itemsize, operands) <= device.shared_memory - 2048
-        and tile.block_m * tile.block_n <= largest
-    ]
+    if itemsize == 4:
+        table = _FLOAT_TILES
+    elif described and 90 <= device.capability < 100:
+        table = _GATED_TMA_TILES if gated else _TMA_TILES
+    else:
+        table = _GATED_TILES if gated else _HALF_TILES
+    candidates = [t for t in table if gemm_shared_bytes(t, itemsize, operands) <= device.shared_memory - 2048]
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32))
 
 

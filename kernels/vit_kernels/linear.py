@@ -139,7 +139,7 @@ def linear(
             residual=residual, emit_stats=emit_stats, row_stride=x.stride(0),
         )  # fmt: skip
         tile = gemm_tiles.choose_gemm(
-            m, n, k, x.element_size(), device_of(x), gated=gated, long_epilogue=emit_stats or residual is not None, tf32=tf32,
+            m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32,
             described=describable(x) and describable(weight), call=call,
         )  # fmt: skip
     if tile is tiles.TORCH:

@@ -78,20 +78,20 @@ DRAW = Draw(torch.float16, seed=1)
 
 
 @pytest.mark.parametrize(
-    ("options", "gated", "long"),
+    ("options", "gated"),
     [
-        pytest.param({}, False, False, id="plain"),
-        pytest.param({"activation": "swiglu"}, True, False, id="gated"),
-        pytest.param({"residual": True}, False, True, id="residual"),
-        pytest.param({"emit_stats": True}, False, True, id="statistics"),
+        pytest.param({}, False, id="plain"),
+        pytest.param({"activation": "swiglu"}, True, id="gated"),
+        pytest.param({"residual": True}, False, id="residual"),
+        pytest.param({"emit_stats": True}, False, id="statistics"),
     ],
 )
-def test_linear(launches, choose, options, gated, long):
+def test_linear(launches, choose, options, gated):
     asked = choose("choose_gemm", GEMM)
     x, weight = DRAW.normal(40, 24), DRAW.weight(140, 24)
     n = 70 if gated else 140
     linear(x, weight, **options | ({"residual": DRAW.rows(40, n)} if "residual" in options else {}))
-    options = {"gated": gated, "long_epilogue": long, "tf32": False, "described": True}
+    options = {"gated": gated, "tf32": False, "described": True}
     assert asked == [(40, n, 24, 2, device_of(x), options)]
     expect(launches[0], "linear_kernel", x, 3 * (2 if gated else 3), EVEN_K=False, FAST=True, **GEMM_CONSTANTS)
 
@@ -138,12 +138,11 @@ def test_mlp_of_two_products(launches, choose):
     """No tile for one kernel, statistics that are not given: three launches, the last with everything at its end."""
     assert choose("choose_mlp", None) == []
     choose("choose_rows", ROWS)
-    asked = choose("choose_gemm", GEMM)
+    choose("choose_gemm", GEMM)
     x = DRAW.rows(20, 100)
     fc1, column_sum, bias = fold_norm(DRAW.weight(40, 100), None, None)
     mlp(x, fc1, bias, DRAW.weight(100, 40), column_sum=column_sum, residual=x, emit_stats=True)
     assert [launch.kernel for launch in launches] == ["row_stats_kernel", "linear_kernel", "linear_kernel"]
-    assert [options["long_epilogue"] for *_, options in asked] == [False, True]
 
 
 @pytest.mark.parametrize(("n", "one_tile"), [(20, True), (32, True), (33, False)])

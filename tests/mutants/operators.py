@@ -30,7 +30,7 @@ ALIKE = {
 # Keywords of calls that have a default, besides those of the launchers themselves.
 OPTIONAL_KEYWORDS = {
     "mask", "other", "input_precision", "num_warps", "num_stages", "norm", "stats", "column_sum", "eps", "activation",
-    "layer_scale", "residual", "emit_stats", "tf32", "gated", "long_epilogue", "masked", "always", "stats_optional",
+    "layer_scale", "residual", "emit_stats", "tf32", "gated", "described", "masked", "always", "stats_optional",
 }  # fmt: skip
 
 
