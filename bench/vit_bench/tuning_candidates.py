@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,12 +53,14 @@ def title(choice: Any) -> str:
 
 
 def _listed(value: Any, tile: type) -> Iterator[Any]:
-    """The tiles in nested tuples, as a table of candidates holds them."""
+    """The tiles in nested tuples and dictionaries, as tables of candidates hold them."""
     if isinstance(value, tile):
         yield value
-    elif isinstance(value, tuple):
+    elif isinstance(value, (tuple, dict)):
         for member in value:
             yield from _listed(member, tile)
+            if isinstance(value, dict):
+                yield from _listed(value[member], tile)
 
 
 def _table(kernel: str) -> list[Any]:
@@ -104,7 +105,7 @@ def _qk_rope_tiles(heads: int) -> list[qk_rope_tiles.QkRopeTile]:
 def _torch_can(problem: Problem) -> bool:
     fields = problem.fields
     if problem.kernel == "attention":
-        options = {"lengths": fields["lengths"], "mask": fields["mask"], "lse": fields["lse"]}
+        options = {"lengths": fields["key_lengths"], "mask": fields["mask"], "lse": fields["return_lse"]}
         return with_torch.attends(fields["queries"], fields["keys"], causal=fields["causal"], **options)
     return problem.kernel in ("linear", "layer_norm")
 
@@ -195,18 +196,18 @@ def verified(prepared: Prepared, choice: Any) -> dict[str, Any]:
 
 def modelled_cycles(problem: Problem, choice: Any, device: Device) -> float | None:
     """What the tile choice's model says of a candidate; None where it has no number for it."""
-    models: dict[str, tuple[Any, str]] = {
-        "linear": (gemm_tiles, "gemm_cycles"),
-        "patch_embed": (gemm_tiles, "gemm_cycles"),
-        "attention": (attention_tiles, "attention_cycles"),
-    }
-    if problem.kernel not in models or choice is tiles.TORCH:
+    fields, itemsize = problem.fields, problem.dtype.itemsize
+    if choice is tiles.TORCH:
         return None
-    model: Callable[..., float] = getattr(*models[problem.kernel])
-    known = {**problem.fields, "itemsize": problem.dtype.itemsize, "device": device, "tile": choice}
-    if known.get("gated"):
-        known["operands"] = 2
-    return model(**{name: known[name] for name in inspect.signature(model).parameters if name in known})
+    if problem.kernel == "attention":
+        cost = attention_tiles._costs(fields["width"], device).get(choice) if itemsize == 2 else None
+        shape = fields["heads"], fields["queries"], fields["keys"]
+        return None if cost is None else attention_tiles.attention_cycles(cost, choice, *shape, device)
+    if problem.kernel in ("linear", "patch_embed"):
+        shape = fields["m"], fields["n"], fields["k"]
+        options = {"operands": 2 if fields.get("gated") else 1, "tf32": fields["tf32"]}
+        return gemm_tiles.gemm_cycles(choice, *shape, itemsize, device, **options)
+    return None
 
 
 def by_model(problem: Problem, choices: list[Any], device: Device) -> list[Any]:
