@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 from .attention_costs import COSTS, AttentionTile, Cost
 from .device import INTERPRETED, Device
 from .tiles import cdiv, interpreted_block, nearest, next_power_of_2, split_width, tuned_first
 
-__all__ = ["AttentionTile", "attention_cycles", "attention_shared_bytes", "choose_attention", "rest_block"]
+__all__ = [
+    "CANDIDATES",
+    "AttentionTile",
+    "attention_cycles",
+    "attention_shared_bytes",
+    "choose_attention",
+    "rest_block",
+]
+
+CANDIDATES = tuple(dict.fromkeys(tile for table in COSTS.values() for tile in table))
 
 # With a mask to add, wider heads than this spill: padded head width by tile, 128 where none is named.
 _WIDEST_MASKED = {
@@ -40,16 +51,21 @@ def attention_shared_bytes(
     return rows * sum(split_width(width)) * itemsize + mask
 
 
-def _costs(width: int, device: Device) -> dict[AttentionTile, Cost]:
-    """The 16-bit candidates for heads of this width: those with a figure for the next modelled width."""
+def _cost(tile: AttentionTile, width: int, device: Device) -> Cost | None:
+    """What was modelled of a tile at the next modelled head width; None where it is no candidate."""
     padded = sum(split_width(width))
     modelled_at = 64 if padded <= 64 else 80 if padded <= 96 else 128
-    table = nearest(COSTS, device.capability)
-    return {tile: costs[modelled_at] for tile, costs in table.items() if modelled_at in costs}
+    return nearest(COSTS, device.capability).get(tile, {}).get(modelled_at)
 
 
-def attention_cycles(cost: Cost, tile: AttentionTile, heads: int, queries: int, keys: int, device: Device) -> float:
-    """Modelled SM cycles of a launch: what the programs of one SM take together, but no less than one takes alone."""
+def attention_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, width: int, device: Device) -> float:
+    """Modelled SM cycles of a launch: what the programs of one SM take together, but no less than one takes alone.
+
+    For 16-bit tensors; infinite for a tile without figures.
+    """
+    cost = _cost(tile, width, device)
+    if cost is None:
+        return math.inf
     per_sm = cdiv(cdiv(queries, tile.block_m) * heads, device.sm_count)
     # Up to 16 keys more than whole blocks are in the cost of a start.
     blocks = keys // tile.block_n + max(rest_block(keys, tile.block_n) - 16, 0) / tile.block_n
@@ -66,13 +82,14 @@ def choose_attention(
     padded = sum(split_width(width))
     if itemsize == 4:
         return next(tile for tile, widest, masked_ in _FLOAT_ATTENTION if padded <= (masked_ if masked else widest))
-    fitting = {
-        tile: cost
-        for tile, cost in _costs(width, device).items()
-        if not (masked and padded > _WIDEST_MASKED.get(tile, 128))
+    fitting = [
+        tile
+        for tile in CANDIDATES
+        if _cost(tile, width, device) is not None
+        and not (masked and padded > _WIDEST_MASKED.get(tile, 128))
         and attention_shared_bytes(tile, width, itemsize, keys, masked=masked) <= device.shared_memory - 1024
-    }
+    ]
     # Small tiles read all keys again for every few queries: for launches that leave SMs without a program otherwise.
     spread = cdiv(queries, 64) * heads < device.sm_count
-    costs = {tile: cost for tile, cost in fitting.items() if spread or tile.block_m >= 64} or fitting
-    return min(costs, key=lambda tile: attention_cycles(costs[tile], tile, heads, queries, keys, device))
+    candidates = [tile for tile in fitting if spread or tile.block_m >= 64] or fitting
+    return min(candidates, key=lambda tile: attention_cycles(tile, heads, queries, keys, width, device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,11 +40,12 @@ def test_cycles_of_programs_that_wait_for_each_other_and_of_one_alone() -> None:
     tile = AttentionTile(64, 64, 4, 2)
     cost = COSTS[90][tile][64]
     alone = cost.start_alone + 3 * cost.step_alone
-    assert attention_cycles(cost, tile, 33, 197, 197, H100) == alone
-    assert attention_cycles(cost, tile, 330, 197, 197, H100) == 10 * (cost.start + 3 * cost.step) > alone
-    assert attention_cycles(cost, tile, 331, 197, 197, H100) == 11 * (cost.start + 3 * cost.step)
-    assert attention_cycles(cost, tile, 33, 197, 192, H100) == alone
-    assert attention_cycles(cost, tile, 33, 197, 192 + 40, H100) == alone + 0.75 * cost.step_alone
+    assert attention_cycles(tile, 33, 197, 197, 64, H100) == alone
+    assert attention_cycles(tile, 330, 197, 197, 64, H100) == 10 * (cost.start + 3 * cost.step) > alone
+    assert attention_cycles(tile, 331, 197, 197, 64, H100) == 11 * (cost.start + 3 * cost.step)
+    assert attention_cycles(tile, 33, 197, 192, 64, H100) == alone
+    assert attention_cycles(tile, 33, 197, 192 + 40, 64, H100) == alone + 0.75 * cost.step_alone
+    assert attention_cycles(AttentionTile(32, 16, 4, 2), 33, 197, 197, 64, H100) == math.inf
 
 
 @pytest.mark.parametrize(
