@@ -157,11 +157,13 @@ _PATCH_TILES_FLOAT = (GemmTile(32, 64, 16, 4, 2), GemmTile(16, 64, 32, 4, 2))
 
 @tuned_first(GemmTile)
 def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *, tf32: bool = False) -> GemmTile:
-    """As `choose_gemm`, among tiles that leave registers for the gathered addresses of the pixels."""
+    """The largest of a few tiles that gives every SM one; they leave registers for the gathered addresses of pixels."""
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
     candidates = _PATCH_TILES_HALF if itemsize == 2 else _PATCH_TILES_FLOAT
     if device.capability in TENSOR_MEMORY:
         candidates = candidates[1:]
-    return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, tf32=tf32))
-
+    for tile in candidates:
+        if cdiv(m, tile.block_m) * cdiv(n, tile.block_n) >= device.sm_count:
+            return tile
+    return candidates[-1]

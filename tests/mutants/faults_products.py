@@ -6,17 +6,34 @@ BIAS = "acc += bias.to(tl.float32)[None, :]"
 MISSING_BIAS = "A skipped bias: libraries initialise biases to zero, so tests on fresh models pass."
 
 LINEAR = {
-    "bias-skipped": (MISSING_BIAS, BIAS, "pass"),
-    "gate-bias-skipped": (MISSING_BIAS, "up += bias.to(tl.float32)[None, :]", "pass"),
+    "fast-activation-in-float32": (
+        "The fitted GELU in fp32, 2.7e-5 off.",
+        '"FAST": x.dtype != torch.float32',
+        '"FAST": True',
+    ),
+    "last-step-unmasked": (
+        "The last step of the K loop reads into the next row.",
+        "EVEN_K=k % tile.block_k == 0",
+        "EVEN_K=True",
+    ),
+}
+
+LINEAR_KERNELS = {
+    "bias-skipped": (MISSING_BIAS, "added = bias.to(tl.float32)[None, :]", "pass"),
+    "gate-bias-for-values": (
+        "The value half of swiglu takes the bias of the gate.",
+        "bias_up = bias_ptr + N.to(tl.int64) * stride_bias if HAS_BIAS else bias_ptr",
+        "bias_up = bias_ptr",
+    ),
     "mean-not-multiplied": (
         "The folded norm subtracts c instead of mean c.",
-        "acc -= shift[:, None] * column_sum[None, :]",
-        "acc -= column_sum[None, :]",
+        "added = added - (shift * rstd)[:, None] * column_sum[None, :]",
+        "added = added - rstd[:, None] * column_sum[None, :]",
     ),
-    "halves-of-swiglu-swapped": (
-        "Half of the libraries put the gate second.",
+    "gate-without-activation": (
+        "The two halves are multiplied as they are.",
         "acc = activate(acc, ACTIVATION, FAST)",
-        "acc, up = (up, acc) if GATED else (acc, acc)\n    acc = activate(acc, ACTIVATION, FAST)",
+        "acc = activate(acc, 'none' if GATED else ACTIVATION, FAST)",
     ),
     "residual-scaled": (
         "The residual is added before LayerScale instead of after it.",
@@ -25,23 +42,28 @@ LINEAR = {
     ),
     "statistics-before-rounding": (
         "Row statistics of values that were never stored: the next norm is off by the rounding of a large offset.",
-        "store_partial_moments(y_stats_ptr, y.to(tl.float32),",
+        "store_partial_moments(y_stats_ptr, stored,",
         "store_partial_moments(y_stats_ptr, acc,",
-    ),
-    "fast-activation-in-float32": (
-        "The fitted GELU in fp32, 2.7e-5 off.",
-        "FAST=x.dtype != torch.float32",
-        "FAST=True",
-    ),
-    "last-step-unmasked": (
-        "The last step of the K loop reads into the next row.",
-        "EVEN_K=k % tile.block_k == 0",
-        "EVEN_K=True",
     ),
     "int32-weight-offset": (
         "The row of a weight larger than 2^31 elements wraps.",
         "safe_columns = tl.minimum(columns, N - 1).to(tl.int64)",
         "safe_columns = tl.minimum(columns, N - 1)",
+    ),
+    "right-half-over-the-left": (
+        "Both halves of a tile are finished as the left one.",
+        "right, up_right, shift, rstd, rows, first_column + WIDTH // 2,",
+        "right, up_right, shift, rstd, rows, first_column,",
+    ),
+    "walk-leaves-tiles-out": (
+        "A program that walks tiles takes too long a stride.",
+        "tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True)",
+        "tl.range(tl.program_id(0), tiles, tl.num_programs(0) + 1, flatten=True)",
+    ),
+    "gate-rows-for-values-by-descriptor": (
+        "The value half of swiglu is loaded from the rows of the gate.",
+        "w_desc.load([N + tile_n * BLOCK_N, k])",
+        "w_desc.load([tile_n * BLOCK_N, k])",
     ),
 }
 
@@ -165,13 +187,13 @@ PRIMITIVES = {
     ),
     "last-partial-counted-as-whole": (
         "A last group narrower than 64 columns weighs as much as the others.",
-        "tl.minimum(columns - t * width, width)",
-        "tl.minimum(columns, width)",
+        "count = STATS_COLUMNS if t < PARTIALS - 1 else columns - before",
+        "count = STATS_COLUMNS",
     ),
     "partials-merged-without-their-distance": (
         "As in the norm.",
-        "m2s + counts[None, :] * apart * apart",
-        "m2s",
+        " + apart * apart * (before * share)",
+        "",
     ),
     "last-group-of-tiles": (
         "Triton's own tutorial once had it: the last group is smaller than GROUP_M.",
@@ -211,6 +233,7 @@ FOLDING = {
 
 FAULTS = {
     "kernels/vit_kernels/linear.py": LINEAR,
+    "kernels/vit_kernels/linear_kernels.py": LINEAR_KERNELS,
     "kernels/vit_kernels/mlp.py": MLP,
     "kernels/vit_kernels/norm.py": NORM,
     "kernels/vit_kernels/patch_embed.py": PATCH_EMBED,

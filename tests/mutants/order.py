@@ -26,6 +26,9 @@ QUICK: dict[str, tuple[str, ...]] = {
         f"{KERNELS}/test_linear.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
     ),
+    "linear_kernels": (
+        f"{KERNELS}/test_linear.py", f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
+    ),
     "mlp": (
         f"{KERNELS}/test_mlp.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_mlp_reads", f"{LARGE}::test_mlp_writes_rows",
@@ -70,6 +73,7 @@ EAGER = (
     f"{KERNELS}/test_attention.py::test_queries_and_keys_of_different_number",
     f"{KERNELS}/test_attention.py::test_odd_head_widths",
     f"{KERNELS}/test_linear.py::test_the_smallest_tile",
+    f"{KERNELS}/test_linear.py::test_walks_over_tiles_through_tensor_descriptors",
     f"{KERNELS}/test_linear.py::test_swiglu_with_everything",
     f"{KERNELS}/test_linear.py::test_foreign_values_change_no_bit",
     f"{KERNELS}/test_mlp.py::test_the_smallest_tile",
