@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import vit_kernels
-from vit_bench import tolerance
+from vit_bench import attention_inputs, tolerance
 from vit_bench.draw import Draw
 from vit_kernels import reference
 
@@ -72,7 +72,7 @@ def _stats_of(inputs: Inputs, partials: bool) -> torch.Tensor:
 def launcher_call(case: Case, inputs: Inputs) -> Callable[[], Any]:
     """The launcher with its own arguments for the reference's inputs: weights folded, row statistics made."""
     options = {**case.options, **case.launch_options}
-    launcher = getattr(vit_kernels, case.kernel)
+    launcher = getattr(vit_kernels, _function(case, inputs))
     if case.kernel not in ("linear", "mlp"):
         return partial(launcher, **inputs, **options)
     first, default = (("weight", "bias"), "none") if case.kernel == "linear" else (("fc1_weight", "fc1_bias"), "layer")
@@ -97,14 +97,19 @@ def _named(case: Case, result: Any) -> Outputs:
     return {"y": result[0], second: result[1]}
 
 
+def _function(case: Case, inputs: Inputs) -> str:
+    """The launcher and reference that a case of this kernel goes through: attention has two, with one kernel."""
+    return "attention_packed" if "cu_seqlens" in inputs else case.kernel
+
+
 def _reference(case: Case, inputs: Inputs, dtype: torch.dtype) -> Outputs:
     """The naive formula with every floating-point input in `dtype`; integer images and boolean masks stay."""
     cast = {
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
     }
-    result = getattr(reference, case.kernel)(**cast, **case.options)
-    if case.kernel == "attention" and not case.launch_options.get("return_lse"):
+    result = getattr(reference, _function(case, inputs))(**cast, **case.options)
+    if isinstance(result, tuple) and case.kernel == "attention" and not case.launch_options.get("return_lse"):
         result = result[0]
     return _named(case, result)
 
@@ -201,32 +206,6 @@ def _mlp(m: int, k: int, hidden: int, *, gated: bool = False) -> Callable[[Draw]
     return inputs
 
 
-def _packed(batch: int, tokens: int, heads: int, width: int) -> Callable[[Draw], Inputs]:
-    """Views of one packed projection [B, N, 3, H, D]."""
-    return lambda draw: dict(zip("qkv", draw.normal(batch, tokens, 3, heads, width).unbind(2), strict=True))
-
-
-def _separate(
-    batch: int, nq: int, nk: int, heads: int, heads_k: int, width: int, extra: str = ""
-) -> Callable[[Draw], Inputs]:
-    def inputs(draw: Draw) -> Inputs:
-        made: Inputs = {
-            "q": draw.normal(batch, nq, heads, width),
-            "k": draw.normal(batch, nk, heads_k, width),
-            "v": draw.normal(batch, nk, heads_k, width),
-        }
-        if extra == "lengths":
-            made["key_lengths"] = draw.integers(0, nk + 1, batch, dtype=torch.int32)
-        if extra == "boolean":
-            # The first query of each head may attend to nothing.
-            made["mask"] = draw.chance(0.7, batch, 1, nq, nk) & (torch.arange(nq, device=draw.device) > 0)[:, None]
-        if extra == "additive":
-            made["mask"] = draw.normal(1, heads, nq, nk)
-        return made
-
-    return inputs
-
-
 def _patches(
     batch: int, size: int, patch: int, width: int, prefix: int, *, raw: bool = False, position_all: bool = True
 ) -> Callable[[Draw], Inputs]:
@@ -288,14 +267,33 @@ CASES: tuple[Case, ...] = (
         "patch_embed", "28 px, patch 14, uint8 channels_last", _patches(1, 28, 14, 72, 5, raw=True, position_all=False)
     ),
     Case("patch_embed", "24 px, patch 8, no prefix", _patches(3, 24, 8, 100, 0)),
-    Case("attention", "packed 197 tokens, width 64", _packed(1, 197, 2, 64)),
-    Case("attention", "packed 50 tokens, width 80, lse", _packed(2, 50, 2, 80), launch_options={"return_lse": True}),
-    Case("attention", "causal 33 of 65, width 72", _separate(1, 33, 65, 2, 2, 72), {"causal": True}),
-    Case("attention", "key lengths, grouped, width 40", _separate(3, 17, 70, 4, 2, 40, "lengths"), {"scale": 0.3}),
+    Case("attention", "packed 197 tokens, width 64", attention_inputs.packed(1, 197, 2, 64)),
     Case(
-        "attention", "boolean mask, width 32, lse", _separate(2, 20, 45, 2, 1, 32, "boolean"), {}, {"return_lse": True}
+        "attention",
+        "packed 50 tokens, width 80, lse",
+        attention_inputs.packed(2, 50, 2, 80),
+        launch_options={"return_lse": True},
     ),
-    Case("attention", "additive mask, width 128", _separate(1, 40, 50, 2, 2, 128, "additive")),
+    Case("attention", "causal 33 of 65, width 72", attention_inputs.separate(1, 33, 65, 2, 2, 72), {"causal": True}),
+    Case(
+        "attention",
+        "key lengths, grouped, width 40",
+        attention_inputs.separate(3, 17, 70, 4, 2, 40, "lengths"),
+        {"scale": 0.3},
+    ),
+    Case(
+        "attention",
+        "boolean mask, width 32, lse",
+        attention_inputs.separate(2, 20, 45, 2, 1, 32, "boolean"),
+        {},
+        {"return_lse": True},
+    ),
+    Case(
+        "attention",
+        "packed sequences, grouped, width 64",
+        attention_inputs.sequences(37, 0, 70, 1, 20, heads=4, heads_k=2, width=64),
+    ),
+    Case("attention", "additive mask, width 128", attention_inputs.separate(1, 40, 50, 2, 2, 128, "additive")),
     Case("linear", "odd sizes, bias", _linear(50, 77, 43, "bias")),
     Case(
         "linear", "LayerNorm, bias", _linear(70, 192, 144, "norm", "bias"), {"norm": "layer"}, {"partial_stats": True}
@@ -352,7 +350,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
     name = f"tile {shape}"
     if kernel == "attention":
         tokens = max(tile.block_m, tile.block_n) + 5
-        return Case(kernel, f"{name}, width {width}", _packed(1, tokens, 1, width), {}, {"return_lse": True})
+        return Case(
+            kernel, f"{name}, width {width}", attention_inputs.packed(1, tokens, 1, width), {}, {"return_lse": True}
+        )
     if kernel == "mlp":
         inputs = _mlp(tile.block_m + 3, width, 2 * tile.block_h + 5, gated=gated)
         options = {"activation": "swiglu" if gated else "gelu"}
