@@ -12,6 +12,7 @@ import triton.language as tl
 from .primitives import (
     accumulate,
     activate,
+    activate_fast,
     follow,
     grouped_tile,
     merge_moments,
@@ -33,19 +34,20 @@ def _halves(x):
 @triton.jit
 def _norm_and_bias(
     acc, shift, rstd, columns, keep_columns, bias_ptr, column_sum_ptr, stride_bias,
-    NORM: tl.constexpr, CENTRED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    NORM: tl.constexpr, CENTRED: tl.constexpr, HAS_BIAS: tl.constexpr, TIMES: tl.constexpr,
 ):  # fmt: skip
-    """rstd (acc - shift c) + b, in two multiply-adds an element. CENTRED: the shift is not in acc any more."""
+    """TIMES (rstd (acc - shift c) + b), in two multiply-adds an element. CENTRED: the shift is not in acc any more."""
     added = tl.zeros((1, columns.shape[0]), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + columns.to(tl.int64) * stride_bias, mask=keep_columns, other=0.0)
-        added = bias.to(tl.float32)[None, :]
+        added = (bias.to(tl.float32) * TIMES)[None, :]
     if NORM == "none":
-        return acc + added if HAS_BIAS else acc
+        return acc * TIMES + added
+    scale = rstd * TIMES
     if NORM == "layer" and not CENTRED:
         column_sum = tl.load(column_sum_ptr + columns, mask=keep_columns, other=0.0)
-        added = added - (shift * rstd)[:, None] * column_sum[None, :]
-    return acc * rstd[:, None] + added
+        added = added - (shift * scale)[:, None] * column_sum[None, :]
+    return acc * scale[:, None] + added
 
 
 @triton.jit
@@ -83,6 +85,7 @@ def _finish(
     BLOCK_M: tl.constexpr = acc.shape[0]
     WIDTH: tl.constexpr = acc.shape[1]
     GATED: tl.constexpr = ACTIVATION == "swiglu"
+    HALVED: tl.constexpr = FAST and ACTIVATION != "none"
     if WIDTH > CHUNK:
         left, right = _halves(acc)
         up_left, up_right = _halves(up) if GATED else (left, right)
@@ -101,15 +104,16 @@ def _finish(
         keep_rows = rows < M
         keep_columns = columns < N
         acc = _norm_and_bias(
-            acc, shift, rstd, columns, keep_columns, bias_ptr, column_sum_ptr, stride_bias, NORM, CENTRED, HAS_BIAS
-        )
-        acc = activate(acc, ACTIVATION, FAST)
+            acc, shift, rstd, columns, keep_columns, bias_ptr, column_sum_ptr, stride_bias, NORM, CENTRED, HAS_BIAS,
+            TIMES=0.5 if HALVED else 1.0,
+        )  # fmt: skip
+        acc = activate_fast(acc, ACTIVATION) if HALVED else activate(acc, ACTIVATION, FAST)
         if GATED:
             # The value half of the weights, biases and sums follows the N rows of the gate.
             bias_up = bias_ptr + N.to(tl.int64) * stride_bias if HAS_BIAS else bias_ptr
             sum_up = column_sum_ptr + N if NORM == "layer" else column_sum_ptr
             acc *= _norm_and_bias(
-                up, shift, rstd, columns, keep_columns, bias_up, sum_up, stride_bias, NORM, CENTRED, HAS_BIAS
+                up, shift, rstd, columns, keep_columns, bias_up, sum_up, stride_bias, NORM, CENTRED, HAS_BIAS, TIMES=1.0
             )
         if HAS_SCALE:
             scale = tl.load(scale_ptr + columns.to(tl.int64) * stride_scale, mask=keep_columns, other=0.0)

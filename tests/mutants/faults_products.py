@@ -19,7 +19,7 @@ LINEAR = {
 }
 
 LINEAR_KERNELS = {
-    "bias-skipped": (MISSING_BIAS, "added = bias.to(tl.float32)[None, :]", "pass"),
+    "bias-skipped": (MISSING_BIAS, "added = (bias.to(tl.float32) * TIMES)[None, :]", "pass"),
     "gate-bias-for-values": (
         "The value half of swiglu takes the bias of the gate.",
         "bias_up = bias_ptr + N.to(tl.int64) * stride_bias if HAS_BIAS else bias_ptr",
@@ -27,13 +27,13 @@ LINEAR_KERNELS = {
     ),
     "mean-not-multiplied": (
         "The folded norm subtracts c instead of mean c.",
-        "added = added - (shift * rstd)[:, None] * column_sum[None, :]",
-        "added = added - rstd[:, None] * column_sum[None, :]",
+        "added = added - (shift * scale)[:, None] * column_sum[None, :]",
+        "added = added - scale[:, None] * column_sum[None, :]",
     ),
     "gate-without-activation": (
         "The two halves are multiplied as they are.",
-        "acc = activate(acc, ACTIVATION, FAST)",
-        "acc = activate(acc, 'none' if GATED else ACTIVATION, FAST)",
+        "acc = activate_fast(acc, ACTIVATION) if HALVED else activate(acc, ACTIVATION, FAST)",
+        "acc = acc if GATED else activate_fast(acc, ACTIVATION) if HALVED else activate(acc, ACTIVATION, FAST)",
     ),
     "residual-scaled": (
         "The residual is added before LayerScale instead of after it.",
@@ -202,15 +202,15 @@ PRIMITIVES = {
     ),
     "gelu-without-its-clamp": (
         "The fitted polynomial explodes past |x| = 10.5; real models reach 18.",
-        "s = tl.minimum(x * x, 36.0)",
-        "s = x * x",
+        "s = tl.minimum(half * half, 9.0)",
+        "s = half * half",
     ),
     "gelu-tanh-constant": (
         "0.044715 is the coefficient before it is multiplied by sqrt(2 / pi).",
-        "0.035677408136300125",
-        "0.044715",
+        "(8 * 0.035677408136300125)",
+        "(8 * 0.044715)",
     ),
-    "quick-gelu-constant": ("1.7 instead of 1.702.", "sigmoid_times(x, 1.702, FAST)", "sigmoid_times(x, 1.7, FAST)"),
+    "quick-gelu-constant": ("1.7 instead of 1.702.", "u = half * 1.702", "u = half * 1.7"),
     "input-precision-dropped": (
         "Triton's default for fp32 products is tf32.",
         "tl.dot(a, b, input_precision=PRECISION)",
