@@ -17,6 +17,7 @@ from ..weights import moments
 # The launchers as tests call them, with dictionaries of arguments: what they return depends on those, which no type
 # checker can follow.
 attention: Any = vit_kernels.attention
+attention_packed: Any = vit_kernels.attention_packed
 layer_norm: Any = vit_kernels.layer_norm
 linear: Any = vit_kernels.linear
 mlp: Any = vit_kernels.mlp

@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-import vit_kernels
 from vit_kernels import attention_tiles, reference
 
 from ..rung import DEVICE
 from ..weights import Draw, nan_framed
-from .common import attention, every_dtype, judge, same_bits, sanitize_bfloat16, sanitize_every_dtype
+from .common import attention, attention_packed, every_dtype, judge, same_bits, sanitize_bfloat16, sanitize_every_dtype
 
-attention_packed: Any = vit_kernels.attention_packed
 LENGTHS = [5, 0, 37, 1, 64, 0, 17]
 
 

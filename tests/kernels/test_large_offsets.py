@@ -17,7 +17,7 @@ from vit_kernels import attention_tiles, fold_norm, gemm_tiles, mlp_tiles, qk_ro
 
 from ..rung import RUNG
 from ..weights import Draw
-from .common import attention, layer_norm, linear, mlp, patch_embed, qk_rope, same_bits
+from .common import attention, attention_packed, layer_norm, linear, mlp, patch_embed, qk_rope, same_bits
 from .large import INT32, last_programs, sparse, spread
 
 pytestmark = pytest.mark.skipif(
@@ -287,6 +287,15 @@ def test_attention_reads_the_last_key_of_all(draw, name, keys):
     """The offset of a key is the offset of its block and that inside the block, each of which may be the large one."""
     arguments = {"q": draw.normal(1, 5, 1, 16)} | {name: draw.normal(1, keys, 1, 16) for name in ("k", "v")}
     probe_read(attention, arguments, name, 1)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("lengths", [[20], [16, 1]], ids=["inside-a-sequence", "start-of-a-sequence"])
+def test_attention_packed_reads(draw, name, lengths):
+    """The offset of a row is that of its sequence and that inside it, each of which may be the large one."""
+    arguments = {name: draw.normal(sum(lengths), 2, 16) for name in ("q", "k", "v")}
+    bounds = torch.tensor([0, *lengths], device=draw.device).cumsum(0)
+    probe_read(attention_packed, arguments | {"cu_seqlens": bounds, "max_seqlen": max(lengths)}, name, 0)
 
 
 @pytest.mark.parametrize("kind", ["additive", "boolean"])

@@ -83,6 +83,11 @@ ATTENTION = {
         "        v_ptr += first * stride_vn * UNIT",
         "        v_ptr += 0",
     ),
+    "int32-offset-of-a-sequence": (
+        "The offset of a packed sequence wraps past 2^31 elements.",
+        "first = tl.load(lengths_ptr + image).to(tl.int64)",
+        "first = tl.load(lengths_ptr + image).to(tl.int32)",
+    ),
     "bounds-taken-for-key-lengths": (
         "Cumulative lengths cut keys off as key lengths do.",
         "HAS_LENGTHS=lengths is not None and not packed",

@@ -9,7 +9,8 @@ LARGE = f"{KERNELS}/test_large_offsets.py"
 QUICK: dict[str, tuple[str, ...]] = {
     "attention": (
         f"{KERNELS}/test_attention.py", f"{KERNELS}/test_attention_packed.py", f"{KERNELS}/test_launching.py",
-        f"{LARGE}::test_attention_reads", f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
+        f"{LARGE}::test_attention_reads", f"{LARGE}::test_attention_packed_reads",
+        f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
     ),
     "attention_block": (
         f"{KERNELS}/test_attention.py", f"{KERNELS}/test_launching.py", f"{LARGE}::test_attention_reads",
