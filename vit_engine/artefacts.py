@@ -100,9 +100,9 @@ def load_kernels(folder: str | Path) -> Manifest:
 
     Call it once, before the first forward pass, with the GPU current that will run it. Everything is checked before
     anything is put: every file against its SHA-256, and GPU and versions against this machine's. The kernels go into
-    Triton's cache (TRITON_CACHE_DIR, ~/.triton/cache by default), so loading again does no harm. Shapes and dtypes that
-    the folder has no kernels for are compiled when they are first met, as ever. Triton's own launcher, a C extension
-    that it builds once per machine, is not in the folder.
+    Triton's cache (TRITON_CACHE_DIR, ~/.triton/cache by default), so loading again does no harm. Whatever the folder
+    has no kernels for (other shapes and dtypes, tiles of a tuned file) is compiled when it is first met, as ever.
+    Triton's own launcher, a C extension that it builds once per machine, is not in the folder.
 
     Raises ArtefactError for a folder that is incomplete, was changed, or was made for another GPU or by other versions
     than are here, naming what differs; vit_kernels.UnsupportedDeviceError where no GPU runs the kernels.

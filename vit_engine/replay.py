@@ -13,10 +13,11 @@ traced, no operator being watched, and nobody's hooks in the model; anything els
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from operator import attrgetter, is_, itemgetter, methodcaller
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Fingerprint:
         self._parts = list(module.modules())
         self._kinds = list(map(type, self._parts))
         self._attributes = list(map(vars, self._parts))
-        self._forwards = list(map(_own_forward, self._attributes))
+        self._forwards = self._own_forwards()
         self._modes = list(map(_mode, self._attributes))
         # A replay would leave out what hooks do. Those of the module itself run around it.
         self._inside = [vars(part) for part in self._parts if part is not module]
@@ -109,16 +110,25 @@ class Fingerprint:
         return (
             self.usable
             and not _has_any_global_hook()
-            and self._hook_numbers() == self._hooks
+            and self._hooks_hold()
             and list(map(type, self._parts)) == self._kinds
             and list(map(_mode, self._attributes)) == self._modes
-            and list(map(_own_forward, self._attributes)) == self._forwards
+            and self._own_forwards() == self._forwards
             and list(map(len, self._sized)) == self._sizes
             and all(map(is_, map(dict.get, self._tables, self._names), self._values))
             and list(map(Tensor.data_ptr, self._tensors)) == self._addresses
             and list(map(_version, self._counting)) == self._versions
             and (not self._trained or optimizer_steps() == self._steps)
         )
+
+    def _own_forwards(self) -> list[object]:
+        return list(map(dict.get, self._attributes, itertools.repeat("forward")))
+
+    def _hooks_hold(self) -> bool:
+        if any(self._hooks):
+            return self._hook_numbers() == self._hooks
+        # As nearly always: whether there are any costs a tenth of which there are.
+        return not (any(map(_hooks_of, self._inside)) or any(map(_pre_hooks_of, self._inside)))
 
     def _hook_numbers(self) -> list[tuple[int, ...]]:
         """The numbers of the hooks inside, in the tables that are there now: whoever clears hooks may replace them."""
@@ -128,7 +138,6 @@ class Fingerprint:
 _mode = itemgetter("training")
 _hooks_of = itemgetter("_forward_hooks")
 _pre_hooks_of = itemgetter("_forward_pre_hooks")
-_own_forward = methodcaller("get", "forward")
 _version = attrgetter("_version")
 
 
