@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,21 @@ RUNS = 10  # of one candidate in one timing, each on a cold cache
 _LEAST_FLUSHED = 64 << 20  # bytes that are written to empty the L2 cache, at least
 
 
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """The reference's products are summed in fp32 and not rounded to tf32, whatever this process has set."""
+    settings: Any = torch.backends.cuda.matmul
+    names = ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before = {name: getattr(settings, name) for name in names}
+    try:
+        for name in names:
+            setattr(settings, name, False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+
+
 class _Current:
     """The problem that is being tuned, its inputs on the GPU and its reference: made once for all candidates."""
 
@@ -35,7 +51,8 @@ class _Current:
         if self._problem is not problem or self._prepared is None or judged_on is not None:
             self._problem = self._prepared = None  # so that two problems never take memory at once
             where = judged_on or self._device
-            self._prepared = prepare(problem.case(), problem.dtype, self._device, judged_on=where)
+            with _exact():
+                self._prepared = prepare(problem.case(), problem.dtype, self._device, judged_on=where)
             self._problem = problem
         return self._prepared
 

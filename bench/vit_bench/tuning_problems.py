@@ -127,15 +127,19 @@ def noted_calls(label: str) -> Iterator[list[LauncherCall]]:
 
 @torch.no_grad()
 def accelerated_calls(
-    model: torch.nn.Module, images: Callable[[int], torch.Tensor], batches: Sequence[int], device: Device
+    run: Callable[[torch.Tensor], object],
+    size: tuple[int, int, int],
+    batches: Sequence[int],
+    dtype: torch.dtype,
+    device: Device,
 ) -> Iterator[LauncherCall]:
-    """The launcher calls of a model that `accelerate` has been applied to, on the CPU, for a GPU like `device`.
+    """The launcher calls of an accelerated model on the CPU, for a GPU like `device`.
 
-    images: from a batch size, in the model's dtype.
+    run: the model, or another entry point of it; size: channels, height and width of its images.
     """
     for batch in batches:
         with recording(device), noted_calls(f"batch {batch}") as calls:
-            model(images(batch))
+            run(torch.empty(batch, *size, dtype=dtype))
         yield from calls
 
 

@@ -76,12 +76,21 @@ def synchronised(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 
 def test_candidates_run_against_the_reference_once_their_inputs_are_made(synchronised, monkeypatch):
     made: list[Any] = []
-    monkeypatch.setattr(tuning_gpu, "prepare", lambda *a, **k: made.append(k) or prepare(*a, **k))
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        made.append((options, torch.backends.cuda.matmul.allow_tf32))
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(tuning_gpu, "prepare", noted)
+    settings: Any = torch.backends.cuda.matmul
+    before, settings.allow_tf32 = settings.allow_tf32, True
     bench = gpu_bench(CPU)
     for choice in (DEFAULT, FAST, tiles.TORCH):
         assert bench.compile(PROBLEM, choice) == ""
         assert bench.verify(PROBLEM, choice)["y"]["row"] > 0
-    assert made == [{"judged_on": CPU}]
+    assert made == [({"judged_on": CPU}, False)], "whatever the process computes in, the reference is exact"
+    assert settings.allow_tf32 is True
+    settings.allow_tf32 = before
     bench.verify(norm_problem(10), DEFAULT)
     assert len(made) == 2
 

@@ -65,14 +65,13 @@ def test_interpreted_kernels_are_not_timed(monkeypatch):
         (["--dry-run"], ("--dry-run --gpu h100",)),
         (["--gpu", "h100"], ("--dry-run --gpu h100",)),
         (["--dry-run", "--gpu", "voodoo"], ("--gpu", "sm_80", "H100 SXM", "'voodoo'")),
-        (
-            ["--dry-run", "--gpu", "h100", "--model", "vit_bas"],
-            ("'vit_bas'", "timm", "vit_base_patch16_224"),
-        ),
-        (["--dry-run", "--gpu", "h100", "--model", "resnet18"], ("--model", "no kernels for", "ResNet")),
+        (["--dry-run", "--gpu", "h100", "--model", "vit_bas"], ("--model", "'vit_bas'", "vit_base_patch32_224")),
+        (["--dry-run", "--gpu", "h100", "--model", "timm:vit_bas"], ("--model", "'timm:vit_bas'")),
+        (["--dry-run", "--gpu", "h100", "--model", "keras:vit"], ("--model", "timm, torchvision")),
+        (["--dry-run", "--gpu", "h100", "--model", "timm:resnet18"], ("--model", "no kernels for", "ResNet")),
         (["--batch", "0"], ("--batch",)),
     ],
-    ids=["dtype", "no gpu", "no dry run", "gpu", "model", "no ViT", "batch"],
+    ids=["dtype", "no gpu", "no dry run", "gpu", "preset", "timm", "library", "no ViT", "batch"],
 )
 def test_wrong_options_are_refused(compiling, words, expected):
     result = invoke("--model", MODEL, "--batch", "1", *words)
@@ -84,7 +83,7 @@ def test_wrong_options_are_refused(compiling, words, expected):
 def test_models_of_timm_that_are_no_preset_are_accelerated():
     """Relative positions, whose index is a buffer; norms that the presets do not have."""
     for name, kernels in (("beit_base_patch16_224", {"mask": "additive"}), ("vit_base_patch16_rope_mixed_224", {})):
-        calls = command._calls(name, [2], "fp16", H100)
+        calls = command._calls(f"timm:{name}", [2], "fp16", H100)
         (attention, *_) = (call for call in calls if call.kernel == "attention")
         assert attention.arguments["q"].shape == (2, 197, 12, 64) and attention.arguments["q"].dtype == torch.float16
         assert (attention.arguments["mask"] is not None) == bool(kernels)
@@ -249,7 +248,7 @@ def test_a_dry_run_lists_registers_spills_shared_memory_and_cycles():
     assert any(line.startswith("linear (projection): m=394 n=768 k=768") for line in lines)
     spilling, large, pytorch = (next(line for line in lines if line.startswith(name)) for name in ROWS)
     default = next(line for line in lines if "modelled best" in line)
-    assert " 0 B " in default and "KiB" in default and default.endswith("would be run")
+    assert " 0 B " in default and "KiB" in default and default.endswith("fits")
     assert " 144.0 KiB " in spilling and "spills" in text and " 0 B " not in spilling
-    assert "OutOfResources" in large and "would be run" not in large
-    assert pytorch == "PyTorch would be run"
+    assert "OutOfResources" in large and "fits" not in large
+    assert pytorch == "PyTorch fits"

@@ -42,7 +42,7 @@ def model() -> Any:
 
 def problems(batch: int) -> list[Problem]:
     ours = vit_engine.accelerate(model())
-    return problems_of(list(accelerated_calls(ours, images, [batch], INTERPRETED)), INTERPRETED)
+    return problems_of(list(accelerated_calls(ours, (3, 32, 32), [batch], torch.float32, INTERPRETED)), INTERPRETED)
 
 
 def file(tmp_path: Path, winners: dict[str, Winner], gpu: Gpu = HERE) -> Path:

@@ -28,7 +28,7 @@ _WIDTH = 100
 
 
 def tune_command(
-    model: Annotated[str, typer.Option("--model", help="A preset's name, or a timm model's that accelerate() takes.")],
+    model: Annotated[str, typer.Option("--model", help="A preset, or timm:NAME, torchvision:NAME, transformers:NAME.")],
     batch: Annotated[list[int], typer.Option("--batch", min=1, help="Images per forward pass.")],
     more: Annotated[
         list[int] | None, typer.Argument(metavar="[BATCH]...", min=1, help="More of them: --batch 1 8 64.")
@@ -92,38 +92,20 @@ def _console() -> Console:
 
 
 def _calls(model: str, batches: list[int], dtype: str, device: Device) -> list[LauncherCall]:
-    """The launcher calls of a preset, or of an accelerated model of timm that is none."""
-    import torch
-
+    """The launcher calls of a preset, or of another library's model, accelerated."""
     from vit_bench.inspection import DTYPES
     from vit_bench.tuning_problems import accelerated_calls, preset_calls
-    from vit_engine import ViTConfig, accelerate
-    from vit_engine.presets import PRESETS
+    from vit_bench.warmup import find
+    from vit_engine import ViTConfig
 
-    if model in PRESETS:
-        return list(preset_calls(ViTConfig.preset(model), batches, DTYPES[dtype]))
     try:
-        import timm
-
-        with torch.device("meta"):
-            theirs: Any = timm.create_model(model).eval().to(DTYPES[dtype])
-    except (ImportError, RuntimeError) as error:
-        presets = f"vit_engine has {len(PRESETS)} presets, such as vit_base_patch16_224"
-        raise typer.BadParameter(f"{model!r}: {presets}; and timm: {error}", param_hint="--model") from error
-    theirs = theirs.to_empty(device="cpu")
-    for buffer in theirs.buffers():
-        if not buffer.is_floating_point():
-            buffer.zero_()  # an index; all other memory may hold anything, for nothing is computed from it
-    try:
-        accelerate(theirs)
-    except TypeError as error:
-        raise typer.BadParameter(str(error), param_hint="--model") from error
-    height, width = theirs.patch_embed.img_size
-
-    def images(batch: int) -> torch.Tensor:
-        return torch.empty(batch, 3, height, width, dtype=DTYPES[dtype])
-
-    return list(accelerated_calls(theirs, images, batches, device))
+        if ":" not in model:
+            return list(preset_calls(ViTConfig.preset(model), batches, DTYPES[dtype]))
+        warmed = find(model)(DTYPES[dtype])
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise typer.BadParameter(f"{model!r}: {error}", param_hint="--model") from error
+    calls = (accelerated_calls(run, warmed.size, batches, DTYPES[dtype], device) for run in warmed.runs)
+    return [call for each in calls for call in each]
 
 
 def _dry_run(model: str, batches: list[int], dtype: str, gpu: str, pytorch: bool, wide: bool) -> None:
@@ -158,7 +140,7 @@ def _print_listed(console: Console, problem: Problem, listed: list[Listed]) -> N
             "/".join(f"{kernel.spilled} B" for kernel in one.kernels),
             "/".join(f"{kernel.shared / 1024:.1f} KiB" for kernel in one.kernels),
             "" if one.cycles is None else f"{one.cycles:,.0f}",
-            one.why_not or "would be run",
+            one.why_not or "fits",
         )
         table.add_row(*(Text(cell) for cell in (f"{title(one.choice)}{first}", *columns)))
     console.print()
