@@ -18,7 +18,7 @@ from .attention_block import LOG2_E, attend_block
 from .attention_checks import check_attention, expand_mask
 from .device import device_of
 from .launch import allocate, launch
-from .primitives import tiles_over
+from .primitives import follow, tiles_over
 
 LN_2 = tl.constexpr(math.log(2.0))
 
@@ -66,6 +66,7 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     REST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """This program computes queries [tile * BLOCK_M, (tile + 1) * BLOCK_M) of one head of one image.
 
@@ -75,6 +76,7 @@ def attention_kernel(
     masked blocks ends it. PACKED: image i is the rows [lengths[i], lengths[i + 1]) of one image, and queries, keys are
     those of the longest.
     """
+    follow(OVERLAP)
     tiles_m = tiles_over(queries, BLOCK_M)
     tile = tl.program_id(0) % tiles_m
     head = (tl.program_id(0) // tiles_m) % heads

@@ -114,10 +114,9 @@ def launch(on: torch.Tensor, kernel: Any, programs: int, *arguments: Any, **cons
     From sm_90 on the launch may begin before the one in front of it has ended: see `primitives.follow`.
     """
     grid = (programs, 1, 1)
-    if "OVERLAP" in kernel.arg_names:
-        constants["OVERLAP"] = overlap = device_of(on).capability >= 90
-        if overlap:
-            constants["launch_pdl"] = True
+    constants["OVERLAP"] = overlap = device_of(on).capability >= 90
+    if overlap:
+        constants["launch_pdl"] = True
     with launching_on(on):
         compiled = kernel[grid](*arguments, **constants)
     tape = getattr(_thread, "tape", None)
@@ -171,8 +170,8 @@ def active_driver() -> object:
 def repeat(launches: Iterable[Launched]) -> None:
     """Launches again, on the current device and its current stream, without binding or specialising anything.
 
-    Pointers may be given as integers, descriptors as `at_address` makes them. They must be aligned as those of the first launch were, and the other arguments
-    the same, because the compiled code relies on both.
+    Pointers may be given as integers, descriptors as `at_address` makes them. They must be aligned as those of the
+    first launch were, and the other arguments the same, because the compiled code relies on both.
     """
     active: Any = active_driver()
     stream = active.get_current_stream(active.get_current_device())
