@@ -6,8 +6,11 @@ results of the other tests cannot show it.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
+import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,7 +22,7 @@ from triton import knobs
 
 from vit_kernels import attention_tiles, fold_norm, gemm_tiles, mlp_tiles, qk_rope_tiles, row_stats, tiles
 from vit_kernels import launch as launch_module
-from vit_kernels.device import device_of
+from vit_kernels.device import A100, H100, device_of
 
 from ..weights import Draw
 from .common import attention, layer_norm, linear, mlp, patch_embed, qk_rope
@@ -234,8 +237,11 @@ def test_tensors_elsewhere_touch_no_gpu(monkeypatch):
     assert isinstance(launch_module.launching_on(torch.zeros(1)), contextlib.nullcontext)
 
 
-def test_a_launch_happens_while_its_gpu_is_current(monkeypatch):
-    """And with a grid along x, the one dimension that may pass 65535."""
+@pytest.mark.parametrize(
+    ("device", "overlapping"), [(A100, {"OVERLAP": False}), (H100, {"OVERLAP": True, "launch_pdl": True})]
+)
+def test_a_launch_happens_while_its_gpu_is_current(monkeypatch, device, overlapping):
+    """And with a grid along x, the one dimension that may pass 65535; from sm_90 on it may begin early."""
     current: list[Any] = []
 
     @contextlib.contextmanager
@@ -255,9 +261,22 @@ def test_a_launch_happens_while_its_gpu_is_current(monkeypatch):
 
     made: list[tuple[Any, ...]] = []
     monkeypatch.setattr(launch_module, "launching_on", guard)
+    monkeypatch.setattr(launch_module, "device_of", lambda tensor: device)
     x = torch.zeros(1)
     launch_module.launch(x, Kernel(), 70000, 5, b=6)
-    assert made == [((70000, 1, 1), 5, {"b": 6}, x)] and current == []
+    assert made == [((70000, 1, 1), 5, {"b": 6, **overlapping}, x)] and current == []
+
+
+def test_every_kernel_waits_for_the_launch_before_it_first():
+    """`follow` comes before anything else a kernel does: a launch may begin before the one in front has ended."""
+    for name in ("attention", "linear_kernels", "mlp", "norm", "patch_embed", "qk_rope"):
+        module = importlib.import_module(f"vit_kernels.{name}")
+        kernels = [value for key, value in vars(module).items() if key.endswith("_kernel")]
+        assert kernels
+        for kernel in kernels:
+            (function,) = ast.parse(textwrap.dedent(inspect.getsource(kernel.fn))).body
+            assert isinstance(function, ast.FunctionDef)
+            assert ast.unparse(function.body[1]) == "follow(OVERLAP)", kernel.__name__
 
 
 class Compiled:
