@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,13 +17,31 @@ import torch.nn.functional as F
 
 from .launch import by_torch
 
+_settings = threading.Lock()
+
+
+@contextlib.contextmanager
+def _ieee(dtype: torch.dtype) -> Iterator[None]:
+    """fp32 products are not rounded to less, as none is in a kernel, whatever this process lets cuBLAS do."""
+    cublas: Any = torch.backends.cuda.matmul
+    if dtype != torch.float32 or cublas.fp32_precision in ("none", "ieee"):
+        yield
+        return
+    # The setting is the whole process's: threads that change it and put it back take turns.
+    with _settings:
+        before, cublas.fp32_precision = cublas.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            cublas.fp32_precision = before
+
 
 @contextlib.contextmanager
 def _as_given(x: torch.Tensor) -> Iterator[None]:
     """Operators compute in the dtypes of their arguments, without gradients, as a kernel does."""
     # A tensor without values has no autocast to switch off.
     own = contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-    with torch.no_grad(), own:
+    with torch.no_grad(), own, _ieee(x.dtype):
         yield
 
 

@@ -146,6 +146,30 @@ def test_neither_autocast_nor_gradients_get_in():
         assert theirs.dtype == torch.float32 and torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("where", ["cuBLAS", "process"])
+def test_fp32_is_computed_as_such_whatever_the_process_allows(monkeypatch, where):
+    cublas: Any = torch.backends.cuda.matmul
+    process: Any = torch.backends
+    owner = cublas if where == "cuBLAS" else process
+    seen, product, before = [], torch.nn.functional.linear, (cublas.fp32_precision, process.fp32_precision)
+
+    def noting(*arguments: Any) -> torch.Tensor:
+        seen.append(cublas.fp32_precision)
+        return product(*arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noting)
+    try:
+        cublas.fp32_precision = process.fp32_precision = "none"
+        owner.fp32_precision = "tf32"
+        for dtype in (torch.float32, torch.float16):
+            draw = Draw(dtype, seed=13)
+            linear(draw.normal(9, 72), draw.weight(40, 72))
+            assert owner.fp32_precision == "tf32"
+    finally:
+        cublas.fp32_precision, process.fp32_precision = before
+    assert seen == ["ieee", "tf32"]
+
+
 def test_a_tape_says_that_it_does_not_hold_all():
     draw = Draw(torch.float16, seed=12)
     x, q = draw.normal(9, 72), draw.normal(1, 9, 2, 32)
