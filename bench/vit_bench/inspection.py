@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vit_bench import records
+from vit_bench.modelled import modelled_seconds
 from vit_bench.occupancy import ctas_per_sm
 from vit_bench.pipes import Epilogue, Kernel, Section
 from vit_bench.plan import model_calls
@@ -54,7 +55,8 @@ class LaunchReport:
     waves: CTAs over what all SMs hold at a time; stack: bytes per thread, spills included; code: `sass.CodeFacts`;
     main_loops: one trip of each; repeated: tensor-core FLOP in such a trip over those that the CTA's tile needs, above
     1 where warps compute what others compute too (None without tensor cores, and where the warps' parts are not known);
-    whole: all of a kernel that multiplies no matrices; roofline: of one launch.
+    whole: all of a kernel that multiplies no matrices; roofline: of one launch; modelled_s: seconds that the tile
+    choice's model gives it (`vit_bench.modelled`), None in fp32 and where there is no model.
     """
 
     label: str
@@ -76,13 +78,15 @@ class LaunchReport:
     whole: Section | None
     epilogue: EpilogueCost | None
     roofline: Roofline
+    modelled_s: float | None
 
 
 @dataclass(frozen=True)
 class Forward:
     """The roofline of a whole forward pass: sums over its launches, each as often as it is made.
 
-    bound_s: the sum of each launch's larger time; images_per_s: the batch over that.
+    bound_s: the sum of each launch's larger time; images_per_s: the batch over that; modelled_s: the sum of modelled
+    times, of the larger bound where a launch has none; None where no launch has one.
     """
 
     launches: int
@@ -92,6 +96,7 @@ class Forward:
     memory_s: float
     bound_s: float
     images_per_s: float
+    modelled_s: float | None
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,11 @@ def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.
         whole=None if flops else kernel.whole,
         epilogue=_epilogue(kernel, arguments, launch.num_warps, facts.specialized) if flops else None,
         roofline=roofline(flops, operand_bytes(_tensors(launch.values)), dtype, device),
+        modelled_s=None
+        if dtype == torch.float32
+        else modelled_seconds(
+            launch.kernel, arguments, prod(launch.grid), launch.num_warps, launch.num_stages, device
+        ),
     )
 
 
@@ -239,6 +249,8 @@ def _forward(launches: list[LaunchReport], batch: int) -> Forward:
         return sum(of(launch.roofline) * launch.times for launch in launches)
 
     seconds = total(lambda r: r.seconds)
+    known = any(launch.modelled_s is not None for launch in launches)
+    modelled = sum((launch.modelled_s or launch.roofline.seconds) * launch.times for launch in launches)
     return Forward(
         launches=sum(launch.times for launch in launches),
         flops=total(lambda r: r.flops),
@@ -247,4 +259,5 @@ def _forward(launches: list[LaunchReport], batch: int) -> Forward:
         memory_s=total(lambda r: r.memory_s),
         bound_s=seconds,
         images_per_s=batch / seconds,
+        modelled_s=modelled if known else None,
     )

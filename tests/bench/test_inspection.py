@@ -59,8 +59,8 @@ def test_main_loops_and_epilogues(found):
             assert section["cycles"][section["bound"]] == max(section["cycles"].values()) > 0
             assert section["cycles"]["issue"] == section["instructions"] == sum(section["mix"].values())
     by_label = {launch["label"]: launch for launch in found["launches"]}
-    assert len(by_label["attention"]["main_loops"]) == 2
-    assert all(loop["cycles"]["exponential"] > 100 for loop in by_label["attention"]["main_loops"])
+    (whole_blocks,) = by_label["attention"]["main_loops"]
+    assert whole_blocks["cycles"]["exponential"] > 100 and whole_blocks["flops"] > 0
     norm = by_label["final norm, class token"]
     assert norm["whole"]["instructions"] > norm["main_loops"][0]["instructions"] and norm["epilogue"] is None
     for name in ("stem", "qkv", "projection"):
@@ -80,8 +80,6 @@ def test_main_loops_and_epilogues(found):
     repeated = {name: launch["repeated"] for name, launch in by_label.items()}
     assert repeated.pop("mlp") in (1.0, 1.5) and repeated.pop("final norm, class token") is None
     assert set(repeated.values()) == {1.0}
-    loops = by_label["attention"]["main_loops"]
-    assert loops[0]["flops"] == loops[1]["flops"]
 
 
 @pytest.mark.compiled

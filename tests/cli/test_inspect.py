@@ -104,6 +104,7 @@ def launch(label: str, **changes: Any) -> LaunchReport:
         "whole": None,
         "epilogue": EpilogueCost(2230, 0, 128.0, 2230 / 128),
         "roofline": roofline(59_494_000_000, 102_800_000, torch.float16, B200),
+        "modelled_s": None,
     }
     return LaunchReport(**(values | changes))
 
@@ -115,7 +116,7 @@ def test_tables_fit_a_hundred_columns_and_hold_the_figures(capsys):
         launch("attention", main_loops=[section(tensor=512), section(shared=640)], repeated=1.5),
         launch("row-wise", main_loops=[], repeated=None, whole=section(alu=91), epilogue=unknown),
     ]
-    forward = Forward(144, 8_566_000_000_000, 14_800_000_000, 0.0038, 0.0019, 0.00399, 16_036.4)
+    forward = Forward(144, 8_566_000_000_000, 14_800_000_000, 0.0038, 0.0019, 0.00399, 16_036.4, None)
     command._print(Inspection("vit_gigantic_patch14_224", B200, 256, "fp16", launches, forward))
     printed = capsys.readouterr().out
     lines = printed.splitlines()
@@ -140,6 +141,21 @@ def test_tables_fit_a_hundred_columns_and_hold_the_figures(capsys):
     ):
         assert words in text, words
     assert "64x2x1" in text and text.count("products are made") == 1
+
+
+def test_modelled_times_stand_beside_bounds_and_what_the_model_is_worth(capsys):
+    from vit_bench.modelled import checks
+    from vit_kernels.device import A100
+
+    launches = [launch("fc1", modelled_s=250e-6), launch("row-wise", modelled_s=None)]
+    forward = Forward(96, 5_000_000_000_000, 9_000_000_000, 0.016, 0.0045, 0.016, 4000.0, 0.0213)
+    command._print(Inspection("vit_base_patch16_224", A100, 64, "bf16", launches, forward))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Modelled time, not a measurement" in text
+    assert "fc1 x48 250.0 26.4 76%" in text and "row-wise x48 no model 26.4" in text
+    assert "forward 21300 16000 75%" in text
+    ((measured, ratio),) = checks(A100)
+    assert f"{measured.label} {measured.seconds * 1e6:.1f} {ratio:.2f}" in text
 
 
 def test_help_names_the_command():

@@ -88,6 +88,8 @@ def _print(found: Inspection) -> None:
     _loops(console, found.launches)
     _epilogues(console, found.launches)
     _roofline(console, found)
+    if found.forward.modelled_s is not None:
+        _modelled(console, found, found.forward.modelled_s)
 
 
 def _table(
@@ -239,3 +241,32 @@ def _roofline(console: Console, found: Inspection) -> None:
         f"Bound of the forward, each launch at the larger of its two times: {whole.bound_s * 1e6:.0f} us, "
         f"{whole.images_per_s:,.0f} images/s. Not a measurement."
     )
+
+
+def _modelled(console: Console, found: Inspection, forward: float) -> None:
+    from vit_bench.modelled import checks
+    from vit_bench.roofline import PEAKS
+
+    peak = PEAKS[found.device].half
+    rows = []
+    for launch in found.launches:
+        seconds, bound = launch.modelled_s, launch.roofline
+        if seconds is None:
+            rows.append([launch.label, f"x{launch.times}", "no model", f"{bound.seconds * 1e6:.1f}", ""])
+            continue
+        share = bound.flops / peak / seconds
+        figures = [f"{seconds * 1e6:.1f}", f"{bound.seconds * 1e6:.1f}", f"{share:.0%}"]
+        rows.append([launch.label, f"x{launch.times}", *figures])
+    share = f"{found.forward.flops / peak / forward:.0%}"
+    rows.append(["forward", "", f"{forward * 1e6:.0f}", f"{found.forward.bound_s * 1e6:.0f}", share])
+    note = (
+        "Cycles by which the tiles were chosen, over the clock under load; without what a launch itself costs. A "
+        "launch without a model counts in the forward with its bound. Peak: of the tensor cores."
+    )
+    heads = ("launch", "times", "modelled, us", "bound, us", "of peak")
+    _table(console, "Modelled time, not a measurement", note, heads, rows)
+    ratios = [
+        [one.label, f"{one.seconds * 1e6:.1f}", f"{ratio:.2f}"] for one, ratio in checks(found.device)
+    ]
+    heads = ("plain Triton GEMM that was run on this GPU", "measured, us", "modelled / measured")
+    _table(console, "How far this model is off", "The same model on kernels with known times.", heads, ratios)

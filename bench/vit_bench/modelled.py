@@ -1,0 +1,91 @@
+"""Modelled times: the cycles by which the kernels' tiles are chosen, over the clock of a GPU under load.
+
+    modelled_seconds("linear_tma_kernel", arguments, programs=264, num_warps=4, num_stages=3, device=H100)
+
+A modelled time is no measurement. It leaves out what a launch itself costs, and it knows no power limit but the clock
+below. How far it is from what was measured elsewhere, `checks` says: print those ratios beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vit_kernels.attention_tiles import AttentionTile, attention_cycles
+from vit_kernels.device import A100, H100, RTX_4090, Device
+from vit_kernels.gemm_tiles import GemmTile, gemm_cycles
+
+# Clock of an SM while its tensor cores are busy, in Hz. H100: seen in measured GEMMs of this size, where power holds it
+# below its 1.98 GHz. A100: boost clock of the datasheet, less the 2 % that published GEMMs are short of it. RTX 4090:
+# boost clock of the datasheet.
+CLOCKS = {H100: 1.75e9, A100: 1.38e9, RTX_4090: 2.52e9}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A plain Triton GEMM [m, k] x [k, n] in fp16 that others or we ran on that GPU, and its time in seconds."""
+
+    label: str
+    device: Device
+    tile: GemmTile
+    m: int
+    n: int
+    k: int
+    seconds: float
+
+
+_WIDE, _SQUARE, _SHORT = GemmTile(128, 256, 64, 8, 3), GemmTile(128, 128, 64, 4, 4), GemmTile(128, 128, 32, 4, 4)
+_TUTORIAL = "Triton's tutorial kernel"
+
+# H100 80GB HBM3: measured once, Triton 3.6.0, median of do_bench, clock not set. The others: Triton's tutorial 03 as
+# published, 250 TFLOP/s on an A100 and 158 on an RTX 4090 at 4096 cubed, with the best of its tiles.
+MEASURED = (
+    Measured(f"{_TUTORIAL}, fc1 of ViT-B at batch 64", H100, _WIDE, 12608, 3072, 768, 0.1087e-3),
+    Measured(f"{_TUTORIAL}, fc1 of ViT-B at batch 64, 128 x 128", H100, _SQUARE, 12608, 3072, 768, 0.1268e-3),
+    Measured(f"{_TUTORIAL}, fc2 of ViT-B at batch 64", H100, _WIDE, 12608, 768, 3072, 0.1166e-3),
+    Measured(f"{_TUTORIAL}, fc2 of ViT-B at batch 64, 128 x 128", H100, _SQUARE, 12608, 768, 3072, 0.1126e-3),
+    Measured(f"{_TUTORIAL}, 65536 x 1024 x 1024", H100, _WIDE, 65536, 1024, 1024, 0.2492e-3),
+    Measured(f"{_TUTORIAL}, 4096 cubed", A100, _SHORT, 4096, 4096, 4096, 2 * 4096**3 / 250e12),
+    Measured(f"{_TUTORIAL}, 4096 cubed", RTX_4090, _SHORT, 4096, 4096, 4096, 2 * 4096**3 / 158e12),
+)
+
+
+def gemm_seconds(tile: GemmTile, m: int, n: int, k: int, device: Device, *, operands: int = 1) -> float:
+    """Modelled seconds of a 16-bit GEMM [m, k] x [k, n * operands]. Raises ValueError for a GPU without a clock."""
+    return gemm_cycles(tile, m, n, k, 2, device, operands=operands) / clock(device)
+
+
+def clock(device: Device) -> float:
+    if device not in CLOCKS:
+        raise ValueError(f"device must be one of {', '.join(d.name for d in CLOCKS)}; got {device.name!r}")
+    return CLOCKS[device]
+
+
+def checks(device: Device) -> list[tuple[Measured, float]]:
+    """What was measured on this GPU, and the modelled time over the measured one."""
+    found = [measured for measured in MEASURED if measured.device == device]
+    return [(one, gemm_seconds(one.tile, one.m, one.n, one.k, device) / one.seconds) for one in found]
+
+
+def modelled_seconds(
+    kernel: str, arguments: Mapping[str, Any], programs: int, num_warps: int, num_stages: int, device: Device
+) -> float | None:
+    """Modelled seconds of one launch in 16 bits, from its grid and its arguments as they were passed.
+
+    None for kernels whose tiles are not chosen by modelled time, and for GPUs whose clock is not known here.
+    """
+    a = arguments
+    if device not in CLOCKS:
+        return None
+    if kernel in ("linear_kernel", "linear_tma_kernel"):
+        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
+        walk = -(-programs // device.sm_count) if kernel == "linear_tma_kernel" else 0
+        tile = GemmTile(*blocks, num_warps, num_stages, a["GROUP_M"], a["CHUNK"], walk)
+        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, operands=2 if a["ACTIVATION"] == "swiglu" else 1)
+    if kernel == "attention_kernel":
+        batch, queries, heads, width = a["q_ptr"].shape
+        tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, num_stages)
+        cycles = attention_cycles(tile, batch * heads, queries, a["keys"], width, device)
+        return cycles / clock(device) if cycles < float("inf") else None
+    return None

@@ -1,0 +1,54 @@
+"""Modelled times: near what was measured elsewhere, and of the launch as it was made."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from vit_bench import modelled
+from vit_kernels import attention_tiles, gemm_tiles
+from vit_kernels.device import A100, B200, H100, RTX_4090
+
+LINEAR = {
+    "M": 12608, "N": 3072, "K": 768, "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP_M": 8, "CHUNK": 64,
+    "ACTIVATION": "gelu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [H100, A100, RTX_4090], ids=lambda device: device.name)
+def test_the_model_is_near_what_was_measured(device):
+    ratios = [ratio for _, ratio in modelled.checks(device)]
+    assert ratios and all(0.8 < ratio < 1.25 for ratio in ratios), ratios
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    assert 0.9 <= mean <= 1.1, mean
+
+
+def test_a_gemm_is_timed_with_the_tile_it_was_launched_with():
+    def seconds(kernel: str, programs: int, **changes: object) -> float:
+        found = modelled.modelled_seconds(kernel, LINEAR | changes, programs, 4, 3, H100)
+        assert found is not None
+        return found
+
+    pointers = gemm_tiles.GemmTile(128, 128, 64, 4, 3, 8, 64)
+    assert seconds("linear_kernel", 2376) == gemm_tiles.gemm_cycles(pointers, 12608, 3072, 768, 2, H100) / 1.75e9
+    assert seconds("linear_tma_kernel", 264) < seconds("linear_tma_kernel", 132), "two programs an SM against one"
+    assert seconds("linear_kernel", 2376, ACTIVATION="swiglu") > 1.5 * seconds("linear_kernel", 2376)
+    assert seconds("linear_kernel", 2376, M=12608 * 4) > 3 * seconds("linear_kernel", 2376)
+
+
+def test_attention_is_timed_by_what_its_tile_costs():
+    q = SimpleNamespace(shape=(64, 197, 12, 64))
+    tile = attention_tiles.choose_attention(64 * 12, 197, 197, 64, 2, A100)
+    arguments = {"q_ptr": q, "keys": 197, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    seconds = modelled.modelled_seconds("attention_kernel", arguments, 1, tile.num_warps, tile.num_stages, A100)
+    assert seconds == attention_tiles.attention_cycles(tile, 64 * 12, 197, 197, 64, A100) / 1.38e9
+    assert modelled.modelled_seconds("attention_kernel", arguments, 1, 32, 9, A100) is None, "no such tile"
+
+
+def test_what_has_no_model_says_so():
+    assert modelled.modelled_seconds("layer_norm_kernel", {}, 1, 4, 3, H100) is None
+    assert modelled.modelled_seconds("linear_kernel", LINEAR, 1, 4, 3, B200) is None
+    with pytest.raises(ValueError, match="device must be one of H100 SXM, A100, RTX 4090; got 'B200'"):
+        modelled.clock(B200)
