@@ -76,7 +76,7 @@ TRANSFORMERS_STEMS = {
 REPLAY = {
     "hooks-left-out-of-replays": (
         "A hook added after a pass of that shape was noted.",
-        "            and self._hook_numbers() == self._hooks\n",
+        "            and self._hooks_hold()\n",
         "",
     ),
     "modes-left-out-of-replays": (
