@@ -200,9 +200,9 @@ def modelled_cycles(problem: Problem, choice: Any, device: Device) -> float | No
     if choice is tiles.TORCH:
         return None
     if problem.kernel == "attention":
-        cost = attention_tiles._costs(fields["width"], device).get(choice) if itemsize == 2 else None
-        shape = fields["heads"], fields["queries"], fields["keys"]
-        return None if cost is None else attention_tiles.attention_cycles(cost, choice, *shape, device)
+        shape = fields["heads"], fields["queries"], fields["keys"], fields["width"]
+        cycles = attention_tiles.attention_cycles(choice, *shape, device) if itemsize == 2 else math.inf
+        return cycles if math.isfinite(cycles) else None
     if problem.kernel in ("linear", "patch_embed"):
         shape = fields["m"], fields["n"], fields["k"]
         options = {"operands": 2 if fields.get("gated") else 1, "tf32": fields["tf32"]}
