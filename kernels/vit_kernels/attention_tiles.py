@@ -29,11 +29,6 @@ _WIDEST_MASKED = {
     AttentionTile(64, 64, 4, 2): 80,
     AttentionTile(64, 32, 4, 2): 80,
 }
-# In fp32: a tile, the widest heads that it compiles for without spills on all generations, and those with a mask.
-_FLOAT_ATTENTION = (
-    (AttentionTile(32, 32, 8, 2), 128, 64),
-    (AttentionTile(16, 32, 8, 2), 128, 128),
-)
 
 
 def rest_block(keys: int, block_n: int) -> int:
@@ -81,7 +76,9 @@ def choose_attention(
         return AttentionTile(interpreted_block(queries), interpreted_block(keys), 4, 1)
     padded = sum(split_width(width))
     if itemsize == 4:
-        return next(tile for tile, widest, masked_ in _FLOAT_ATTENTION if padded <= (masked_ if masked else widest))
+        # 32 rows spill with a mask, and heads of 65 to 80 on all generations but these two.
+        spills = (masked and padded > 64) or (padded == 80 and device.capability not in (80, 90))
+        return AttentionTile(16 if spills else 32, 32, 8, 2)
     fitting = [
         tile
         for tile in CANDIDATES

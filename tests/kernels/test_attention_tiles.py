@@ -70,3 +70,13 @@ def test_few_heads_are_spread_over_small_tiles(device: Device) -> None:
     """One image of 12 heads keeps no SM waiting for want of a program."""
     one, many = (choose_attention(heads, 197, 197, 64, 2, device) for heads in (12, 12 * 256))
     assert one.block_m <= many.block_m
+
+
+@pytest.mark.parametrize(
+    ("width", "masked", "rows"),
+    [(64, False, 32), (72, False, 16), (96, False, 32), (128, False, 32), (64, True, 32), (96, True, 16)],
+)
+def test_fp32_tiles_are_those_that_do_not_spill(width: int, masked: bool, rows: int) -> None:
+    for device in KNOWN_DEVICES:
+        tile = choose_attention(768, 257, 257, width, 4, device, masked=masked)
+        assert tile.block_m == (32 if width == 72 and device in (A100, H100) else rows)
