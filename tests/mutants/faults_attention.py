@@ -60,7 +60,7 @@ ATTENTION = {
     ),
     "no-launch-guard-for-nothing": (
         "A batch of 0 is launched as a grid of 0 programs.",
-        "    if q.numel() > 0:",
+        "if q.numel() > 0:",
         "if True:",
     ),
     "no-block-for-the-rest": (
