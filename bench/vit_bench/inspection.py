@@ -191,7 +191,7 @@ def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.
         repeated=None if facts.specialized else _repeated(kernel, arguments, launch.num_warps),
         whole=None if flops else kernel.whole,
         epilogue=_epilogue(kernel, arguments, launch.num_warps, facts.specialized) if flops else None,
-        roofline=roofline(flops, operand_bytes(_tensors(launch.values)), dtype, device),
+        roofline=roofline(flops, operand_bytes(tensors_of(launch.values)), dtype, device),
         modelled_s=None
         if dtype == torch.float32
         else modelled_seconds(
@@ -200,7 +200,7 @@ def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.
     )
 
 
-def _tensors(values: tuple[Any, ...]) -> list[torch.Tensor]:
+def tensors_of(values: tuple[Any, ...]) -> list[torch.Tensor]:
     """The tensors among a launch's arguments, those behind tensor descriptors too."""
     found = [getattr(value, "base", value) if hasattr(value, "block_shape") else value for value in values]
     return [value for value in found if isinstance(value, torch.Tensor)]

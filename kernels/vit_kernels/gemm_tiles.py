@@ -147,6 +147,10 @@ def choose_gemm(
         table = _GATED_TMA_TILES if gated else _TMA_TILES
     else:
         table = _GATED_TILES if gated else _HALF_TILES
+    if n % 16 and itemsize == 2:
+        # Rows of y begin anywhere: results are stored one by one, and their addresses fill the registers of large
+        # tiles.
+        table = _SMALL_TILES
     candidates = [t for t in table if gemm_shared_bytes(t, itemsize, operands) <= device.shared_memory - 2048]
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32))
 

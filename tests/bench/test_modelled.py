@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.bench.child import run
 from vit_bench import modelled
 from vit_kernels import attention_tiles, gemm_tiles
 from vit_kernels.device import A100, B200, H100, RTX_4090
@@ -52,3 +53,17 @@ def test_what_has_no_model_says_so():
     assert modelled.modelled_seconds("linear_kernel", LINEAR, 1, 4, 3, B200) is None
     with pytest.raises(ValueError, match="device must be one of H100 SXM, A100, RTX 4090; got 'B200'"):
         modelled.clock(B200)
+
+
+@pytest.mark.compiled
+def test_a_forward_sums_modelled_times_and_bounds():
+    modelled_s, bound, launches = run(
+        """
+        import json
+        from vit_bench.modelled_table import forward
+        from vit_kernels.device import A100
+        print(json.dumps(forward("vit_tiny_patch16_224", 1, A100)))
+        """
+    )
+    assert launches == 1 + 12 * 5 + 2
+    assert 0 < bound < modelled_s < 1e-3

@@ -98,6 +98,16 @@ def test_tensor_descriptors_are_for_hopper_and_16_bits_alone() -> None:
                 assert bool(tile.tma) == (device is H100 and itemsize == 2 and described)
 
 
+@DEVICES
+@pytest.mark.parametrize("gated", [False, True])
+def test_results_that_are_stored_one_by_one_get_small_tiles(device: Device, gated: bool) -> None:
+    for n, most in ((4000, 128 * 128), (4001, 64 * 64), (4008, 64 * 64)):
+        tile = gemm_tiles.choose_gemm(197 * 256, n, 768, 2, device, gated=gated, described=True)
+        assert tile.block_m * tile.block_n <= most
+    fp32 = [gemm_tiles.choose_gemm(197 * 256, n, 768, 4, device) for n in (4000, 4001)]
+    assert fp32[0] == fp32[1]
+
+
 def test_as_many_programs_share_an_sm_as_its_memory_and_registers_hold() -> None:
     wide = gemm_tiles.GemmTile(128, 128, 32, 4, 4, chunk=64)
     assert [gemm_tiles.resident_programs(wide, 2, device) for device in (A100, H100)] == [2, 2]
