@@ -21,17 +21,21 @@ def warmup_command(
     ],
     gpu: Annotated[str, typer.Option("--gpu", help="h100, a100, rtx4090, rtx3090, b200, rtx5090, or sm_90 etc.")],
     into: Annotated[Path, typer.Option("--into", help="Folder to write; new, or empty.")],
-    batch: Annotated[str, typer.Option("--batch", help="Images per forward pass, such as 1,8,64.")] = "1",
+    batch: Annotated[list[int], typer.Option("--batch", min=1, help="Images per forward pass.")],
+    more: Annotated[
+        list[int] | None, typer.Argument(metavar="[BATCH]...", min=1, help="More of them: --batch 1 8 64.")
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "bf16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Compile all kernels of a model into a folder that vit_engine.load_kernels() loads without compiling."""
-    batches = _batches(batch)
+    batches = sorted({*batch, *(more or ())})
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
     if os.environ.get("TRITON_INTERPRET"):
         # Triton decides at its import whether it compiles, and this process may be past that.
-        words = ["--model", model, "--gpu", gpu, "--into", str(into), "--batch", batch, "--dtype", dtype]
+        words = ["--model", model, "--gpu", gpu, "--into", str(into), "--dtype", dtype]
+        words += [word for size in batches for word in ("--batch", str(size))]
         raise typer.Exit(_in_child([*words, *["--json"] * as_json]))
     from vit_bench import recording, warmup
 
@@ -51,16 +55,6 @@ def warmup_command(
     shapes = ", ".join("x".join(map(str, shape)) for shape in made.shapes)
     print(f"{made.kernels} kernels of {model}, {dtype}, for {gpu}: images {shapes}; compiled only, nothing was run")
     print(f"{into}: {size / 1e6:.1f} MB. On the server: vit_engine.load_kernels({str(into)!r})")
-
-
-def _batches(text: str) -> list[int]:
-    try:
-        batches = [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        batches = []
-    if not batches or min(batches) < 1:
-        raise typer.BadParameter(f"{text!r} is no list of numbers from 1 on, such as 1,8,64", param_hint="--batch")
-    return batches
 
 
 def _in_child(words: list[str]) -> int:
