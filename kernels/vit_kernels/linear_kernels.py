@@ -266,7 +266,7 @@ def linear_tma_kernel(
     follow(OVERLAP)
     GATED: tl.constexpr = ACTIVATION == "swiglu"
     tiles = tiles_over(M, BLOCK_M) * tiles_over(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):  # type: ignore[reportGeneralTypeIssues]
         tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row = tile_m * BLOCK_M
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -201,7 +201,7 @@ def merge_moments(stats_ptr, rows, M, columns, PARTIALS: tl.constexpr):
     at = stats_ptr + rows
     mean = tl.load(at)
     m2 = tl.load(at + tl.full((), PARTIALS, tl.int64) * M)
-    for t in tl.static_range(1, PARTIALS):
+    for t in tl.static_range(1, PARTIALS):  # type: ignore[reportGeneralTypeIssues]
         before = t * STATS_COLUMNS
         count = STATS_COLUMNS if t < PARTIALS - 1 else columns - before
         share = count / (before + count)

@@ -119,10 +119,10 @@ def test_unknown_capabilities_are_refused():
 
 
 def test_tensor_rates_are_those_of_the_tile_choice():
-    assert rates.TENSOR == tiles._TENSOR_RATE
+    assert rates.TENSOR == tiles.TENSOR_RATE
     for capability in rates.CAPABILITIES:
         # The tile choice counts FLOP: a multiply-add on each lane is two.
-        assert 2 * rates.lanes(rates.KIND_OF["FFMA"], capability) == tiles._FP32_RATE[capability]
+        assert 2 * rates.lanes(rates.KIND_OF["FFMA"], capability) == tiles.FP32_RATE[capability]
 
 
 def test_a_section_adds_up_and_names_the_busiest_pipe():
