@@ -201,13 +201,27 @@ def merge_moments(stats_ptr, rows, M, columns, PARTIALS: tl.constexpr):
     at = stats_ptr + rows
     mean = tl.load(at)
     m2 = tl.load(at + tl.full((), PARTIALS, tl.int64) * M)
-    for t in tl.static_range(1, PARTIALS):  # type: ignore[reportGeneralTypeIssues]
-        before = t * STATS_COLUMNS
-        count = STATS_COLUMNS if t < PARTIALS - 1 else columns - before
-        share = count / (before + count)
-        apart = tl.load(at + tl.full((), t, tl.int64) * M) - mean
-        mean += apart * share
-        m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M) + apart * apart * (before * share)
+    if PARTIALS <= 16:
+        for t in tl.static_range(1, PARTIALS):  # type: ignore[reportGeneralTypeIssues]
+            before = t * STATS_COLUMNS
+            count = STATS_COLUMNS if t < PARTIALS - 1 else columns - before
+            share = count / (before + count)
+            apart = tl.load(at + tl.full((), t, tl.int64) * M) - mean
+            mean += apart * share
+            m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M) + apart * apart * (before * share)
+    else:
+        # Eight at a time: with all their loads under way at once, the partials would fill the registers.
+        for first in range(1, PARTIALS, 8):
+            for i in tl.static_range(8):  # type: ignore[reportGeneralTypeIssues]
+                t = tl.full((), i, tl.int64) + first
+                keep = (rows >= 0) & (t < PARTIALS)
+                before = t * STATS_COLUMNS
+                # Past the last partial the count is 0, and nothing is added.
+                count = tl.maximum(tl.minimum(columns - before, STATS_COLUMNS), 0).to(tl.float32)
+                share = count / (before + count)
+                apart = tl.load(at + t * M, mask=keep, other=0.0) - mean
+                mean += apart * share
+                m2 += tl.load(at + (t + PARTIALS) * M, mask=keep, other=0.0) + apart * apart * (before * share)
     return mean, m2
 
 

@@ -253,10 +253,10 @@ def test_the_hardware_tanh_may_be_as_bad_as_promised(monkeypatch, activation, ta
 
 @sanitize_bfloat16
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-@pytest.mark.parametrize("columns", [64, 100, 192, 130], ids=lambda n: f"{n}-columns")
+@pytest.mark.parametrize("columns", [64, 100, 192, 130, 1024, 1090, 1700], ids=lambda n: f"{n}-columns")
 def test_emitted_statistics_serve_the_next_norm(dtype, norm, columns):
     """One partial per 64 columns, the last of them narrower: linear -> norm -> linear without reading x for
-    statistics.
+    statistics. More than 16 are merged in groups.
     """
     draw = Draw(dtype, seed=5)
     first = draw_linear(draw, 17, 48, columns, layer_scale=True, residual=True)

@@ -192,8 +192,18 @@ PRIMITIVES = {
     ),
     "partials-merged-without-their-distance": (
         "As in the norm.",
-        " + apart * apart * (before * share)",
-        "",
+        "m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M) + apart * apart * (before * share)",
+        "m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M)",
+    ),
+    "last-of-many-partials-counted-as-whole": (
+        "As above, where partials are merged in groups.",
+        "count = tl.maximum(tl.minimum(columns - before, STATS_COLUMNS), 0).to(tl.float32)",
+        "count = tl.where(columns > before, STATS_COLUMNS, 0).to(tl.float32)",
+    ),
+    "many-partials-without-their-mask": (
+        "Past the last partial come the sums of squares of the first ones.",
+        "keep = (rows >= 0) & (t < PARTIALS)",
+        "keep = rows >= 0",
     ),
     "last-group-of-tiles": (
         "Triton's own tutorial once had it: the last group is smaller than GROUP_M.",
