@@ -35,7 +35,7 @@ _GATED_TILES = (GemmTile(64, 128, 64, 8, 3), *_SMALL_TILES)
 _GATED_TMA_TILES = (GemmTile(128, 64, 64, 4, 3, chunk=64, tma=2), *_GATED_TILES)
 _FLOAT_TILES = (
     GemmTile(64, 64, 32, 8, 3),
-    GemmTile(32, 64, 32, 4, 3),
+    GemmTile(32, 64, 32, 8, 3),
     GemmTile(16, 64, 32, 4, 3),
 )
 
