@@ -92,6 +92,10 @@ def test_the_forward_sums_its_launches(found):
     times = [launch["times"] for launch in found["launches"]]
     assert forward["bound_s"] == pytest.approx(sum(t * s for t, s in zip(times, larger, strict=True)))
     assert forward["images_per_s"] == pytest.approx(64 / forward["bound_s"])
+    modelled = [launch["modelled_s"] for launch in found["launches"]]
+    assert None in modelled and any(modelled), "some launches have a model, others count with their bound"
+    counted = sum(t * (m or s) for t, m, s in zip(times, modelled, larger, strict=True))
+    assert forward["modelled_s"] == pytest.approx(counted)
     bounds = {launch["label"]: launch["roofline"]["bound"] for launch in found["launches"]}
     assert bounds["head"] == "memory" and bounds["mlp"] == "compute"
 
