@@ -44,8 +44,8 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Run:
-    """started: UTC, ISO 8601; command: as typed; environment: versions, GPU, driver, CPU, commit; datasheet: bytes/s and
-    FLOP/s ("bandwidth", "half", "single") of the GPU's datasheet where it is known."""
+    """started: UTC, ISO 8601; command: as typed; environment: versions, GPU, driver, CPU, commit; datasheet: bytes/s
+    ("bandwidth") and FLOP/s ("half", "single") of the GPU's datasheet where it is known."""
 
     started: str
     command: str
@@ -96,7 +96,7 @@ class Row:
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         if (self.seconds is not None) != (self.source in ("gpu", "cpu")):
-            raise ValueError(f"{self.case}: a row has seconds if and only if it was measured; source is {self.source!r}")
+            raise ValueError(f"{self.case}: a row has seconds exactly if it was measured; source is {self.source!r}")
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
