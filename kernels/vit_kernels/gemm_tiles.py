@@ -28,8 +28,14 @@ class GemmTile:
 
 _SMALL_TILES = (GemmTile(64, 64, 64, 4, 4), GemmTile(32, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4))
 _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 3, chunk=64), *_SMALL_TILES)
-# Two programs an SM, so that one multiplies while the other finishes its tile.
-_TMA_TILES = (GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2), *_HALF_TILES)
+# Two programs an SM, so that one multiplies while the other finishes its tile. The small ones serve small batches, which
+# wait for data more than for anything else.
+_TMA_TILES = (
+    GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
+    GemmTile(64, 128, 64, 4, 4, chunk=64, tma=2),
+    GemmTile(64, 64, 128, 4, 3, chunk=64, tma=2),
+    *_HALF_TILES,
+)
 # Gated activations sum two products: half the tile, or twice the threads, for the same registers.
 _GATED_TILES = (GemmTile(64, 128, 64, 8, 3), *_SMALL_TILES)
 _GATED_TMA_TILES = (GemmTile(128, 64, 64, 4, 3, chunk=64, tma=2), *_GATED_TILES)
@@ -40,15 +46,18 @@ _FLOAT_TILES = (
 )
 
 # What the model below adds to the work of the units, in cycles of an SM. Set by hand against a cycle-by-cycle
-# simulation of the compiled kernels (590 launches of ViT-B's and ViT-L's GEMMs, 197 to 12,608 rows): on sm_90, 80 and
-# 89 it is 6, 10 and 6 % off on average, and its choice 2, 1 and 6 % slower than the best. No GPU was measured.
+# simulation of the compiled kernels (633 launches of ViT-B's and ViT-L's GEMMs, 50 to 12,608 rows): on sm_90, 80 and
+# 89 it is 7, 10 and 7 % off on average, and its choice 1, 1 and 2 % slower than the best. No GPU was measured.
 _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes beyond it
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
 _SLOTS = 16  # issue slots an element behind the product
+_SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
 _SHARED_BYTES_PER_CLOCK = 128
-# From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
+# From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere. An SM takes in no more
+# than its port gives, however few share the rest.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
+_PORT_BYTES_PER_CLOCK = 64
 _REGISTERS = 65536
 
 
@@ -69,9 +78,12 @@ def resident_programs(tile: GemmTile, itemsize: int, device: Device, operands: i
     return max(1, min(by_memory, _REGISTERS // (threads * registers)))
 
 
-def step_cycles(tile: GemmTile, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False) -> float:
+def step_cycles(
+    tile: GemmTile, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False, busy_sms: int | None = None
+) -> float:
     """Cycles that a step of the K loop keeps the busiest unit of an SM: matrix unit, shared memory or the way from L2.
 
+    busy_sms: how many SMs share L2, all by default.
     Shared memory takes each operand in once and gives it out again: to warpgroup products (sm_90, 64 rows and more) x
     once and the weights per 64 rows, to the older ones x and weights once per column and row of warps.
     """
@@ -79,8 +91,10 @@ def step_cycles(tile: GemmTile, itemsize: int, device: Device, *, operands: int 
     rate: float = nearest(TENSOR_RATE if itemsize == 2 or tf32 else FP32_RATE, device.capability)
     if tf32 and itemsize == 4:
         rate /= 2  # tf32 runs at half the rate of 16-bit operands
-    if device.capability >= 90 and tile.block_m < 64:
+    if tile.block_m < 64 and device.capability >= 90:
         rate /= 2  # short tiles use the older instructions
+    elif tile.block_m == 32 and itemsize == 2:
+        rate /= _SHORT
     columns = operands * tile.block_n
     taken_in = (tile.block_m + columns) * tile.block_k * itemsize
     if warpgroups:
@@ -89,10 +103,11 @@ def step_cycles(tile: GemmTile, itemsize: int, device: Device, *, operands: int 
         warps_m = 1 if tile.block_m <= 16 else max(2, tile.num_warps // 2)
         warps_n = tile.num_warps // warps_m
         given_out = (tile.block_m * warps_n + columns * warps_m) * tile.block_k * itemsize
+    from_l2 = nearest(_L2_BYTES_PER_CLOCK, device.capability) * device.sm_count / (busy_sms or device.sm_count)
     return max(
         2 * tile.block_m * columns * tile.block_k / rate,
         (taken_in + given_out) / _SHARED_BYTES_PER_CLOCK,
-        taken_in / nearest(_L2_BYTES_PER_CLOCK, device.capability),
+        taken_in / min(from_l2, _PORT_BYTES_PER_CLOCK),
     )
 
 
@@ -104,15 +119,16 @@ def gemm_cycles(
     The busiest SM computes ceil(tiles / SMs) tiles, as many at a time as it holds. Those share its units: a step takes
     the longer of all their work and of one program's work and wait; the same goes for what follows the last step.
     """
-    steps = cdiv(k, tile.block_k)
-    busy = step_cycles(tile, itemsize, device, operands=operands, tf32=tf32)
+    steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
+    busy_sms = min(tiles, device.sm_count)
+    busy = step_cycles(tile, itemsize, device, operands=operands, tf32=tf32, busy_sms=busy_sms)
     finish = tile.block_m * tile.block_n * _SLOTS / 128
 
     def together(programs: int) -> float:
         loop = steps * max(programs * busy, busy + _STEP)
         return loop + max(programs * finish, finish + _EPILOGUE) + _FILL
 
-    per_sm = cdiv(cdiv(m, tile.block_m) * cdiv(n, tile.block_n), device.sm_count)
+    per_sm = cdiv(tiles, device.sm_count)
     resident = resident_programs(tile, itemsize, device, operands)
     rounds, rest = divmod(per_sm, resident)
     return rounds * together(resident) + (together(rest) if rest else 0.0)

@@ -126,6 +126,27 @@ def test_a_step_takes_as_long_as_the_busiest_unit() -> None:
     assert gated == (128 + 256) * 64 * 2 / 48 == 2 * 128 * 256 * 64 / 4096
 
 
+def test_few_busy_sms_get_more_of_l2_each_but_no_more_than_their_port_takes() -> None:
+    tile = gemm_tiles.GemmTile(64, 64, 128, 4, 3, tma=2)
+    taken_in = (64 + 64) * 128 * 2
+    steps = [gemm_tiles.step_cycles(tile, 2, H100, busy_sms=busy) for busy in (132, 110, 48, 1)]
+    assert steps == [taken_in / 48, taken_in / (48 * 132 / 110), taken_in / 64, taken_in / 64]
+    cycles = [gemm_tiles.gemm_cycles(tile, 64 * rows, 64, 768, 2, H100) for rows in (132, 48)]
+    assert cycles[0] - cycles[1] == pytest.approx(6 * (steps[0] - steps[2]))
+
+
+def test_products_of_32_rows_take_longer_before_sm_90() -> None:
+    tile = gemm_tiles.GemmTile(32, 64, 64, 4, 4)
+    assert gemm_tiles.step_cycles(tile, 2, RTX_4090) == 1.12 * 2 * 32 * 64 * 64 / 512
+    assert gemm_tiles.choose_gemm(1576, 4096, 1024, 2, RTX_4090).block_m > 32
+
+
+def test_batch_1_on_hopper_takes_long_steps_of_few_rows() -> None:
+    """fc2 of ViT-B: 3072 columns in 24 steps and not in 48, each of which waits for its data."""
+    tile = gemm_tiles.choose_gemm(197, 768, 3072, 2, H100, described=True)
+    assert (tile.block_m, tile.block_n, tile.block_k) == (64, 64, 128) and tile.tma
+
+
 def test_shared_memory_is_counted_per_warp_that_reads_it() -> None:
     """In fp32 on sm_80: x [64, 32] once per column of warps, weights [64, 32] once per row of them."""
     tile = gemm_tiles.GemmTile(64, 64, 32, 8, 3)
