@@ -65,7 +65,8 @@ class Row:
     flops, nbytes: of one call, each operand once; images: of one call, 0 for what has none; launches: kernels of one
     call; peak_bytes: most memory that a call holds beyond its inputs and weights; errors: the figures by which
     it was found right; modelled_s, bound_s: seconds by the tile choice's model and by datasheet;
-    code: registers, spills, shared memory and so on of its kernels, with source "compiled" or beside a time.
+    code: registers, spills, shared memory and so on of its kernels, with source "compiled" or beside a time;
+    state: clocks, power and temperature of the GPU, read while it ran (nvidia-smi's names).
     """
 
     run: int
@@ -90,6 +91,7 @@ class Row:
     bound_s: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, known, value in (("suite", SUITES, self.suite), ("source", SOURCES, self.source)):
@@ -175,7 +177,8 @@ def save(results: Results, path: Path) -> None:
 
 
 _SPREAD = tuple(f"{one.name}_s" if one.name != "timings" else one.name for one in fields(Spread))
-_PLAIN = tuple(one.name for one in fields(Row) if one.name not in ("shape", "settings", "seconds", "errors", "code"))
+_APART = ("shape", "settings", "seconds", "errors", "code", "state")
+_PLAIN = tuple(one.name for one in fields(Row) if one.name not in _APART)
 _SHARES = ("datasheet flops", "measured flops", "datasheet bytes", "measured bytes")
 _SHAPE = ("batch", "tokens", "heads", "head_dim", "m", "n", "k")
 COLUMNS = (

@@ -24,7 +24,7 @@ _LEAST_FLUSHED = 64 << 20  # bytes that are written to empty the L2 cache, at le
 
 
 @contextlib.contextmanager
-def _exact() -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     """The reference's products are summed in fp32 and not rounded to tf32, whatever this process has set."""
     settings: Any = torch.backends.cuda.matmul
     names = ("allow_tf32", "allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
@@ -51,7 +51,7 @@ class _Current:
         if self._problem is not problem or self._prepared is None or judged_on is not None:
             self._problem = self._prepared = None  # so that two problems never take memory at once
             where = judged_on or self._device
-            with _exact():
+            with exact_products():
                 self._prepared = prepare(problem.case(), problem.dtype, self._device, judged_on=where)
             self._problem = problem
         return self._prepared

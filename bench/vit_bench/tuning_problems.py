@@ -80,7 +80,8 @@ def taken_apart(kernel: str, label: str, arguments: Sequence[Any], options: dict
     return LauncherCall(kernel, label, {name: _on_meta(value) for name, value in bound.arguments.items()})
 
 
-def _flattened(run: Callable[[], object]) -> tuple[Sequence[Any], dict[str, Any]]:
+def flattened(run: Callable[[], object]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments and options with which a `plan.Call` calls its launcher."""
     assert isinstance(run, partial)  # `plan` puts calls together so
     return run.args, run.keywords
 
@@ -89,11 +90,11 @@ def preset_calls(config: ViTConfig, batches: Sequence[int], dtype: torch.dtype) 
     """The launcher calls of `ViT(config)` and, with the same blocks, of accelerated models of other libraries."""
     for batch in batches:
         for call in model_calls(config, batch, dtype):
-            yield taken_apart(call.kernel, f"{call.label}, batch {batch}", *_flattened(call.run))
+            yield taken_apart(call.kernel, f"{call.label}, batch {batch}", *flattened(call.run))
 
 
 @contextmanager
-def _nothing_launched() -> Iterator[None]:
+def nothing_launched() -> Iterator[None]:
     """Launchers do all but launch; what they return was never written."""
     with (
         mock.patch.object(JITFunction, "run", return_value=None),
@@ -119,7 +120,7 @@ def noted_calls(label: str) -> Iterator[list[LauncherCall]]:
         return note
 
     with ExitStack() as stack:
-        stack.enter_context(_nothing_launched())
+        stack.enter_context(nothing_launched())
         for kernel in KERNELS:
             stack.enter_context(mock.patch.object(vit_kernels, kernel, noting(kernel)))
         yield calls
@@ -182,7 +183,7 @@ def problems_of(calls: Sequence[LauncherCall], device: Device) -> list[Problem]:
     One-kernel MLPs come last: what they are compared with, two products, should have been tuned by then.
     """
     found: dict[Any, Problem] = {}
-    with recording(device, torch_device="meta"), _nothing_launched():
+    with recording(device, torch_device="meta"), nothing_launched():
         products = [product for call in calls if call.kernel == "mlp" for product in _products_of(call)]
         for call in (*calls, *products):
             for problem in _asked(call):

@@ -54,10 +54,8 @@ _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conve
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
 _SHARED_BYTES_PER_CLOCK = 128
-# From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere. An SM takes in no more
-# than its port gives, however few share the rest.
+# From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
-_PORT_BYTES_PER_CLOCK = 64
 _REGISTERS = 65536
 
 
@@ -83,7 +81,7 @@ def step_cycles(
 ) -> float:
     """Cycles that a step of the K loop keeps the busiest unit of an SM: matrix unit, shared memory or the way from L2.
 
-    busy_sms: how many SMs share L2, all by default.
+    busy_sms: how many SMs share L2, all by default; however few, shared memory takes in 64 bytes a clock at most.
     Shared memory takes each operand in once and gives it out again: to warpgroup products (sm_90, 64 rows and more) x
     once and the weights per 64 rows, to the older ones x and weights once per column and row of warps.
     """
@@ -107,7 +105,7 @@ def step_cycles(
     return max(
         2 * tile.block_m * columns * tile.block_k / rate,
         (taken_in + given_out) / _SHARED_BYTES_PER_CLOCK,
-        taken_in / min(from_l2, _PORT_BYTES_PER_CLOCK),
+        taken_in / from_l2,
     )
 
 

@@ -126,7 +126,7 @@ def test_a_step_takes_as_long_as_the_busiest_unit() -> None:
     assert gated == (128 + 256) * 64 * 2 / 48 == 2 * 128 * 256 * 64 / 4096
 
 
-def test_few_busy_sms_get_more_of_l2_each_but_no_more_than_their_port_takes() -> None:
+def test_few_busy_sms_get_more_of_l2_each_but_no_more_than_shared_memory_takes() -> None:
     tile = gemm_tiles.GemmTile(64, 64, 128, 4, 3, tma=2)
     taken_in = (64 + 64) * 128 * 2
     steps = [gemm_tiles.step_cycles(tile, 2, H100, busy_sms=busy) for busy in (132, 110, 48, 1)]

@@ -14,6 +14,7 @@ import typer
 
 from .info import info_command
 from .inspect import inspect_command
+from .profile import profile_app
 from .run import run_command
 from .tune import tune_command
 from .warmup import warmup_command
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("run")(run_command)
 app.command("info")(info_command)
 app.command("inspect")(inspect_command)
+app.add_typer(profile_app, name="profile")
 app.command("tune")(tune_command)
 app.command("warmup")(warmup_command)
 

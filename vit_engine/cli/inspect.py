@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .tables import plain_console, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from vit_bench.pipes import Section
 
 _DTYPES = ("fp32", "fp16", "bf16")
-_WIDTH = 100
 _MIX_SHOWN = 7
 _PIPE_NAMES = {"exponential": "exp", "conversion": "conv", "load_store": "ld/st"}
 
@@ -72,11 +73,9 @@ def compile_in_child(arguments: list[str]) -> int:
 
 
 def _print(found: Inspection) -> None:
-    from rich.console import Console
-
     from vit_bench.inspection import NOTE
 
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    console = plain_console()
     device = found.device
     console.print(
         f"{found.model}, batch {found.batch}, {found.dtype}, on {device.name} "
@@ -90,30 +89,6 @@ def _print(found: Inspection) -> None:
     _roofline(console, found)
     if found.forward.modelled_s is not None:
         _modelled(console, found, found.forward.modelled_s)
-
-
-def _table(
-    console: Console,
-    title: str,
-    note: str,
-    heads: Iterable[str],
-    rows: Iterable[Iterable[str]],
-    texts: Iterable[int] = (0,),
-) -> None:
-    """A table under a title and a line that explains it; `texts` are the columns that are no numbers."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number in texts else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print()
-    console.print(Text(title, style="bold"))
-    if note:
-        console.print(Text(note))
-    console.print(table)
 
 
 def _launches(console: Console, launches: list[LaunchReport]) -> None:
@@ -133,7 +108,7 @@ def _launches(console: Console, launches: list[LaunchReport]) -> None:
             ]
 
     heads = ("launch", "times", "kernel", "tile", "warps", "stages", "grid", "CTAs/SM", "waves")
-    _table(console, "Launches of one forward pass", "", heads, rows())
+    print_table(console, "Launches of one forward pass", "", heads, rows())
 
 
 def _resources(console: Console, launches: list[LaunchReport]) -> None:
@@ -151,7 +126,7 @@ def _resources(console: Console, launches: list[LaunchReport]) -> None:
             ]
 
     heads = ("launch", "registers", "spills, stack", "shared memory", "tensor cores", "TMA", "loads", "specialised")
-    _table(console, "What each takes", "Loads: the widest global load of a thread.", heads, rows())
+    print_table(console, "What each takes", "Loads: the widest global load of a thread.", heads, rows())
 
 
 def _loops(console: Console, launches: list[LaunchReport]) -> None:
@@ -166,14 +141,14 @@ def _loops(console: Console, launches: list[LaunchReport]) -> None:
         "Cycles of one of the SM's four sub-cores for one warp and one trip, each pipe for itself. exp: MUFU; conv: "
         "conversions to packed 16 bits; ld/st: memory instructions and shuffles; shared: data through shared memory."
     )
-    _table(console, "Main loops", note, heads, rows)
+    print_table(console, "Main loops", note, heads, rows)
     for launch in launches:
         if launch.repeated is not None and launch.repeated > 1:
             console.print(f"{launch.label}: products are made {launch.repeated:.2f} times, warps repeat each other's.")
     mixes = [[label, str(section.instructions), _mix(section.mix)] for label, section in sections]
     heads = ("main loop", "all", "most frequent instructions")
     note = "Instructions of one warp and one trip; --json has all."
-    _table(console, "Instruction mix", note, heads, mixes, texts=(0, 2))
+    print_table(console, "Instruction mix", note, heads, mixes, texts=(0, 2))
 
 
 def _mix(mix: dict[str, int]) -> str:
@@ -205,7 +180,7 @@ def _epilogues(console: Console, launches: list[LaunchReport]) -> None:
                 ]
 
     heads = ("launch", "instructions", "outputs per thread", "issue slots per output")
-    _table(console, "Epilogues", "What a thread executes behind its last main loop.", heads, rows())
+    print_table(console, "Epilogues", "What a thread executes behind its last main loop.", heads, rows())
 
 
 def _roofline(console: Console, found: Inspection) -> None:
@@ -236,7 +211,7 @@ def _roofline(console: Console, found: Inspection) -> None:
         "every operand once, as if none were in the L2 cache. The forward's row sums its launches."
     )
     heads = ("launch", "times", "GFLOP", "MB", "compute, us", "memory, us", "larger")
-    _table(console, "Roofline", note, heads, rows)
+    print_table(console, "Roofline", note, heads, rows)
     console.print(
         f"Bound of the forward, each launch at the larger of its two times: {whole.bound_s * 1e6:.0f} us, "
         f"{whole.images_per_s:,.0f} images/s. Not a measurement."
@@ -264,9 +239,7 @@ def _modelled(console: Console, found: Inspection, forward: float) -> None:
         "launch without a model counts in the forward with its bound. Peak: of the tensor cores."
     )
     heads = ("launch", "times", "modelled, us", "bound, us", "of peak")
-    _table(console, "Modelled time, not a measurement", note, heads, rows)
-    ratios = [
-        [one.label, f"{one.seconds * 1e6:.1f}", f"{ratio:.2f}"] for one, ratio in checks(found.device)
-    ]
+    print_table(console, "Modelled time, not a measurement", note, heads, rows)
+    ratios = [[one.label, f"{one.seconds * 1e6:.1f}", f"{ratio:.2f}"] for one, ratio in checks(found.device)]
     heads = ("plain Triton GEMM that was run on this GPU", "measured, us", "modelled / measured")
-    _table(console, "How far this model is off", "The same model on kernels with known times.", heads, ratios)
+    print_table(console, "How far this model is off", "The same model on kernels with known times.", heads, ratios)

@@ -39,11 +39,14 @@ def timed(run: Run, passes: int) -> float:
     return start.elapsed_time(end) / 1000 / passes
 
 
-def interleaved(contenders: dict[str, Run], measure: Callable[[Run, int], float] = timed) -> dict[str, dict[str, Any]]:
-    """Median and spread of the seconds per pass of each contender.
+def taken_in_turns(
+    contenders: dict[str, Run], measure: Callable[[Run, int], float], longest: float = LONGEST
+) -> dict[str, tuple[list[float], int]]:
+    """Seconds per pass of each timing of each contender, and the passes of one timing.
 
     They take turns, so that a clock that falls or a neighbour on the machine hits all of them alike. Every timing
-    covers so many passes that it lasts `SHORTEST` seconds; warm-up passes come before and are not counted.
+    covers so many passes that it lasts `SHORTEST` seconds; warm-up passes come before and are not counted. longest:
+    seconds that all timings of one contender may take; at least five are made.
     """
     passes, count = {}, TIMINGS
     for name, run in contenders.items():
@@ -52,20 +55,25 @@ def interleaved(contenders: dict[str, Run], measure: Callable[[Run, int], float]
         rough = max(measure(run, 3), 1e-7)
         passes[name] = max(1, round(SHORTEST / rough))
         measure(run, passes[name])
-        count = min(count, max(5, int(LONGEST / (rough * passes[name]))))
+        count = min(count, max(5, int(longest / (rough * passes[name]))))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(count):
         for name, run in contenders.items():
             seconds[name].append(measure(run, passes[name]))
+    return {name: (found, passes[name]) for name, found in seconds.items()}
+
+
+def interleaved(contenders: dict[str, Run], measure: Callable[[Run, int], float] = timed) -> dict[str, dict[str, Any]]:
+    """Median and spread of the seconds per pass of each contender, `taken_in_turns`."""
     return {
         name: {
             "median_ms": 1000 * statistics.median(found),
             "fastest_ms": 1000 * min(found),
             "slowest_ms": 1000 * max(found),
             "timings": len(found),
-            "passes_per_timing": passes[name],
+            "passes_per_timing": passes,
         }
-        for name, found in seconds.items()
+        for name, (found, passes) in taken_in_turns(contenders, measure).items()
     }
 
 
