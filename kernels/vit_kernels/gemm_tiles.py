@@ -28,8 +28,8 @@ class GemmTile:
 
 _SMALL_TILES = (GemmTile(64, 64, 64, 4, 4), GemmTile(32, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4))
 _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 3, chunk=64), *_SMALL_TILES)
-# Two programs an SM, so that one multiplies while the other finishes its tile. The small ones serve small batches, which
-# wait for data more than for anything else.
+# Two programs an SM, so that one multiplies while the other finishes its tile. The small ones are for small batches,
+# which wait for data more than for anything else.
 _TMA_TILES = (
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
     GemmTile(64, 128, 64, 4, 4, chunk=64, tma=2),

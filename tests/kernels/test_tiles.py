@@ -37,9 +37,7 @@ def test_split_width_of_head_widths(width: int, parts: tuple[int, int]) -> None:
     m=st.integers(1, 10**6), n=st.integers(1, 8192), k=st.integers(1, 8192), itemsize=st.sampled_from([2, 4]),
     gated=st.booleans(), described=st.booleans(),
 )  # fmt: skip
-def test_gemm_tiles_fit(
-    device: Device, m: int, n: int, k: int, itemsize: int, gated: bool, described: bool
-) -> None:
+def test_gemm_tiles_fit(device: Device, m: int, n: int, k: int, itemsize: int, gated: bool, described: bool) -> None:
     tile = gemm_tiles.choose_gemm(m, n, k, itemsize, device, gated=gated, described=described)
     assert gemm_tiles.gemm_shared_bytes(tile, itemsize, 2 if gated else 1) <= device.shared_memory
     assert tile.block_n % 64 == 0, "row statistics come in groups of 64 columns"
