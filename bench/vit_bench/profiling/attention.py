@@ -1,0 +1,114 @@
+"""Attention over sequence lengths and head counts on a GPU that is not here: compiled, bounded and modelled.
+
+    rows = compiled_rows(points, recording.gpu("h100"), run=0, model="vit_base_patch16_224")
+
+The rows are of `vit_bench.results`, suite "attention". None of them has a time: nothing is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+
+import vit_kernels
+from vit_bench import records
+from vit_bench.inspection import DTYPES
+from vit_bench.profiling.recorded import recorded
+from vit_bench.profiling.sweep import Point
+from vit_bench.profiling.trace import Range
+from vit_bench.recording import recording
+from vit_bench.results import OURS, Row
+from vit_bench.roofline import attention_flops
+from vit_kernels.device import Device
+
+MODELLED = "modelled time and bound by datasheet: compiled only, nothing was executed"
+Progress = Callable[[Point], object]
+
+
+def packed_qkv(point: Point, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+    """q, k, v [B, N, H, D] as views of one projection [B, N, 3, H, D], as a ViT has them; N(0, 1), empty on meta."""
+    shape = (point.batch, point.tokens, 3, point.heads, point.head_dim)
+    return torch.randn(shape, dtype=DTYPES[point.dtype], device=device).unbind(2)
+
+
+def flops_of(point: Point) -> int:
+    return attention_flops(point.batch, point.heads, point.tokens, point.tokens, point.head_dim)
+
+
+def bytes_of(point: Point) -> int:
+    """q, k, v and the result, each once."""
+    elements = 4 * point.batch * point.tokens * point.heads * point.head_dim
+    return elements * DTYPES[point.dtype].itemsize
+
+
+def _no_progress(_: Point) -> None: ...
+
+
+def compiled_rows(
+    points: Iterable[Point], device: Device, run: int, model: str, progress: Progress = _no_progress
+) -> Iterator[Row]:
+    """Our kernel at each point, compiled for `device` under the recording driver.
+
+    run: place of the run in the file's list. Raises RuntimeError where Triton interprets instead of compiling.
+    """
+    if vit_kernels.launch.interpreting():
+        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it and start again")
+    with recording(device, torch_device="meta") as recorder:
+        for point in points:
+            progress(point)
+            recorder.launches.clear()
+            vit_kernels.attention(*packed_qkv(point, "meta"))
+            (launch,) = recorder.launches
+            found = recorded(launch, DTYPES[point.dtype], device)
+            yield Row(
+                run,
+                "attention",
+                str(point),
+                "attention",
+                OURS,
+                device.name,
+                point.dtype,
+                "compiled",
+                model=model,
+                shape=point.shape,
+                settings={"triton": records.versions()["triton"]},
+                reason=MODELLED,
+                flops=found.roofline.flops,
+                nbytes=bytes_of(point),
+                launches=1,
+                modelled_s=found.modelled_s,
+                bound_s=found.roofline.seconds,
+                code=found.as_code(),
+            )
+
+
+def rows_not_run(contenders: Mapping[str, str], dtype: str, device: str, run: int, model: str) -> Iterator[Row]:
+    """One row for each contender that takes no part at all. contenders: name to reason."""
+    for name, reason in contenders.items():
+        yield Row(
+            run, "attention", f"attention {dtype}", "attention", name, device, dtype, "not run",
+            model=model, reason=reason,
+        )  # fmt: skip
+
+
+def seconds_of(row: Row) -> float | None:
+    """The measured median; without one the modelled time, at least the bound; None for a row without any of them."""
+    if row.seconds is not None:
+        return row.seconds.median
+    known = [seconds for seconds in (row.modelled_s, row.bound_s) if seconds is not None]
+    return max(known) if known else None
+
+
+def ranges(rows: Iterable[Row]) -> list[Range]:
+    """A lane for each contender with one call of each shape, one behind the other, for `vit_bench.profiling.trace`."""
+    found, ends = [], dict[str, float]()
+    for row in rows:
+        seconds = seconds_of(row)
+        if seconds is None or row.source == "not run":
+            continue
+        start = ends.get(row.contender, 0.0)
+        ends[row.contender] = start + seconds
+        arguments = {**row.shape, **{name: value for name, value in row.code.items() if value is not None}}
+        found.append(Range(row.contender, row.case, start, seconds, "kernel", arguments))
+    return found

@@ -1,0 +1,202 @@
+"""A forward pass launch by launch on a GPU that is not here: compiled, bounded and modelled, in the order it runs.
+
+    steps = planned("vit_base_patch16_224", recording.gpu("h100"), batch=64, dtype="bf16")
+
+A step's seconds are the modelled ones, at least the bound; those of a launch without a model are its bound.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import vit_kernels
+from vit_bench import records
+from vit_bench.inspection import DTYPES
+from vit_bench.plan import model_calls
+from vit_bench.profiling.attention import MODELLED
+from vit_bench.profiling.recorded import Recorded, recorded
+from vit_bench.profiling.trace import Range
+from vit_bench.recording import recording
+from vit_bench.results import OURS, Row, Spread
+from vit_bench.roofline import PEAKS
+from vit_engine.config import ViTConfig
+from vit_kernels.device import Device
+
+IN_BLOCK = ("qkv", "attention", "projection", "mlp", "fc1", "fc2")
+_PARTS = {("mlp", 2): ("fc1", "fc2")}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch at its place in the forward pass. block: number of the encoder block, None outside of them; start,
+    seconds: in seconds from the pass's begin; figures: of its compiled code, None where it was only measured."""
+
+    label: str
+    kernel: str
+    block: int | None
+    start: float
+    seconds: float
+    figures: Recorded | None = None
+
+
+class Known(NamedTuple):
+    """A launch before it has a time. figures: None for GPUs without a datasheet in `vit_bench.roofline`."""
+
+    label: str
+    kernel: str
+    figures: Recorded | None
+    block: int | None = None
+
+
+def distinct(config: ViTConfig, device: Device, batch: int, dtype: str) -> list[Known]:
+    """Each distinct launch of a forward pass, in order; those of a block stand there once.
+
+    Raises RuntimeError where Triton interprets instead of compiling.
+    """
+    if vit_kernels.launch.interpreting():
+        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it and start again")
+    found = []
+    with recording(device, torch_device="meta") as recorder:
+        for call in model_calls(config, batch, DTYPES[dtype]):
+            if not call.times:
+                continue
+            recorder.launches.clear()
+            call.run()
+            names = _PARTS.get((call.label, len(recorder.launches)), (call.label,))
+            for name, launch in zip(names, recorder.launches, strict=True):
+                figures = recorded(launch, DTYPES[dtype], device) if device in PEAKS else None
+                found.append(Known(name, launch.kernel, figures))
+    return found
+
+
+def in_order(launches: Sequence[Known], depth: int) -> list[Known]:
+    """Every launch of the pass, from the distinct ones."""
+    block = [one for one in launches if one.label in IN_BLOCK]
+    first = launches.index(block[0])
+    blocks = [one._replace(block=number) for number in range(depth) for one in block]
+    return [*launches[:first], *blocks, *launches[first + len(block) :]]
+
+
+def planned(model: str, device: Device, batch: int, dtype: str) -> list[Step]:
+    """Every launch of one forward pass of a preset, one behind the other by modelled time.
+
+    Raises ValueError for a name that is no preset, RuntimeError where Triton interprets instead of compiling.
+    """
+    config = ViTConfig.preset(model)
+    steps, at = [], 0.0
+    for label, kernel, figures, block in in_order(distinct(config, device, batch, dtype), config.depth):
+        if figures is None:
+            raise ValueError(f"device must be one of {', '.join(d.name for d in PEAKS)}; got {device.name!r}")
+        steps.append(Step(label, kernel, block, at, figures.seconds, figures))
+        at += figures.seconds
+    return steps
+
+
+@dataclass(frozen=True)
+class Share:
+    """All launches of one label. bound_s: None where it is not known."""
+
+    label: str
+    kernel: str
+    launches: int
+    seconds: float
+    bound_s: float | None
+    share: float
+
+
+def shares(steps: Sequence[Step]) -> list[Share]:
+    """Where the time goes, by label, in the order of the pass."""
+    total = sum(step.seconds for step in steps)
+    found = []
+    for label in dict.fromkeys(step.label for step in steps):
+        own = [step for step in steps if step.label == label]
+        seconds = sum(step.seconds for step in own)
+        bounds = [step.figures.roofline.seconds for step in own if step.figures is not None]
+        bound = sum(bounds) if len(bounds) == len(own) else None
+        found.append(Share(label, own[0].kernel, len(own), seconds, bound, seconds / total if total else 0.0))
+    return found
+
+
+def ranges(steps: Iterable[Step]) -> list[Range]:
+    """A lane of blocks and a lane of kernels, for `vit_bench.profiling.trace`."""
+    found, blocks = [], {}
+    for step in steps:
+        arguments: dict[str, Any] = {"kernel": step.kernel}
+        if step.figures is not None:
+            bound = step.figures.roofline
+            arguments |= {"bound_us": round(bound.seconds * 1e6, 3), "bound": bound.bound, **step.figures.as_code()}
+        found.append(Range("kernels", step.label, step.start, step.seconds, "kernel", arguments))
+        name = step.label if step.block is None else f"block {step.block}"
+        start, _ = blocks.get(name, (step.start, 0.0))
+        blocks[name] = start, step.start + step.seconds
+    outer = [Range("blocks", name, start, end - start, "block") for name, (start, end) in blocks.items()]
+    return [*outer, *found]
+
+
+def rows(
+    steps: Sequence[Step], device: str, model: str, batch: int, dtype: str, forward: float | None = None
+) -> list[Row]:
+    """For `vit_bench.results`: the forward, suite "model", and a row for each label, suite "kernels".
+
+    forward: seconds of a pass where the steps were measured, None where they were planned. A step's own time stands in
+    its row by its median over the blocks.
+    """
+    config, known = ViTConfig.preset(model), [step.figures for step in steps if step.figures is not None]
+    shape = {"batch": batch, "tokens": config.num_tokens, "heads": config.num_heads, "head_dim": config.head_dim}
+    common: dict[str, Any] = {
+        "run": 0,
+        "contender": OURS,
+        "device": device,
+        "dtype": dtype,
+        "source": "compiled" if forward is None else "gpu",
+        "model": model,
+        "shape": shape,
+        "settings": {"triton": records.versions()["triton"]},
+        "reason": MODELLED if forward is None else "by torch.profiler, caches as the pass leaves them",
+    }
+    whole = len(known) == len(steps)
+    modelled = whole and any(one.modelled_s is not None for one in known)
+    found = [
+        Row(
+            suite="model",
+            case=f"{model} b{batch} {dtype}",
+            label="forward",
+            images=batch,
+            seconds=None if forward is None else Spread(forward, forward, forward, 1),
+            flops=sum(one.roofline.flops for one in known) if whole else None,
+            nbytes=sum(one.roofline.bytes for one in known) if whole else None,
+            launches=len(steps),
+            modelled_s=sum(one.seconds for one in known) if modelled else None,
+            bound_s=sum(one.roofline.seconds for one in known) if whole else None,
+            **common,
+        )
+    ]
+    for label in dict.fromkeys(step.label for step in steps):
+        own = [step for step in steps if step.label == label]
+        figures, times = own[0].figures, [step.seconds for step in own]
+        found.append(
+            Row(
+                suite="kernels",
+                case=f"{model} {label} b{batch} {dtype}",
+                label=label,
+                seconds=None if forward is None else spread(times),
+                flops=figures.roofline.flops if figures else None,
+                nbytes=figures.roofline.bytes if figures else None,
+                launches=1,
+                modelled_s=figures.modelled_s if figures else None,
+                bound_s=figures.roofline.seconds if figures else None,
+                code={"kernel": own[0].kernel, "times": len(own), **(figures.as_code() if figures else {})},
+                **common,
+            )
+        )
+    return found
+
+
+def spread(seconds: Sequence[float]) -> Spread:
+    """Median and 20th and 80th percentile, by the nearest of the timings."""
+    ordered = sorted(seconds)
+    at = [ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.8)]
+    return Spread(statistics.median(ordered), at[0], at[1], len(ordered))

@@ -1,0 +1,110 @@
+"""The figures of one recorded launch: what it computes, in how many tiles, and the least and the modelled time.
+
+A part of what `vit_bench.inspection` finds, without taking the machine code apart, so that many shapes go quickly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from vit_bench.inspection import tensors_of
+from vit_bench.modelled import modelled_seconds
+from vit_bench.occupancy import ctas_per_sm
+from vit_bench.recording import Launch
+from vit_bench.roofline import Roofline, launch_flops, operand_bytes, roofline
+from vit_kernels.device import Device
+
+_TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Of one launch, compiled and not executed.
+
+    tile: its BLOCK_ sizes; registers, stack: per thread (stack in bytes, spills included); shared: bytes per CTA;
+    ctas: of the launch; waves: those over what all SMs hold at a time; waste: FLOP of whole tiles over those that the
+    result needs, None where that is not known; modelled_s: None where there is no model (`vit_bench.modelled`).
+    """
+
+    kernel: str
+    tile: dict[str, int]
+    num_warps: int
+    num_stages: int
+    registers: int
+    stack: int
+    shared: int
+    ctas: int
+    ctas_per_sm: int
+    waves: float
+    waste: float | None
+    roofline: Roofline
+    modelled_s: float | None
+
+    @property
+    def seconds(self) -> float:
+        """The modelled time, at least the bound, which knows of memory what the model does not; else the bound."""
+        return max(self.modelled_s or 0.0, self.roofline.seconds)
+
+    def as_code(self) -> dict[str, Any]:
+        """For `vit_bench.results.Row.code`."""
+        return {
+            "kernel": self.kernel,
+            "tile": "x".join(map(str, self.tile.values())),
+            "warps": self.num_warps,
+            "stages": self.num_stages,
+            "registers": self.registers,
+            "stack": self.stack,
+            "shared": self.shared,
+            "ctas": self.ctas,
+            "ctas_per_sm": self.ctas_per_sm,
+            "waves": self.waves,
+            "tile_waste": self.waste,
+            "compute_s": self.roofline.compute_s,
+            "memory_s": self.roofline.memory_s,
+        }
+
+
+def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
+    """The figures of a launch that `vit_bench.recording` recorded for `device`."""
+    arguments = dict(zip(launch.names, launch.values, strict=True))
+    found = launch.binary.resources
+    resident = ctas_per_sm(device, found.registers, launch.shared, launch.num_warps)
+    if not resident:
+        raise RuntimeError(f"not even one CTA of {launch.kernel} fits an SM of {device.name}")
+    ctas = prod(launch.grid)
+    modelled = None
+    if dtype != torch.float32:
+        modelled = modelled_seconds(launch.kernel, arguments, ctas, launch.num_warps, launch.num_stages, device)
+    size = operand_bytes(tensors_of(launch.values))
+    return Recorded(
+        kernel=launch.kernel,
+        tile={name[6:].lower(): arguments[name] for name in _TILE if name in arguments},
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        registers=found.registers,
+        stack=found.spilled_bytes,
+        shared=launch.shared,
+        ctas=ctas,
+        ctas_per_sm=resident,
+        waves=ctas / (resident * device.sm_count),
+        waste=tile_waste(arguments) if launch.kernel == "attention_kernel" else None,
+        roofline=roofline(launch_flops(launch.kernel, arguments), size, dtype, device),
+        modelled_s=modelled,
+    )
+
+
+def tile_waste(arguments: dict[str, Any]) -> float:
+    """Scores that attention's tiles compute over those of queries with keys, for a launch that sees all keys.
+
+    Tiles have BLOCK_M rows; keys go in blocks of BLOCK_N, and what whole blocks leave over in one of REST. Columns that
+    pad the head width count as well.
+    """
+    a = arguments
+    queries, keys, width = a["queries"], a["keys"], a["WIDTH"]
+    rows = -(-queries // a["BLOCK_M"]) * a["BLOCK_M"]
+    columns = keys // a["BLOCK_N"] * a["BLOCK_N"] + a["REST"]
+    return rows * columns * (a["MAIN"] + a["TAIL"]) / (queries * keys * width)

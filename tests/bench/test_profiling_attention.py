@@ -1,0 +1,193 @@
+"""The attention profile: its shapes, what compiled code says of them, and the measured path with a stand-in GPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from tests.bench import child
+from vit_bench.profiling import attention_gpu
+from vit_bench.profiling.attention import ranges, rows_not_run, seconds_of
+from vit_bench.profiling.contenders import Contender, baselines
+from vit_bench.profiling.recorded import tile_waste
+from vit_bench.profiling.sweep import Point, head_counts, images_for, points, span, token_counts
+from vit_bench.results import OURS, Row, Spread
+from vit_engine.config import ViTConfig
+from vit_kernels import attention_tiles
+
+BASE = ViTConfig.preset("vit_base_patch16_224")
+CPU = torch.device("cpu")
+
+
+def test_lengths_are_geometric_and_vits_own():
+    found = token_counts(50, 16384)
+    assert {50, 197, 257, 577, 1025, 1370, 4096, 16384} <= set(found) and found == sorted(set(found))
+    assert {64, 128, 192, 256, 384, 512, 2048, 8192} <= set(found)
+    assert max(b / a for a, b in itertools.pairwise(found)) <= 1.5
+    assert token_counts(60, 130) == [60, 64, 96, 128, 130] and token_counts(197, 197) == [197]
+
+
+def test_heads_and_images():
+    assert head_counts(1, 8, own=12) == [1, 2, 3, 4, 6, 8, 12]
+    assert [images_for(tokens) for tokens in (50, 197, 16384, 40_000)] == [256, 64, 1, 1]
+    found = points(BASE, (197, 256), (12, 12), None, "bf16")
+    assert [p.tokens for p in found] == [197, 256], "the model's own length with its own heads is one point"
+    assert {p.batch for p in points(BASE, (50, 400), (1, 4), 8, "bf16")} == {8}
+    heads = [p.heads for p in points(BASE, (64, 64), (1, 4), 8, "bf16") if p.tokens == BASE.num_tokens]
+    assert heads == [1, 2, 3, 4, 12]
+
+
+@pytest.mark.parametrize("text", ["", "a", "50:", ":50", "0", "9:8", "50:60:70", "-3:5"])
+def test_wrong_spans_name_the_argument(text):
+    with pytest.raises(ValueError, match="--tokens must be"):
+        span(text, "--tokens")
+
+
+def test_right_spans():
+    assert span("50:16384", "x") == (50, 16384) and span("197", "x") == (197, 197)
+
+
+@pytest.mark.parametrize(("queries", "keys", "width"), [(197, 197, 64), (256, 256, 64), (50, 77, 72), (1, 1, 8)])
+def test_waste_is_what_the_tiles_compute_over_what_is_needed(queries, keys, width):
+    """Counted score by score: rows in tiles of 64, keys in blocks of 32 and a last one of a power of two."""
+    block, main, tail = 32, 64, 16 if width == 72 else 0
+    rest = attention_tiles.rest_block(keys, block)
+    arguments = {"queries": queries, "keys": keys, "WIDTH": width, "MAIN": main, "TAIL": tail}
+    arguments |= {"BLOCK_M": 64, "BLOCK_N": block, "REST": rest}
+    rows = sum(64 for _ in range(0, queries, 64))
+    columns = sum(block if keys - start >= block else rest for start in range(0, keys, block))
+    assert tile_waste(arguments) == rows * columns * (main + tail) / (queries * keys * width)
+
+
+@pytest.mark.compiled
+@pytest.mark.interpreted_only
+def test_compiled_points_have_bounds_and_models_and_no_time():
+    found = child.run(
+        """
+        import json
+        from dataclasses import asdict
+        from vit_bench.profiling.attention import compiled_rows
+        from vit_bench.profiling.sweep import Point
+        from vit_bench.recording import gpu
+
+        some = [Point(64, 197, 12, 64, "bf16"), Point(64, 197, 24, 64, "bf16"), Point(1, 64, 3, 64, "fp32")]
+        print(json.dumps([asdict(row) for row in compiled_rows(some, gpu("h100"), 3, "any")]))
+        """
+    )
+    one, twice, single = found
+    assert [row["source"] for row in found] == ["compiled"] * 3 and not any(row["seconds"] for row in found)
+    assert (one["run"], one["device"], one["contender"]) == (3, "H100 SXM", OURS) and "nothing was executed" in one[
+        "reason"
+    ]
+    assert one["flops"] == 4 * 64 * 12 * 197 * 197 * 64 and one["nbytes"] == 4 * 64 * 197 * 12 * 64 * 2
+    assert (
+        twice["bound_s"] == pytest.approx(2 * one["bound_s"])
+        and one["bound_s"] < one["modelled_s"] < twice["modelled_s"]
+    )
+    code = one["code"]
+    rows, columns = (int(part) for part in code["tile"].split("x"))
+    assert code["ctas"] == -(-197 // rows) * 12 * 64 and columns >= 32
+    assert code["waves"] == code["ctas"] / (132 * code["ctas_per_sm"]) and 1 < code["tile_waste"] < 2
+    assert code["stack"] == 0 and 0 < code["registers"] <= 255
+    assert single["modelled_s"] is None and single["bound_s"] == max(
+        single["code"]["compute_s"], single["code"]["memory_s"]
+    )
+
+
+def row(**changes: Any) -> Row:
+    values: dict[str, Any] = {
+        "run": 0, "suite": "attention", "case": "c", "label": "attention", "contender": OURS, "device": "H100 SXM",
+        "dtype": "bf16", "source": "compiled", "shape": {"tokens": 197}, "modelled_s": 2e-6, "bound_s": 1e-6,
+    }  # fmt: skip
+    return Row(**(values | changes))
+
+
+def test_the_time_of_a_row():
+    assert seconds_of(row()) == 2e-6
+    assert seconds_of(row(bound_s=3e-6)) == 3e-6, "the model knows nothing of memory"
+    assert seconds_of(row(modelled_s=None)) == 1e-6
+    assert seconds_of(row(source="gpu", seconds=Spread(9e-6, 8e-6, 1e-5, 25))) == 9e-6
+    assert seconds_of(row(modelled_s=None, bound_s=None)) is None
+
+
+def test_ranges_follow_each_other_in_a_lane_for_each_contender():
+    (missing,) = rows_not_run({"flash-attn": "not installed"}, "bf16", "H100 SXM", 0, "any")
+    assert (missing.source, missing.reason) == ("not run", "not installed")
+    timed = row(contender="SDPA", source="gpu", seconds=Spread(5e-6, 4e-6, 6e-6, 25))
+    found = ranges([row(), timed, row(case="d"), missing])
+    assert [(r.lane, r.name, r.start, r.duration) for r in found] == [
+        (OURS, "c", 0.0, 2e-6),
+        ("SDPA", "c", 0.0, 5e-6),
+        (OURS, "d", 2e-6, 2e-6),
+    ]
+
+
+# --- measured: the interpreter stands for the GPU, a list of seconds for its clock ------------------------------------
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many contenders each call of `cold_times` had; the n-th of them takes n seconds."""
+    counts: list[int] = []
+
+    def cold_times(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[list[float] | str]:
+        counts.append(len(runs))
+        assert all(isinstance(run(), torch.Tensor) for run in runs)
+        return [[1.0 * number, 2.0 * number, 3.0 * number] for number, _ in enumerate(runs, 1)]
+
+    monkeypatch.setattr(attention_gpu, "cold_times", cold_times)
+    return counts
+
+
+def _half(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Wrong for the last image alone."""
+    found = baselines()[0]["SDPA math"].run(q, k, v).clone()
+    found[-1] *= 0.5
+    return found
+
+
+def _refusing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("No available kernel.\nAborting execution.")
+
+
+@pytest.mark.interpreted_only
+def test_what_is_wrong_or_refuses_is_not_timed(timed):
+    contenders = {
+        OURS: attention_gpu.ours(),
+        "wrong": Contender("wrong", {}, _half),
+        "refusing": Contender("refusing", {}, _refusing),
+        "SDPA math": baselines()[0]["SDPA math"],
+    }
+    begun: list[Point] = []
+    point = Point(2, 70, 2, 16, "fp16")
+    found = list(attention_gpu.measured_rows([point], CPU, "a GPU", contenders, 4, "any", begun.append))
+    assert begun == [point] and timed == [2]
+    assert [(row.contender, row.source) for row in found] == [
+        (OURS, "gpu"), ("wrong", "not run"), ("refusing", "not run"), ("SDPA math", "gpu"),
+    ]  # fmt: skip
+    ours, wrong, refusing, math = found
+    assert ours.seconds is not None and math.seconds is not None and math.seconds.median == 4.0
+    assert (ours.seconds.median, ours.seconds.timings, ours.run, ours.device) == (2.0, 3, 4, "a GPU")
+    assert ours.flops == 4 * 2 * 2 * 70 * 70 * 16 and 0 < ours.errors["row"] <= ours.errors["row_allowed"]
+    assert "found wrong" in wrong.reason and "cannot run this: RuntimeError: No available kernel." in refusing.reason
+    assert math.settings["backend"] == "MATH" and "torch" in math.settings
+
+
+@pytest.mark.interpreted_only
+def test_a_known_gpu_adds_what_its_compiled_code_shows(timed, monkeypatch):
+    from vit_kernels.device import H100
+
+    def compiled(some: Sequence[Point], device: Any, run: int, model: str) -> Any:
+        assert device == H100
+        return iter([row(case=str(point), launches=1, code={"tile": "64x32"}) for point in some])
+
+    monkeypatch.setattr(attention_gpu, "known_device", lambda gpu: H100)
+    monkeypatch.setattr(attention_gpu, "compiled_rows", compiled)
+    contenders = {OURS: attention_gpu.ours(), "SDPA math": baselines()[0]["SDPA math"]}
+    ours, theirs = attention_gpu.measured_rows([Point(1, 20, 1, 16, "fp16")], CPU, "H100", contenders, 0, "any")
+    assert (ours.code, ours.bound_s, ours.modelled_s) == ({"tile": "64x32"}, 1e-6, 2e-6)
+    assert theirs.code == {} and theirs.bound_s is None and theirs.seconds is not None

@@ -1,0 +1,252 @@
+"""``vit-engine profile``: attention over sequence lengths and head counts, and a forward pass kernel by kernel."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .inspect import compile_in_child
+from .tables import plain_console
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_bench.profiling.sweep import Point
+    from vit_bench.profiling.trace import Range
+    from vit_bench.results import Row
+    from vit_engine.config import ViTConfig
+    from vit_kernels.device import Device
+
+_DTYPES = ("fp32", "fp16", "bf16")
+_WITHOUT = "h100"  # modelled where there is no GPU and none was named
+
+profile_app = typer.Typer(no_args_is_help=True, help="Where time goes: measured on a GPU, modelled without one.")
+
+Model = Annotated[str, typer.Option("--model", help="A preset's name, such as vit_base_patch16_224.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")]
+Gpu = Annotated[
+    str, typer.Option("--gpu", help="Model this GPU instead of measuring: h100, a100, rtx4090, or sm_90 etc.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="File of results to add to, for vit-engine report.")]
+Csv = Annotated[Path | None, typer.Option("--csv", help="The same as a table, written anew.")]
+Trace = Annotated[Path | None, typer.Option("--trace", help="A trace for ui.perfetto.dev or chrome://tracing.")]
+
+
+@dataclass(frozen=True)
+class _Where:
+    """gpu: the one at hand, None where times are modelled; device: that whose datasheet counts, None for none."""
+
+    name: str
+    device: Device | None
+    gpu: torch.device | None = None
+
+    @property
+    def times(self) -> str:
+        return f"measured: {self.name}" if self.gpu is not None else f"modelled, not measured: {self.name}"
+
+
+@profile_app.command("attention")
+def attention_command(
+    context: typer.Context,
+    model: Model = "vit_base_patch16_224",
+    tokens: Annotated[str, typer.Option("--tokens", help="Sequence lengths, FIRST:LAST or one.")] = "50:16384",
+    heads: Annotated[str, typer.Option("--heads", help="Head counts at the model's own length.")] = "1:32",
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Images; by default as many as have 16384 tokens together.")
+    ] = None,
+    dtype: Dtype = "bf16",
+    gpu: Gpu = "",
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out what --out has measured here.")] = False,
+    csv: Csv = None,
+    trace: Trace = None,
+) -> None:
+    """Attention's throughput over sequence lengths and head counts: our kernel beside those that are installed.
+
+    On a GPU everything is compared with float64, then timed in CUDA graphs with a cold L2 cache. Without one, or with
+    --gpu, our kernel is compiled, bounded by the datasheet and modelled. Ctrl-C keeps what was done.
+    """
+    if resume and out is None:
+        raise typer.BadParameter("it goes on with the file of --out, and there is none", param_hint="--resume")
+    where, config = _begin(context, model, dtype, gpu)
+    from vit_bench.profiling.sweep import points, span
+
+    try:
+        found = points(config, span(tokens, "--tokens"), span(heads, "--heads"), batch, dtype)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    left = _left(found, out, where) if resume else found
+    rows, ended = list(_missing(left, where, model)), False
+    with _kept(), _bar(left) as step:
+        for row in _attention_rows(left, where, model, step):
+            rows.append(row)  # noqa: PERF402 (an interrupt keeps what came before it)
+        ended = True
+    from .profile_tables import print_attention
+
+    print_attention(plain_console(), rows, where.times, config)
+    if trace is not None:
+        from vit_bench.profiling.attention import ranges
+
+        _write_trace(trace, ranges(rows), where, {"model": model, "dtype": dtype})
+    _write(rows, where, out, csv)
+    if not ended:
+        raise typer.Exit(130)
+
+
+@profile_app.command("model")
+def model_command(
+    context: typer.Context,
+    model: Model = "vit_base_patch16_224",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per forward pass.")] = 64,
+    dtype: Dtype = "bf16",
+    gpu: Gpu = "",
+    out: Out = None,
+    csv: Csv = None,
+    trace: Trace = None,
+) -> None:
+    """Where the time of a forward pass goes, kernel by kernel; as a trace, with a range for each block and kernel.
+
+    On a GPU by torch.profiler, with NVTX ranges for Nsight Systems; without one, or with --gpu, from the launch plan
+    with modelled times and bounds.
+    """
+    where, _ = _begin(context, model, dtype, gpu)
+    from vit_bench.profiling import model as planning
+
+    from .profile_tables import print_model
+
+    forward = None
+    if where.gpu is None:
+        assert where.device is not None
+        steps = planning.planned(model, where.device, batch, dtype)
+    else:
+        from vit_bench.profiling.model_gpu import measured
+
+        steps, forward = measured(model, where.gpu, batch, dtype)
+    print_model(plain_console(), planning.shares(steps), f"{model}, batch {batch}, {dtype}; {where.times}", forward)
+    if trace is not None:
+        _write_trace(trace, planning.ranges(steps), where, {"model": model, "batch": batch, "dtype": dtype})
+    _write(planning.rows(steps, where.name, model, batch, dtype, forward), where, out, csv)
+
+
+def _begin(context: typer.Context, model: str, dtype: str, gpu: str) -> tuple[_Where, ViTConfig]:
+    """Where times come from, and the model; ends here where a child had to do the work."""
+    if dtype not in _DTYPES:
+        raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
+    if os.environ.get("TRITON_INTERPRET"):
+        # Triton decides at its import whether it compiles, and this process may be past that.
+        words = [word for name, value in context.params.items() for word in _words(name, value)]
+        raise typer.Exit(compile_in_child(["profile", str(context.info_name), *words]))
+    from vit_engine import ViTConfig
+
+    try:
+        config = ViTConfig.preset(model)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--model") from error
+    return _where(gpu), config
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if value is None or value is False or value == "":
+        return []
+    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+
+
+def _where(gpu: str) -> _Where:
+    import torch
+
+    from vit_bench import recording
+
+    if not gpu and torch.cuda.is_available():
+        from vit_bench.profiling.attention_gpu import known_device
+
+        here = torch.device("cuda", torch.cuda.current_device())
+        return _Where(torch.cuda.get_device_name(here), known_device(here), here)
+    try:
+        device = recording.gpu(gpu or _WITHOUT)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--gpu") from error
+    return _Where(device.name, device)
+
+
+def _attention_rows(points: list[Point], where: _Where, model: str, step: Any) -> Iterator[Row]:
+    if where.gpu is None:
+        from vit_bench.profiling.attention import compiled_rows
+
+        assert where.device is not None
+        yield from compiled_rows(points, where.device, 0, model, step)
+        return
+    from vit_bench.profiling.attention_gpu import measured_rows, ours
+    from vit_bench.profiling.contenders import baselines
+
+    found, _ = baselines()
+    first = ours()
+    yield from measured_rows(points, where.gpu, where.name, {first.name: first, **found}, 0, model, step)
+
+
+def _missing(points: list[Point], where: _Where, model: str) -> Iterator[Row]:
+    """Rows of the baselines that take no part."""
+    from vit_bench.profiling.attention import rows_not_run
+    from vit_bench.profiling.contenders import baselines
+
+    found, missing = baselines()
+    if where.gpu is None:
+        missing = dict.fromkeys((*found, *missing), "times are measured on a GPU only")
+    if points:
+        yield from rows_not_run(missing, points[0].dtype, where.name, 0, model)
+
+
+def _left(points: list[Point], out: Path | None, where: _Where) -> list[Point]:
+    """The points that the file has no measured row of ours for on this GPU."""
+    from vit_bench.results import OURS, Results, load
+
+    before = load(out) if out is not None and out.exists() else Results()
+    done = {row.case for row in before.rows if row.seconds and (row.contender, row.device) == (OURS, where.name)}
+    return [point for point in points if str(point) not in done]
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Ctrl-C ends this block alone."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted: what follows is what was done until then. --resume goes on.", err=True)
+
+
+@contextmanager
+def _bar(points: list[Point]) -> Iterator[Any]:
+    """A progress bar on the terminal's error stream, and what to tell it that a point has begun."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("", total=len(points), completed=-1)
+        yield lambda point: bar.update(task, description=str(point), advance=1)
+
+
+def _write_trace(path: Path, ranges: list[Range], where: _Where, about: dict[str, Any]) -> None:
+    from vit_bench.profiling.trace import write_trace
+
+    write_trace(ranges, path, where.times, about)
+    typer.echo(f"{path}: open it in ui.perfetto.dev or chrome://tracing; times are {where.times}")
+
+
+def _write(rows: list[Row], where: _Where, out: Path | None, csv: Path | None) -> None:
+    from vit_bench.profiling.runs import append, this_run
+    from vit_bench.results import Results, write_csv
+
+    run = this_run(" ".join(["vit-engine", *sys.argv[1:]]), where.name if where.gpu is not None else None, where.device)
+    if out is not None:
+        append(out, run, rows)
+        typer.echo(f"{out}: {len(rows)} rows added. vit-engine report {out} --out report.html")
+    if csv is not None:
+        write_csv(Results([run], rows), rows, csv)
+        typer.echo(f"{csv}: {len(rows)} rows")
