@@ -14,7 +14,7 @@ from torch import Tensor
 
 import vit_kernels
 
-__all__ = ["attention", "layer_norm", "linear", "mlp", "patch_embed", "qk_rope", "row_stats"]
+__all__ = ["attention", "attention_packed", "layer_norm", "linear", "mlp", "patch_embed", "qk_rope", "row_stats"]
 
 Result = Tensor | tuple[Tensor, Tensor]
 
@@ -111,6 +111,18 @@ def _(q, k, v, scale, causal, key_lengths, mask, return_lse, tf32):
     batch, queries, heads, _ = q.shape
     out = q.new_empty(q.shape)
     return [out, q.new_empty((batch, heads, queries), dtype=torch.float32)] if return_lse else [out]
+
+
+@torch.library.custom_op("vit_engine::attention_packed", mutates_args=())
+def _attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None, causal: bool, tf32: bool
+) -> Tensor:
+    return vit_kernels.attention_packed(q, k, v, cu_seqlens, max_seqlen, scale=scale, causal=causal, tf32=tf32)
+
+
+@_attention_packed.register_fake
+def _(q, k, v, cu_seqlens, max_seqlen, scale, causal, tf32):
+    return q.new_empty(q.shape)
 
 
 @torch.library.custom_op("vit_engine::linear", mutates_args=())
@@ -213,6 +225,7 @@ for _name, _op in {
     "patch_embed": _patch_embed,
     "qk_rope": _qk_rope,
     "attention": _attention,
+    "attention_packed": _attention_packed,
     "linear": _linear,
     "mlp": _mlp,
     "row_stats": _row_stats,
@@ -271,6 +284,21 @@ def attention(
 ) -> Result:
     """`vit_kernels.attention` as one operator."""
     return _as_result(_attention(q, k, v, scale, causal, key_lengths, mask, return_lse, tf32))
+
+
+def attention_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    tf32: bool = False,
+) -> Tensor:
+    """`vit_kernels.attention_packed` as one operator."""
+    return _attention_packed(q, k, v, cu_seqlens, max_seqlen, scale, causal, tf32)
 
 
 def linear(

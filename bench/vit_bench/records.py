@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 KERNELS = ("patch_embed", "attention", "linear", "row_stats", "layer_norm", "mlp", "qk_rope")
+# Launchers beside the one of the same name that run its kernel, and whose cases are among its own.
+_ALSO = {"attention": ("attention_packed",)}
 DTYPES = ("float32", "float16", "bfloat16")
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 RUNGS = ("interpreted", "compiled", "sanitized", "emulated", "executed")
@@ -93,12 +95,13 @@ def operation_module(kernel: str, folder: Path) -> str:
 
 
 def source_hash(kernel: str, folder: Path | None = None) -> str:
-    """SHA-256 over the syntax trees of a launcher's module and of all vit_kernels modules it imports, transitively.
+    """SHA-256 over the syntax trees of a kernel's launchers' modules and of all that these import, transitively.
 
     Comments, layout and docstrings do not enter: only what can change a result does.
     """
     folder = kernel_folder() if folder is None else folder
-    waiting, trees = [operation_module(kernel, folder)], {}
+    waiting = [operation_module(launcher, folder) for launcher in (kernel, *_ALSO.get(kernel, ()))]
+    trees: dict[str, str] = {}
     while waiting:
         name = waiting.pop()
         path = folder / f"{name}.py"

@@ -94,6 +94,16 @@ def test_every_kernel_has_a_hash_that_covers_the_device_functions_it_uses(kernel
     assert records.source_hash(kernel, tmp_path) != before
 
 
+def test_packed_attention_is_part_of_the_claims_about_attention(tmp_path: Path) -> None:
+    for path in records.kernel_folder().glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = {kernel: records.source_hash(kernel, tmp_path) for kernel in ("attention", "linear")}
+    packed = tmp_path / "attention_packed.py"
+    packed.write_text(packed.read_text() + "\nEXTRA = 1\n")
+    assert records.source_hash("attention", tmp_path) != before["attention"]
+    assert records.source_hash("linear", tmp_path) == before["linear"]
+
+
 def test_merging_replaces_the_same_claim_and_keeps_the_others(tmp_path: Path) -> None:
     path = tmp_path / "evidence" / "emulated.json"
     records.merge(path, "emulated", [record(), record(capability=80)])

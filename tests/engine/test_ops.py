@@ -33,6 +33,11 @@ CASES = {
         tuple(draw(1, 2, 5, 16).transpose(1, 2) for _ in "qkv"),
         (None, False, None, None, False, False),
     ),
+    "attention_packed": (
+        ops._attention_packed,
+        draw(7, 3, 2, 16).unbind(1),
+        (torch.tensor([0, 3, 3, 7], dtype=torch.int32), 4, None, True, False),
+    ),
     "qk_rope": (
         ops._qk_rope,
         tuple(draw(2, 5, 3, 2, 8).unbind(2))[:2],
@@ -77,6 +82,11 @@ def test_wrappers_return_what_the_launchers_do() -> None:
     both = ops.linear(x, weight, emit_stats=True)
     assert isinstance(both, tuple) and torch.equal(both[0], y) and both[1].shape == (2, 2, 5)
     torch.testing.assert_close(y, x @ weight.T)
+    q, bounds = draw(5, 2, 8), torch.tensor([0, 2, 5])
+    packed = ops.attention_packed(q, q, q, bounds, 3, scale=0.5)
+    heads_first = q[2:].transpose(0, 1)
+    alone = torch.nn.functional.scaled_dot_product_attention(heads_first, heads_first, heads_first, scale=0.5)
+    torch.testing.assert_close(packed[2:], alone.transpose(0, 1))
     q, k = draw(1, 5, 2, 8), draw(1, 5, 1, 8)
     q_out, k_out = ops.qk_rope(q, k, norm="rms", k_weight=draw(8))
     torch.testing.assert_close(q_out, torch.nn.functional.rms_norm(q, (8,), None, 1e-6))
