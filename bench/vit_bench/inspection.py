@@ -18,8 +18,8 @@ from vit_bench import records
 from vit_bench.modelled import modelled_seconds
 from vit_bench.occupancy import ctas_per_sm
 from vit_bench.pipes import Epilogue, Kernel, Section
-from vit_bench.plan import model_calls
-from vit_bench.recording import Launch, gpu, recording
+from vit_bench.plan import Call, model_calls
+from vit_bench.recording import Launch, RecordingDriver, gpu, recording
 from vit_bench.roofline import PEAKS, Roofline, launch_flops, operand_bytes, roofline
 from vit_bench.sass import CodeFacts, code_facts, instructions
 from vit_engine.config import ViTConfig
@@ -152,14 +152,19 @@ def inspect_model(model: str, gpu_name: str, batch: int, dtype: str) -> Inspecti
 def _launches(config: ViTConfig, device: Device, batch: int, dtype: torch.dtype) -> Iterator[LaunchReport]:
     with recording(device, torch_device="meta") as recorder:
         for call in model_calls(config, batch, dtype):
-            if not call.times:
-                continue
-            recorder.launches.clear()
-            call.run()
-            count = len(recorder.launches)
-            names = _PARTS.get((call.label, count), tuple(f"{call.label} {n + 1}/{count}" for n in range(count)))
-            for name, launch in zip((call.label,) if count == 1 else names, recorder.launches, strict=True):
-                yield report(launch, name, call.times, device, dtype)
+            if call.times:
+                yield from call_reports(call, recorder, dtype)
+
+
+def call_reports(call: Call, recorder: RecordingDriver, dtype: torch.dtype) -> Iterator[LaunchReport]:
+    """The launches of a launcher call on the meta device, taken apart. The recorder must be Triton's active driver."""
+    recorder.launches.clear()
+    call.run()
+    launches = list(recorder.launches)
+    count = len(launches)
+    names = _PARTS.get((call.label, count), tuple(f"{call.label} {n + 1}/{count}" for n in range(count)))
+    for name, launch in zip((call.label,) if count == 1 else names, launches, strict=True):
+        yield report(launch, name, call.times, recorder.device, dtype)
 
 
 def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.dtype) -> LaunchReport:

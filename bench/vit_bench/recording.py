@@ -6,11 +6,13 @@
 
 Everything up to the launch is Triton's own: argument binder, specialisation, cache, compiler, ptxas and the check of
 shared memory against the GPU's limit. Works with Triton 3.6 to 3.9; the private interfaces that it stands on are
-`driver._active`, `launcher_cls(src, metadata)`, `utils.load_binary` and `utils.get_device_properties`.
+`driver._active`, `launcher_cls(src, metadata)`, `utils.load_binary`, `utils.get_device_properties` and, for recording
+without compiling, `JITFunction._do_compile`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver as triton_driver
+from triton.runtime.jit import JITFunction
 
 from vit_bench.sass import Resources, resources
 from vit_kernels.device import KNOWN_DEVICES, Device
@@ -75,6 +78,44 @@ def describe_argument(value: Any) -> Any:
     if hasattr(value, "block_shape"):
         return f"{describe_argument(value.base)} in blocks of {list(value.block_shape)}"
     return value
+
+
+class _NotCompiled:
+    """Takes the place of a `Binary` where nothing was compiled; it has nothing to tell."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"this launch was recorded without compiling its kernel, so it has no {name}")
+
+
+class _Uncompiled:
+    """Takes the place of Triton's compiled kernel: what a launch is given is recorded, and no code is there."""
+
+    function = packed_metadata = None
+
+    def __init__(self, recorder: RecordingDriver, kernel: Any, options: Any) -> None:
+        self._recorder, self._kernel, self._options = recorder, kernel, options
+
+    def launch_metadata(self, *_: Any) -> None:
+        return None
+
+    def run(self, x: int, y: int, z: int, stream: int, *rest: Any) -> None:
+        _function, _packed, _metadata, _enter_hook, _exit_hook, *arguments = rest
+        options = self._options
+        self._recorder.launches.append(
+            Launch(
+                kernel=self._kernel.__name__,
+                grid=(x, y, z),
+                num_warps=options.num_warps,
+                num_stages=options.num_stages,
+                num_ctas=options.num_ctas,
+                shared=0,
+                device=self._recorder.current,
+                stream=stream,
+                names=tuple(self._kernel.arg_names),
+                values=tuple(arguments),
+                binary=_NotCompiled(),  # type: ignore[arg-type]
+            )
+        )
 
 
 class _Utils:
@@ -197,14 +238,30 @@ def _plain(name: str) -> str:
 
 
 @contextmanager
-def recording(device: Device, torch_device: str = "cpu") -> Iterator[RecordingDriver]:
-    """Make a recorder for `device` Triton's active driver, with tensors expected on `torch_device`."""
+def _no_compiler(recorder: RecordingDriver) -> Iterator[None]:
+    """Launches are bound and specialised, but no kernel is compiled for them."""
+
+    def stand_in(self: Any, _key: Any, _signature: Any, _device: Any, _constants: Any, options: Any, *_: Any) -> Any:
+        return _Uncompiled(recorder, self, options)
+
+    with mock.patch.object(JITFunction, "_do_compile", stand_in):
+        yield
+
+
+@contextmanager
+def recording(device: Device, torch_device: str = "cpu", *, compiles: bool = True) -> Iterator[RecordingDriver]:
+    """Make a recorder for `device` Triton's active driver, with tensors expected on `torch_device`.
+
+    compiles: False records launches without compiling them, some hundred times as fast: bound and specialised by Triton
+    as ever, but `Launch.shared` is 0 and `Launch.binary` has nothing to tell.
+    """
     if not hasattr(triton_driver, "_active"):
         raise RuntimeError("this Triton release keeps its active driver elsewhere; vit_bench.recording must follow")
     before, recorder = triton_driver._active, RecordingDriver(device, torch_device)
     triton_driver.set_active(recorder)
     try:
-        yield recorder
+        with contextlib.nullcontext() if compiles else _no_compiler(recorder):
+            yield recorder
     finally:
         triton_driver._active = before
 

@@ -1,0 +1,1 @@
+"""Benchmarks: one table of shapes, timed against baselines where there is hardware, compiled where there is none."""
