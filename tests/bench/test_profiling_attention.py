@@ -11,10 +11,11 @@ import torch
 
 from tests.bench import child
 from vit_bench.profiling import attention_gpu
-from vit_bench.profiling.attention import ranges, rows_not_run, seconds_of
+from vit_bench.profiling.attention import ranges, rows_not_run
 from vit_bench.profiling.contenders import Contender, baselines
 from vit_bench.profiling.recorded import tile_waste
 from vit_bench.profiling.sweep import Point, head_counts, images_for, points, span, token_counts
+from vit_bench.profiling.times import evidence_of, seconds_of
 from vit_bench.results import OURS, Row, Spread
 from vit_engine.config import ViTConfig
 from vit_kernels import attention_tiles
@@ -88,14 +89,12 @@ def test_compiled_points_have_bounds_and_models_and_no_time():
         twice["bound_s"] == pytest.approx(2 * one["bound_s"])
         and one["bound_s"] < one["modelled_s"] < twice["modelled_s"]
     )
-    code = one["code"]
-    rows, columns = (int(part) for part in code["tile"].split("x"))
-    assert code["ctas"] == -(-197 // rows) * 12 * 64 and columns >= 32
-    assert code["waves"] == code["ctas"] / (132 * code["ctas_per_sm"]) and 1 < code["tile_waste"] < 2
-    assert code["stack"] == 0 and 0 < code["registers"] <= 255
-    assert single["modelled_s"] is None and single["bound_s"] == max(
-        single["code"]["compute_s"], single["code"]["memory_s"]
-    )
+    (code,) = one["code"]["kernels"]
+    rows, columns = code["tile"].values()
+    assert code["programs"] == -(-197 // rows) * 12 * 64 and columns >= 32
+    assert code["waves"] == code["programs"] / (132 * code["ctas_per_sm"]) and 1 < code["tile_waste"] < 2
+    assert code["spilled_bytes"] == 0 and 0 < code["registers"] <= 255
+    assert single["modelled_s"] is None and single["bound_s"] == single["code"]["kernels"][0]["bound_s"] > 0
 
 
 def row(**changes: Any) -> Row:
@@ -112,6 +111,12 @@ def test_the_time_of_a_row():
     assert seconds_of(row(modelled_s=None)) == 1e-6
     assert seconds_of(row(source="gpu", seconds=Spread(9e-6, 8e-6, 1e-5, 25))) == 9e-6
     assert seconds_of(row(modelled_s=None, bound_s=None)) is None
+
+
+def test_what_a_row_is_evidence_of():
+    timed = row(source="gpu", seconds=Spread(9e-6, 8e-6, 1e-5, 25))
+    found = [row(), row(modelled_s=None), row(modelled_s=None, bound_s=None), timed, row(source="not run")]
+    assert [evidence_of(one) for one in found] == ["modelled", "bound", "not run", "measured", "not run"]
 
 
 def test_ranges_follow_each_other_in_a_lane_for_each_contender():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bench import child
 from vit_bench.profiling import model_gpu
-from vit_bench.profiling.model import Known, Step, in_order, ranges, rows, shares
+from vit_bench.profiling.model import Known, Step, in_order, ranges, row, shares
 from vit_bench.profiling.model_gpu import NamedLaunches, steps_of
 from vit_bench.profiling.recorded import Recorded
 from vit_bench.profiling.trace import Range, trace, write_trace
@@ -83,18 +83,22 @@ def test_shares_are_of_the_whole_by_label():
     assert found["qkv"].share == pytest.approx(8 / 17)
 
 
-def test_rows_of_a_plan_have_no_time_and_those_of_a_profile_have():
-    forward, *kernels = rows(steps(), "H100 SXM", "vit_tiny_patch16_224", 8, "bf16")
-    assert (forward.suite, forward.source, forward.launches, forward.images) == ("model", "compiled", 6, 8)
+def test_the_row_of_a_plan_has_no_time_and_that_of_a_profile_has():
+    forward = row(steps(), "H100 SXM", "vit_tiny_patch16_224", 8, "bf16")
+    assert (forward.case, forward.source, forward.launches, forward.images) == (
+        "model/vit_tiny_patch16_224/b8", "compiled", 6, 8,
+    )  # fmt: skip
     assert forward.seconds is None and forward.modelled_s == pytest.approx(17e-6)
     assert forward.bound_s == pytest.approx(2e-6 + 2 * 1e-6 + 2 * 3e-6 + 1e-6) and forward.flops == 6 * 8_000_000
-    assert [(row.label, row.code["times"]) for row in kernels] == [
+    kernels = forward.code["kernels"]
+    assert [(one["launch"], one["times"]) for one in kernels] == [
         ("stem", 1), ("qkv", 2), ("attention", 2), ("head", 1),
     ]  # fmt: skip
+    assert kernels[1]["kernel"] == "linear_kernel" and kernels[1]["modelled_s"] == 4e-6 and "seconds" not in kernels[1]
     assert forward.shape == {"batch": 8, "tokens": 197, "heads": 3, "head_dim": 64}
-    timed, stem, *_ = rows(steps(), "H100", "vit_tiny_patch16_224", 8, "bf16", forward=20e-6)
+    timed = row(steps(), "H100", "vit_tiny_patch16_224", 8, "bf16", forward=20e-6)
     assert timed.source == "gpu" and timed.seconds is not None and timed.seconds.median == 20e-6
-    assert stem.seconds is not None and stem.seconds.median == 2e-6
+    assert [one["seconds"] for one in timed.code["kernels"]] == pytest.approx([2e-6, 4e-6, 3e-6, 1e-6])
 
 
 # --- measured -------------------------------------------------------------------------------------------------------
@@ -139,8 +143,8 @@ def test_a_kernel_that_begins_early_counts_from_the_end_of_the_one_in_front():
 def test_kernels_that_the_plan_does_not_know_keep_their_names():
     found = steps_of(events(), 3, PASS[:-1])
     assert [s.label for s in found] == [known.kernel for known in PASS] and not any(s.figures for s in found)
-    row = rows(found, "H100", "vit_tiny_patch16_224", 8, "bf16", forward=1.0)[0]
-    assert row.flops is None and row.bound_s is None and row.launches == 6
+    made = row(found, "H100", "vit_tiny_patch16_224", 8, "bf16", forward=1.0)
+    assert made.flops is None and made.bound_s is None and made.launches == 6
 
 
 def test_passes_that_differ_are_refused():
@@ -277,7 +281,7 @@ def test_a_trace_is_what_viewers_read(tmp_path):
     assert blocks == [("stem", 0.0, 2.0), ("block 0", 2.0, 7.0), ("block 1", 9.0, 7.0), ("head", 16.0, 1.0)]
     kernels = [e for e in timed if e["tid"] == 2]
     assert [e["name"] for e in kernels] == [known.label for known in PASS]
-    assert kernels[1]["args"]["tile"] == "128x64" and kernels[1]["args"]["bound_us"] == 1.0
+    assert kernels[1]["args"]["tile"] == {"m": 128, "n": 64} and kernels[1]["args"]["bound_us"] == 1.0
 
 
 def test_ranges_of_one_lane_do_not_cross():

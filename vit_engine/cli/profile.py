@@ -90,7 +90,7 @@ def attention_command(
         ended = True
     from .profile_tables import print_attention
 
-    print_attention(plain_console(), rows, where.times, config)
+    print_attention(plain_console(), rows, where.times, config, _peak(where, dtype))
     if trace is not None:
         from vit_bench.profiling.attention import ranges
 
@@ -132,7 +132,7 @@ def model_command(
     print_model(plain_console(), planning.shares(steps), f"{model}, batch {batch}, {dtype}; {where.times}", forward)
     if trace is not None:
         _write_trace(trace, planning.ranges(steps), where, {"model": model, "batch": batch, "dtype": dtype})
-    _write(planning.rows(steps, where.name, model, batch, dtype, forward), where, out, csv)
+    _write([planning.row(steps, where.name, model, batch, dtype, forward)], where, out, csv)
 
 
 def _begin(context: typer.Context, model: str, dtype: str, gpu: str) -> tuple[_Where, ViTConfig]:
@@ -230,6 +230,14 @@ def _bar(points: list[Point]) -> Iterator[Any]:
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("", total=len(points), completed=-1)
         yield lambda point: bar.update(task, description=str(point), advance=1)
+
+
+def _peak(where: _Where, dtype: str) -> float | None:
+    from vit_bench.roofline import PEAKS
+
+    if where.device not in PEAKS:
+        return None
+    return PEAKS[where.device].single if dtype == "fp32" else PEAKS[where.device].half
 
 
 def _write_trace(path: Path, ranges: list[Range], where: _Where, about: dict[str, Any]) -> None:

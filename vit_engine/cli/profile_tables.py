@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vit_engine.config import ViTConfig
 
 
-def print_attention(console: Console, rows: Sequence[Row], times: str, config: ViTConfig) -> None:
-    """Sequence lengths, then head counts; what was not run, with the reasons."""
+def print_attention(console: Console, rows: Sequence[Row], times: str, config: ViTConfig, peak: float | None) -> None:
+    """Sequence lengths, then head counts; what was not run, with the reasons. peak: FLOP/s, None if not known."""
     from rich.text import Text
 
     run = [row for row in rows if row.source != "not run"]
@@ -25,7 +25,7 @@ def print_attention(console: Console, rows: Sequence[Row], times: str, config: V
     lengths = [row for row in run if row.shape["heads"] == config.num_heads]
     heads = sorted((r for r in run if r.shape["tokens"] == config.num_tokens), key=lambda r: r.shape["heads"])
     for title, some in ((f"{config.num_heads} heads", lengths), (f"{config.num_tokens} tokens", heads)):
-        _attention_table(console, f"Throughput with {title}", some)
+        _attention_table(console, f"Throughput with {title}", some, peak)
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.source == "not run":
@@ -38,17 +38,17 @@ def _at(row: Row) -> str:
     return f" at {row.shape['tokens']} tokens, {row.shape['heads']} heads" if row.shape else ""
 
 
-def _attention_table(console: Console, title: str, rows: Sequence[Row]) -> None:
+def _attention_table(console: Console, title: str, rows: Sequence[Row], peak: float | None) -> None:
     if not rows:
         return
-    from vit_bench.profiling.attention import seconds_of
+    from vit_bench.profiling.times import seconds_of
 
     several = len({row.contender for row in rows}) > 1
     measured = any(row.seconds for row in rows)
 
     def cells() -> Iterator[list[str]]:
         for row in rows:
-            seconds, code = seconds_of(row), row.code
+            seconds, code = seconds_of(row), next(iter(row.code.get("kernels", ())), {})
             assert row.flops is not None and seconds is not None
             rate = row.flops / seconds
             yield [
@@ -58,9 +58,9 @@ def _attention_table(console: Console, title: str, rows: Sequence[Row]) -> None:
                 *([f"{row.seconds.p20 * 1e6:.1f}-{row.seconds.p80 * 1e6:.1f}" if row.seconds else ""] * measured),
                 f"{row.bound_s * 1e6:.1f}" if row.bound_s else "",
                 f"{rate / 1e12:.1f}",
-                f"{code['compute_s'] / seconds:.0%}" if "compute_s" in code else "",
-                str(code.get("tile", "")),
-                str(code.get("ctas", "")),
+                f"{rate / peak:.0%}" if peak else "",
+                "x".join(map(str, code.get("tile", {}).values())),
+                str(code.get("programs", "")),
                 f"{code['waves']:.2f}" if "waves" in code else "",
                 f"{code['tile_waste']:.2f}" if "tile_waste" in code else "",
             ]

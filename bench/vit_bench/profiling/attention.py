@@ -16,6 +16,7 @@ from vit_bench import records
 from vit_bench.inspection import DTYPES
 from vit_bench.profiling.recorded import recorded
 from vit_bench.profiling.sweep import Point
+from vit_bench.profiling.times import seconds_of
 from vit_bench.profiling.trace import Range
 from vit_bench.recording import recording
 from vit_bench.results import OURS, Row
@@ -79,7 +80,7 @@ def compiled_rows(
                 launches=1,
                 modelled_s=found.modelled_s,
                 bound_s=found.roofline.seconds,
-                code=found.as_code(),
+                code={"kernels": [{"launch": "attention", "times": 1, **found.as_code()}]},
             )
 
 
@@ -87,17 +88,9 @@ def rows_not_run(contenders: Mapping[str, str], dtype: str, device: str, run: in
     """One row for each contender that takes no part at all. contenders: name to reason."""
     for name, reason in contenders.items():
         yield Row(
-            run, "attention", f"attention {dtype}", "attention", name, device, dtype, "not run",
+            run, "attention", "attention", "attention", name, device, dtype, "not run",
             model=model, reason=reason,
         )  # fmt: skip
-
-
-def seconds_of(row: Row) -> float | None:
-    """The measured median; without one the modelled time, at least the bound; None for a row without any of them."""
-    if row.seconds is not None:
-        return row.seconds.median
-    known = [seconds for seconds in (row.modelled_s, row.bound_s) if seconds is not None]
-    return max(known) if known else None
 
 
 def ranges(rows: Iterable[Row]) -> list[Range]:
@@ -109,6 +102,6 @@ def ranges(rows: Iterable[Row]) -> list[Range]:
             continue
         start = ends.get(row.contender, 0.0)
         ends[row.contender] = start + seconds
-        arguments = {**row.shape, **{name: value for name, value in row.code.items() if value is not None}}
+        arguments = {**row.shape, **next(iter(row.code.get("kernels", ())), {})}
         found.append(Range(row.contender, row.case, start, seconds, "kernel", arguments))
     return found

@@ -136,63 +136,42 @@ def ranges(steps: Iterable[Step]) -> list[Range]:
     return [*outer, *found]
 
 
-def rows(
-    steps: Sequence[Step], device: str, model: str, batch: int, dtype: str, forward: float | None = None
-) -> list[Row]:
-    """For `vit_bench.results`: the forward, suite "model", and a row for each label, suite "kernels".
+def row(steps: Sequence[Step], device: str, model: str, batch: int, dtype: str, forward: float | None = None) -> Row:
+    """The pass for `vit_bench.results`, suite "model"; `code["kernels"]` has its distinct launches in order.
 
-    forward: seconds of a pass where the steps were measured, None where they were planned. A step's own time stands in
-    its row by its median over the blocks.
+    forward: seconds of a pass where the steps were measured, None where they were planned. A kernel that was measured
+    has its median over the blocks, "seconds".
     """
     config, known = ViTConfig.preset(model), [step.figures for step in steps if step.figures is not None]
-    shape = {"batch": batch, "tokens": config.num_tokens, "heads": config.num_heads, "head_dim": config.head_dim}
-    common: dict[str, Any] = {
-        "run": 0,
-        "contender": OURS,
-        "device": device,
-        "dtype": dtype,
-        "source": "compiled" if forward is None else "gpu",
-        "model": model,
-        "shape": shape,
-        "settings": {"triton": records.versions()["triton"]},
-        "reason": MODELLED if forward is None else "by torch.profiler, caches as the pass leaves them",
-    }
     whole = len(known) == len(steps)
-    modelled = whole and any(one.modelled_s is not None for one in known)
-    found = [
-        Row(
-            suite="model",
-            case=f"{model} b{batch} {dtype}",
-            label="forward",
-            images=batch,
-            seconds=None if forward is None else Spread(forward, forward, forward, 1),
-            flops=sum(one.roofline.flops for one in known) if whole else None,
-            nbytes=sum(one.roofline.bytes for one in known) if whole else None,
-            launches=len(steps),
-            modelled_s=sum(one.seconds for one in known) if modelled else None,
-            bound_s=sum(one.roofline.seconds for one in known) if whole else None,
-            **common,
-        )
-    ]
+    kernels = []
     for label in dict.fromkeys(step.label for step in steps):
         own = [step for step in steps if step.label == label]
-        figures, times = own[0].figures, [step.seconds for step in own]
-        found.append(
-            Row(
-                suite="kernels",
-                case=f"{model} {label} b{batch} {dtype}",
-                label=label,
-                seconds=None if forward is None else spread(times),
-                flops=figures.roofline.flops if figures else None,
-                nbytes=figures.roofline.bytes if figures else None,
-                launches=1,
-                modelled_s=figures.modelled_s if figures else None,
-                bound_s=figures.roofline.seconds if figures else None,
-                code={"kernel": own[0].kernel, "times": len(own), **(figures.as_code() if figures else {})},
-                **common,
-            )
-        )
-    return found
+        figures = own[0].figures.as_code() if own[0].figures is not None else {"kernel": own[0].kernel}
+        timed = {} if forward is None else {"seconds": statistics.median(step.seconds for step in own)}
+        kernels.append({"launch": label, "times": len(own), **figures, **timed})
+    return Row(
+        run=0,
+        suite="model",
+        case=f"model/{model}/b{batch}",
+        label="forward",
+        contender=OURS,
+        device=device,
+        dtype=dtype,
+        source="compiled" if forward is None else "gpu",
+        model=model,
+        shape={"batch": batch, "tokens": config.num_tokens, "heads": config.num_heads, "head_dim": config.head_dim},
+        settings={"triton": records.versions()["triton"]},
+        reason=MODELLED if forward is None else "kernels by torch.profiler, caches as the pass leaves them",
+        images=batch,
+        seconds=None if forward is None else Spread(forward, forward, forward, 1),
+        flops=sum(one.roofline.flops for one in known) if whole else None,
+        nbytes=sum(one.roofline.bytes for one in known) if whole else None,
+        launches=len(steps),
+        modelled_s=sum(one.seconds for one in known) if whole and any(one.modelled_s for one in known) else None,
+        bound_s=sum(one.roofline.seconds for one in known) if whole else None,
+        code={"kernels": kernels},
+    )
 
 
 def spread(seconds: Sequence[float]) -> Spread:

@@ -50,22 +50,24 @@ class Recorded:
         return max(self.modelled_s or 0.0, self.roofline.seconds)
 
     def as_code(self) -> dict[str, Any]:
-        """For `vit_bench.results.Row.code`."""
+        """An element of `code["kernels"]` of a `vit_bench.results.Row`, under the names that benchmarks use."""
         return {
             "kernel": self.kernel,
-            "tile": "x".join(map(str, self.tile.values())),
+            "tile": self.tile,
             "warps": self.num_warps,
             "stages": self.num_stages,
+            "programs": self.ctas,
             "registers": self.registers,
-            "stack": self.stack,
+            "spilled_bytes": self.stack,
             "shared": self.shared,
-            "ctas": self.ctas,
             "ctas_per_sm": self.ctas_per_sm,
             "waves": self.waves,
-            "tile_waste": self.waste,
-            "compute_s": self.roofline.compute_s,
-            "memory_s": self.roofline.memory_s,
-        }
+            "flops": self.roofline.flops,
+            "bytes": self.roofline.bytes,
+            "bound": self.roofline.bound,
+            "bound_s": self.roofline.seconds,
+            "modelled_s": self.modelled_s,
+        } | ({} if self.waste is None else {"tile_waste": self.waste})
 
 
 def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:

@@ -29,7 +29,7 @@ class Point:
         return {"batch": self.batch, "tokens": self.tokens, "heads": self.heads, "head_dim": self.head_dim}
 
     def __str__(self) -> str:
-        return f"attention b{self.batch} n{self.tokens} h{self.heads} d{self.head_dim} {self.dtype}"
+        return f"attention/h{self.heads}d{self.head_dim}/n{self.tokens}/b{self.batch}"
 
 
 def span(text: str, name: str) -> tuple[int, int]:
