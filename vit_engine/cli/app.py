@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench_command
 from .info import info_command
 from .inspect import inspect_command
 from .profile import profile_app
@@ -30,6 +31,7 @@ app.command("run")(run_command)
 app.command("info")(info_command)
 app.command("inspect")(inspect_command)
 app.add_typer(profile_app, name="profile")
+app.command("bench")(bench_command)
 app.command("tune")(tune_command)
 app.command("warmup")(warmup_command)
 

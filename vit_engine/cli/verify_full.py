@@ -5,18 +5,16 @@ This process imports neither PyTorch nor a kernel: whatever happens to the GPU, 
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import typer
 
-INTERRUPTED = 130  # exit code, as a shell reports Ctrl-C
+from .interrupt import INTERRUPTED, termination_as_interrupt
+
 _STYLES = {"passed": "green", "failed": "bold red", "crashed": "bold red", "timed out": "bold red", "not run": "dim"}
 
 
@@ -67,7 +65,7 @@ def _run(
     interrupted = False
     save(None)
     try:
-        with _termination_as_interrupt():
+        with termination_as_interrupt():
             finished = run_all(checks)
             for number, check in enumerate(checks, 1):
                 place = f"[{number}/{len(checks)}]"
@@ -83,21 +81,6 @@ def _run(
     if interrupted:
         return INTERRUPTED
     return 1 if report["verdict"] == "failed" else 0
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the run as Ctrl-C does: the running check is stopped, what was done is kept."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _print_outcome(console: Any, outcome: Any, place: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +25,10 @@ def reference_logits(config: ViTConfig, state: Mapping[str, Tensor], images: Ten
     p = {name: tensor.to(images.device, dtype) for name, tensor in state.items()}
     batch, tokens, width = images.shape[0], config.num_tokens, config.embed_dim
 
-    def linear(x: Tensor, name: str, norm: str = "", **options: object) -> Tensor:
-        around = {"norm": "layer", "norm_weight": p[f"{norm}.weight"], "norm_bias": p[f"{norm}.bias"]} if norm else {}
-        return reference.linear(
-            x,
-            p[f"{name}.weight"],
-            p.get(f"{name}.bias"),
-            **around,
-            eps=config.norm_eps,
-            **options,  # type: ignore[arg-type]
-        )
+    def linear(x: Tensor, name: str, norm: str = "", **options: Any) -> Tensor:
+        if norm:
+            options |= {"norm": "layer", "norm_weight": p[f"{norm}.weight"], "norm_bias": p[f"{norm}.bias"]}
+        return reference.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"), eps=config.norm_eps, **options)
 
     stem = (p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], p["cls_token"][0], p["pos_embed"][0])
     z = reference.patch_embed(images.to(dtype), *stem).reshape(batch * tokens, width)
