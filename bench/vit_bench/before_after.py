@@ -27,9 +27,9 @@ HEADS = (
 )
 NOTE = (
     "Before -> after, one value where nothing changed; compiled only, nothing was timed. *Tensor cores at most*: the "
-    "share of the main loop's cycles in which they can be busy, by its busiest unit (100 % where that is they); *slots "
-    "per output*: issue slots of the epilogue per element of the result; *modelled*: by the model of the tile choice, "
-    "where that commit had one."
+    "share of the main loop's cycles in which they can be busy, by its busiest unit (100 % where that is they; what "
+    "TMA writes to shared memory is not in the code and not counted); *slots per output*: issue slots of the epilogue "
+    "per element of the result; *modelled*: by the model of the tile choice, where that commit had one."
 )
 
 

@@ -9,7 +9,8 @@ chooses them. Its parameters are memory that nobody wrote.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 import vit_engine
 from vit_bench.launch_plan import blank_model
-from vit_bench.recording import gpu, recording
+from vit_bench.recording import RecordingDriver, gpu, recording
 from vit_engine import ViTConfig
 from vit_engine.artefacts import Manifest, check_empty, save_kernels
+from vit_kernels.device import attach
 from vit_kernels.kernel_cache import collected, compiling_into, gpu_facts
+from vit_kernels.tuned import Tuned, TunedFileError, read_tuned, versions_here
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Run = Callable[[Tensor], object]
@@ -105,10 +108,37 @@ def find(model: str) -> Callable[[torch.dtype], Warmed]:
     return partial(LIBRARIES[library], name)
 
 
-def kernels_of(warmed: Warmed, gpu_name: str, batches: Iterable[int], dtype: torch.dtype) -> dict[str, bytes]:
-    """The kernels that these batches launch, compiled for that GPU: "KEY/NAME" to content."""
+def tuned_for(path: str | Path, gpu_name: str) -> Tuned:
+    """A tuned file that will count on that GPU with what is installed here. Raises TunedFileError where it will not."""
+    table, device, here = read_tuned(path), gpu(gpu_name), versions_here()
+    if (table.gpu.capability, table.gpu.sm_count) != (device.capability, device.sm_count):
+        wanted = f"sm_{device.capability}, {device.sm_count} SMs"
+        raise TunedFileError(f"{path} was measured on {table.gpu}; --gpu {gpu_name} is {device.name} ({wanted})")
+    for name in ("triton", "kernels"):
+        if table.versions.get(name) != here[name]:
+            raise TunedFileError(f"{path} was measured with {name} {table.versions.get(name)}, here is {here[name]}")
+    return table
+
+
+@contextmanager
+def _followed(tuned: Tuned | None, recorder: RecordingDriver) -> Iterator[None]:
+    where = recorder, recorder.get_current_device()
+    attach({where: tuned})
+    try:
+        yield
+    finally:
+        attach({where: None})
+
+
+def kernels_of(
+    warmed: Warmed, gpu_name: str, batches: Iterable[int], dtype: torch.dtype, tuned: Tuned | None = None
+) -> dict[str, bytes]:
+    """The kernels that these batches launch, compiled for that GPU: "KEY/NAME" to content.
+
+    tuned: whose winners are launched, PyTorch's operators among them, which then run here.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        with compiling_into(Path(folder)), recording(gpu(gpu_name)):
+        with compiling_into(Path(folder)), recording(gpu(gpu_name)) as recorder, _followed(tuned, recorder):
             for batch in batches:
                 for images in _images(warmed, batch, dtype):
                     for run in warmed.runs:
@@ -123,13 +153,22 @@ def _images(warmed: Warmed, batch: int, dtype: torch.dtype) -> list[Tensor]:
     return [torch.empty(batch, *warmed.size, dtype=kind) for kind in dtypes]
 
 
-def compile_model(model: str, gpu_name: str, batches: Sequence[int], dtype: str, into: str | Path) -> Manifest:
+def compile_model(
+    model: str,
+    gpu_name: str,
+    batches: Sequence[int],
+    dtype: str,
+    into: str | Path,
+    tuned: str | Path | None = None,
+) -> Manifest:
     """Compiles all kernels of a model (see `find`) for a GPU (see `recording.gpu`) and these batch sizes into a folder.
 
-    dtype: "fp32", "fp16" or "bf16". Raises ValueError for names that are not known and a folder that is not empty.
+    dtype: "fp32", "fp16" or "bf16"; tuned: the tuned file that the server will use. Raises ValueError for names that
+    are not known, a folder that is not empty, and a tuned file that does not count there.
     """
     check_empty(Path(into))
+    table = None if tuned is None else tuned_for(tuned, gpu_name)
     warmed = find(model)(DTYPES[dtype])
-    files = kernels_of(warmed, gpu_name, batches, DTYPES[dtype])
+    files = kernels_of(warmed, gpu_name, batches, DTYPES[dtype], table)
     shapes = [(batch, *warmed.size) for batch in batches]
     return save_kernels(into, files, model=model, dtype=dtype, shapes=shapes, gpu=gpu_facts(gpu(gpu_name)))

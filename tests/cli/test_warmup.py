@@ -14,6 +14,7 @@ from vit_bench import warmup
 from vit_engine.artefacts import Manifest
 from vit_engine.cli import warmup as command
 from vit_engine.cli.app import app
+from vit_kernels.tuned import Gpu, Tuned, versions_here, write_tuned
 
 
 def invoke(into: Path, *more: str, **changed: str) -> Any:
@@ -28,8 +29,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What was to be compiled; one file is written instead."""
     calls: list[tuple[Any, ...]] = []
 
-    def compile_model(model: str, gpu: str, batches: list[int], dtype: str, into: Path) -> Manifest:
-        calls.append((model, gpu, batches, dtype))
+    def compile_model(model: str, gpu: str, batches: list[int], dtype: str, into: Path, tuned: Path | None) -> Manifest:
+        calls.append((model, gpu, batches, dtype, tuned))
         into.mkdir()
         (into / "file").write_bytes(bytes(2_000_000))
         shapes = tuple((batch, 3, 224, 224) for batch in batches)
@@ -43,13 +44,13 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_what_is_compiled_and_what_it_says(compiled: list[tuple[Any, ...]], tmp_path: Path) -> None:
     result = invoke(tmp_path / "a", "--dtype", "fp16", model="timm:vit_base_patch16_224")
     assert result.exit_code == 0, result.output
-    assert compiled == [("timm:vit_base_patch16_224", "h100", [1, 8], "fp16")]
+    assert compiled == [("timm:vit_base_patch16_224", "h100", [1, 8], "fp16", None)]
     assert "2 kernels of timm:vit_base_patch16_224, fp16, for h100: images 1x3x224x224, 8x3x224x224" in result.stdout
     assert "compiled only" in result.stdout and f"load_kernels('{tmp_path / 'a'}')" in result.stdout
     assert "2.0 MB" in result.stdout
     found = only_object(invoke(tmp_path / "b", "--json", batch="4"))
     assert found == {"into": str(tmp_path / "b"), "kernels": 2, "bytes": 2_000_000, "versions": {"triton": "3"}}
-    assert compiled[-1] == ("vit_tiny_patch16_224", "h100", [4], "bf16")
+    assert compiled[-1] == ("vit_tiny_patch16_224", "h100", [4], "bf16", None)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,27 @@ def test_wrong_options_are_named(
     result = invoke(tmp_path / "a", **changed)
     assert result.exit_code == 2 and not compiled
     assert words in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_tuned_file_is_passed_on_and_one_that_cannot_count_is_refused(
+    compiled: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "a100.json"
+    assert invoke(tmp_path / "a", "--tuned", str(file)).exit_code == 0
+    assert compiled[-1][-1] == file
+    monkeypatch.undo()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for versions, gpu, words in (
+        (versions_here(), "h100", "measured on A100 (sm_80, 108 SMs); --gpu h100 is H100 SXM (sm_90, 132 SMs)"),
+        (versions_here() | {"triton": "1.0"}, "a100", "measured with triton 1.0, here is"),
+        (versions_here() | {"kernels": "abc"}, "a100", "measured with kernels abc, here is"),
+    ):
+        write_tuned(file, Tuned(Gpu("A100", 80, 108), versions, ""))
+        result = invoke(tmp_path / "b", "--tuned", str(file), gpu=gpu)
+        assert result.exit_code == 2 and not (tmp_path / "b").exists()
+        assert words in " ".join(result.output.replace("│", " ").split())
+    result = invoke(tmp_path / "b", "--tuned", str(tmp_path / "none.json"))
+    assert result.exit_code == 2 and "none.json" in result.output
 
 
 def test_a_folder_that_is_not_empty_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ def warmup_command(
         list[int] | None, typer.Argument(metavar="[BATCH]...", min=1, help="More of them: --batch 1 8 64.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "bf16",
+    tuned: Annotated[
+        Path | None, typer.Option("--tuned", help="A file of vit-engine tune whose winners the server will launch.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Compile all kernels of a model into a folder that vit_engine.load_kernels() loads without compiling."""
@@ -36,6 +39,7 @@ def warmup_command(
         # Triton decides at its import whether it compiles, and this process may be past that.
         words = ["--model", model, "--gpu", gpu, "--into", str(into), "--dtype", dtype]
         words += [word for size in batches for word in ("--batch", str(size))]
+        words += ["--tuned", str(tuned)] if tuned is not None else []
         raise typer.Exit(_in_child([*words, *["--json"] * as_json]))
     from vit_bench import recording, warmup
 
@@ -45,8 +49,8 @@ def warmup_command(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=option) from error
     try:
-        made = warmup.compile_model(model, gpu, batches, dtype, into)
-    except ValueError as error:
+        made = warmup.compile_model(model, gpu, batches, dtype, into, tuned)
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
     if as_json:
