@@ -75,6 +75,25 @@ def test_replays_equal_the_pass_as_written_bit_for_bit(fake_cuda: FakeCuda) -> N
     assert fake_cuda.replays == 3
 
 
+def test_what_happens_only_once_happens_before_the_capture(fake_cuda: FakeCuda) -> None:
+    """A library that makes itself ready at its first call on a stream may do there what no graph can hold."""
+
+    class Lazy(Small):
+        passes = 0
+
+        def plain(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            return super().plain(x)
+
+    model, x = Lazy(), numbers(0)
+    model(x)
+    before = model.passes
+    model(x)
+    assert fake_cuda.captures == 1 and model.passes == before + graphs.WARM_UPS + 1 >= before + 3
+    model(x)
+    assert model.passes == before + graphs.WARM_UPS + 1, "a replay runs nothing of it"
+
+
 def test_shapes_strides_and_dtypes_have_graphs_of_their_own(fake_cuda: FakeCuda) -> None:
     model = Small()
     given = [numbers(0), numbers(1, 5), numbers(2, 4).t(), numbers(3).half(), numbers(4, 9)[2:8:2], numbers(5)[:, 1:2]]
