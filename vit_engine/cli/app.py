@@ -16,6 +16,7 @@ from .bench import bench_command
 from .info import info_command
 from .inspect import inspect_command
 from .profile import profile_app
+from .report_page import report_command
 from .run import run_command
 from .tune import tune_command
 from .warmup import warmup_command
@@ -31,6 +32,7 @@ app.command("run")(run_command)
 app.command("info")(info_command)
 app.command("inspect")(inspect_command)
 app.add_typer(profile_app, name="profile")
+app.command("report")(report_command)
 app.command("bench")(bench_command)
 app.command("tune")(tune_command)
 app.command("warmup")(warmup_command)

@@ -1,0 +1,111 @@
+"""What figures are made from: the latest row of everything, who is who, and how values are put in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vit_bench.profiling.times import evidence_of, seconds_of
+from vit_bench.report.figures import Figure
+from vit_bench.results import OURS, Results, Row
+
+FIRST_MODEL = "vit_base_patch16_224"  # stands first and open where there are several
+COLOURS = 7
+
+
+@dataclass(frozen=True)
+class Table:
+    """numbers: the columns that are set to the right."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A figure with its values as a table; either may be missing. folded: shown when asked for."""
+
+    title: str
+    figure: Figure | None = None
+    table: Table | None = None
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    anchor: str
+    title: str
+    items: tuple[Item, ...]
+    intro: str = ""
+
+
+@dataclass
+class Book:
+    """All results together. rows: the latest of each key; colours: of contenders, ours 0."""
+
+    results: Results
+    rows: list[Row] = field(default_factory=list)
+    colours: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        latest: dict[Any, Row] = {}
+        for row in self.results.rows:
+            kept = latest.get(row.key)
+            # What could not be run again is no reason to forget what was measured before.
+            if kept is None or row.source != "not run" or kept.source == "not run":
+                latest[row.key] = row
+        self.rows = list(latest.values())
+        others = [name for name in dict.fromkeys(row.contender for row in self.rows) if name != OURS]
+        self.colours = {OURS: 0} | {name: 1 + number % (COLOURS - 1) for number, name in enumerate(others)}
+
+    def groups(self, suite: str, *by: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
+        """Rows of a suite that have a time, by these fields: the first model's first, then in order of appearance."""
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            if row.suite == suite and seconds_of(row) is not None:
+                found.setdefault(tuple(getattr(row, name) for name in by), []).append(row)
+        return sorted(found.items(), key=lambda item: FIRST_MODEL not in item[0])
+
+
+def merged(several: Iterable[Results]) -> Results:
+    """Several files as one, earlier runs first."""
+    whole = Results()
+    runs = [(run, results, number) for results in several for number, run in enumerate(results.runs)]
+    for run, results, number in sorted(runs, key=lambda item: item[0].started):
+        whole.rows += [replace(row, run=len(whole.runs)) for row in results.rows if row.run == number]
+        whole.runs.append(run)
+    return whole
+
+
+def evidence(rows: Sequence[Row]) -> str:
+    """On what figures of these rows rest."""
+    kinds = {evidence_of(row) for row in rows}
+    devices = ", ".join(dict.fromkeys(row.device for row in rows))
+    words = {
+        "measured": f"measured on {devices}",
+        "modelled": f"modelled for {devices}, nothing was timed",
+        "bound": f"bound of {devices} by datasheet, nothing was timed",
+    }
+    return "; ".join(said for kind, said in words.items() if kind in kinds)
+
+
+def kernels_of(row: Row) -> list[dict[str, Any]]:
+    """The kernels of a row that have a time, each with "s": measured, or modelled and at least the bound."""
+    found = []
+    for one in row.code.get("kernels", ()):
+        known = [one[name] for name in ("modelled_s", "bound_s") if one.get(name) is not None]
+        seconds = one.get("seconds", max(known) if known else None)
+        if seconds:
+            found.append({**one, "s": seconds})
+    return found
+
+
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f}" if seconds < 1e-3 else f"{seconds * 1e6:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"

@@ -1,0 +1,175 @@
+"""`Curves` as SVG: axes, lines, marks, and labels that keep out of each other's way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from vit_bench.report.figures import Axis, Curves, Dot, Line
+from vit_bench.report.svg import (
+    SIZE,
+    WIDE,
+    drawing,
+    line,
+    logarithmic,
+    mark,
+    polyline,
+    scale,
+    short,
+    steps,
+    text,
+    width_of,
+)
+
+_LEFT, _TOP, _BOTTOM = 46, 30, 46
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Scale = Callable[[float], float]
+
+
+def curves(figure: Curves, width: int) -> str:
+    narrow = width < WIDE
+    height = 330 if narrow else 430
+    dots = [dot for one in figure.lines for dot in one.dots]
+    right = width - (12 if narrow else _room(figure))
+    low_x, high_x = _range(figure.x, [dot.x for dot in dots])
+    low_y, high_y = _range(figure.y, [v for dot in dots for v in (dot.y, dot.low, dot.high) if v is not None])
+    x = scale(low_x, high_x, _LEFT, right, figure.x.log)
+    y = scale(low_y, high_y, height - _BOTTOM, _TOP, figure.y.log)
+    inside = [text(0, 14, figure.y.label, kind="small")]
+    for value in _ticks(figure.y, low_y, high_y, 6):
+        inside.append(line(_LEFT, y(value), right, y(value), "grid"))
+        inside.append(text(_LEFT - 8, y(value) + 4, short(value), "end", "small"))
+    for value in _ticks(figure.x, low_x, high_x, 5 if narrow else 10):
+        inside.append(line(x(value), height - _BOTTOM, x(value), height - _BOTTOM + 5, "axis"))
+        inside.append(text(x(value), height - _BOTTOM + 19, short(value), "middle", "small"))
+    inside.append(line(_LEFT, height - _BOTTOM, right, height - _BOTTOM, "axis"))
+    inside.append(text((_LEFT + right) / 2, height - 8, figure.x.label, "middle", "small"))
+    taken: list[Box] = []
+    for one in figure.lines:
+        inside += _line(one, x, y, taken)
+    for one in figure.lines:
+        inside += _labels(one, x, y, right, taken)
+    if narrow:
+        height += _key(figure, inside, height + 6, width)
+    else:
+        inside += _ends(figure, x, y, right, height - _BOTTOM)
+    return drawing(width, height, inside, f"{figure.title}: {figure.says}", "narrow" if narrow else "wide")
+
+
+def _room(figure: Curves) -> float:
+    """For the names of lines at their ends."""
+    return 18 + max((width_of(one.name, 12) for one in figure.lines), default=0)
+
+
+def _range(axis: Axis, values: list[float]) -> tuple[float, float]:
+    low, high = min((*values, *axis.ticks)), max((*values, *axis.ticks))
+    if axis.log:
+        spare = (high / low) ** 0.03
+        return low / spare, high * spare
+    return 0.0, steps(0.0, high, 6)[-1]
+
+
+def _ticks(axis: Axis, low: float, high: float, most: int) -> list[float]:
+    if axis.ticks:
+        skip = -(-len(axis.ticks) // max(most, 1)) if most < len(axis.ticks) else 1
+        return list(axis.ticks[::skip])
+    return logarithmic(low, high, most) if axis.log else steps(low, high, most)
+
+
+def _line(one: Line, x: Scale, y: Scale, taken: list[Box]) -> Iterator[str]:
+    places = [(x(dot.x), y(dot.y)) for dot in one.dots]
+    if one.kind == "limit":
+        yield polyline(places, "ceiling")
+        taken += _along(places)
+        return
+    if one.kind == "line":
+        yield polyline(places, f"l{one.colour}" + (" thick" if one.colour == 0 else ""))
+    for dot, (px, py) in zip(one.dots, places, strict=True):
+        if dot.low is not None and dot.high is not None:
+            yield line(px, y(dot.low), px, y(dot.high), "spread")
+        yield mark(px, py, one.colour, dot.hover, one.hollow, 4.5 if one.kind == "marks" else 3.6)
+        taken.append((px - 5, py - 5, px + 5, py + 5))
+
+
+def _along(places: list[tuple[float, float]]) -> Iterator[Box]:
+    """Boxes that cover a line."""
+    for (x1, y1), (x2, y2) in itertools.pairwise(places):
+        count = int(max(abs(x2 - x1), abs(y2 - y1)) / 6) + 1
+        for n in range(count + 1):
+            px, py = x1 + (x2 - x1) * n / count, y1 + (y2 - y1) * n / count
+            yield (px - 3, py - 3, px + 3, py + 3)
+
+
+def _labels(one: Line, x: Scale, y: Scale, right: float, taken: list[Box]) -> Iterator[str]:
+    """Beside their points, where nothing else is."""
+    for dot in one.dots:
+        if dot.label:
+            place = _free(dot, x(dot.x), y(dot.y), right, taken)
+            if place is not None:
+                (left, bottom), box = place
+                taken.append(box)
+                yield text(left, bottom, dot.label, kind="small label")
+
+
+def _free(dot: Dot, px: float, py: float, right: float, taken: list[Box]) -> tuple[tuple[float, float], Box] | None:
+    wide, tall = width_of(dot.label, 12), 13
+    offsets = (
+        (9, 4),
+        (-9 - wide, 4),
+        (-wide / 2, -9),
+        (-wide / 2, 19),
+        (9, -9),
+        (9, 17),
+        (-9 - wide, -9),
+        (-9 - wide, 17),
+    )
+    further = tuple((dx * 1.0, dy + (14 if dy > 0 else -14)) for dx, dy in offsets)
+    for dx, dy in (*offsets, *further):
+        box = (px + dx, py + dy - tall + 3, px + dx + wide, py + dy + 3)
+        inside = box[0] >= _LEFT and box[2] <= right + 4 and box[1] >= _TOP - 8
+        if inside and not any(_overlap(box, other) for other in taken):
+            return (px + dx, py + dy), box
+    return None  # the point still tells its values when it is pointed at, and the table has them
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _ends(figure: Curves, x: Scale, y: Scale, right: float, bottom: float) -> Iterator[str]:
+    """Names at the ends of lines, moved apart; marks alone are named in a key in the upper left corner."""
+    named = sorted(((y(one.dots[-1].y), one) for one in figure.lines if one.kind != "marks"), key=lambda item: item[0])
+    at = -1e9
+    places = []
+    for wanted, one in named:
+        at = max(wanted, at + 16)
+        places.append([at, wanted, one])
+    overflow = (places[-1][0] - bottom) if places else 0
+    for place in reversed(places):
+        place[0] -= max(overflow, 0)
+        overflow -= 16
+    for at, wanted, one in places:
+        end = x(one.dots[-1].x)
+        if abs(at - wanted) > 6:
+            yield line(end + 5, wanted, right + 8, at, "grid")
+        yield text(right + 12, at + 4, one.name, kind="small dim" if one.kind == "limit" else f"small t{one.colour}")
+    marks = [one for one in figure.lines if one.kind == "marks"]
+    for place, one in enumerate(marks):
+        yield mark(_LEFT + 16, _TOP + 8 + 20 * place, one.colour, one.name, one.hollow)
+        yield text(_LEFT + 28, _TOP + 12 + 20 * place, one.name, kind=f"small t{one.colour}")
+
+
+def _key(figure: Curves, inside: list[str], y: float, width: int) -> float:
+    """On narrow screens the names stand below; the height that it takes."""
+    left, top = 0.0, y
+    for one in figure.lines:
+        if left and left + 34 + width_of(one.name, 12) > width:
+            left, y = 0.0, y + 20
+        if one.kind == "limit":
+            inside.append(line(left, y + 4, left + 22, y + 4, "ceiling"))
+        else:
+            inside += [line(left, y + 4, left + 22, y + 4, f"l{one.colour}")] if one.kind == "line" else []
+            inside.append(mark(left + 11, y + 4, one.colour, one.name, one.hollow))
+        inside.append(text(left + 29, y + 8.5, one.name, kind="small"))
+        left += 29 + width_of(one.name, 12) + 18
+    return y - top + SIZE + 10

@@ -1,0 +1,93 @@
+"""``vit-engine report``: results of benchmarks and profiles as one HTML page, and as plots for papers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .inspect import compile_in_child
+
+if TYPE_CHECKING:
+    from vit_bench.results import Results
+
+_DTYPES = ("fp32", "fp16", "bf16")
+
+
+def report_command(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Files of vit-engine bench and profile; none: compiled here.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    plots: Annotated[Path | None, typer.Option("--plots", help="Folder for PNG and SVG plots, by matplotlib.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Without results: a preset's name.")] = "vit_base_patch16_224",
+    gpu: Annotated[str, typer.Option("--gpu", help="Without results: h100, a100, rtx4090, or sm_90 etc.")] = "h100",
+    dtype: Annotated[str, typer.Option("--dtype", help="Without results: fp32, fp16 or bf16.")] = "bf16",
+) -> None:
+    """One HTML page that needs no network: throughput, attention, roofline, where time goes, memory, accuracy.
+
+    Every figure says whether it was measured or modelled. Without files the page is made from compiled code, bounds and
+    modelled times, on any machine.
+    """
+    if plots is not None:
+        _need_matplotlib()
+    if results:
+        _write(_loaded(results), out, plots)
+        return
+    if dtype not in _DTYPES:
+        raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
+    if os.environ.get("TRITON_INTERPRET"):
+        # Triton decides at its import whether it compiles, and this process may be past that.
+        words = ["--out", str(out), *(["--plots", str(plots)] if plots else [])]
+        raise typer.Exit(compile_in_child(["report", *words, "--model", model, "--gpu", gpu, "--dtype", dtype]))
+    _write(_compiled(model, gpu, dtype), out, plots)
+
+
+def _need_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        typer.echo('vit-engine report: --plots needs matplotlib: pip install "vit-engine[plots]"', err=True)
+        raise typer.Exit(2)
+
+
+def _loaded(paths: list[Path]) -> Results:
+    from vit_bench.report.data import merged
+    from vit_bench.results import load
+
+    try:
+        return merged([load(path) for path in paths])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="RESULTS") from error
+
+
+def _compiled(model: str, gpu: str, dtype: str) -> Results:
+    from rich.console import Console
+
+    from vit_bench import recording
+    from vit_bench.report.compiled import compiled_results
+    from vit_engine import ViTConfig
+
+    for option, known, name in (("--model", ViTConfig.preset, model), ("--gpu", recording.gpu, gpu)):
+        try:
+            known(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=option) from error
+    command = " ".join(["vit-engine", *sys.argv[1:]])
+    with Console(file=sys.stderr).status("compiling") as status:
+        return compiled_results(model, gpu, dtype, command, progress=lambda at: status.update(f"compiling: {at}"))
+
+
+def _write(results: Results, out: Path, plots: Path | None) -> None:
+    from vit_bench.report.page import page
+
+    out.write_text(page(results), encoding="utf-8")
+    typer.echo(f"{out}: {out.stat().st_size / 1e3:.0f} kB, {len(results.rows)} rows")
+    if plots is not None:
+        from vit_bench.report.plots import write_plots
+
+        for path in write_plots(results, plots):
+            typer.echo(str(path))
