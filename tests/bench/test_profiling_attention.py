@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,11 +12,12 @@ import torch
 from tests.bench import child
 from vit_bench.profiling import attention_gpu
 from vit_bench.profiling.attention import ranges, rows_not_run
-from vit_bench.profiling.contenders import Contender, baselines
 from vit_bench.profiling.recorded import tile_waste
 from vit_bench.profiling.sweep import Point, head_counts, images_for, points, span, token_counts
 from vit_bench.profiling.times import evidence_of, seconds_of
 from vit_bench.results import OURS, Row, Spread
+from vit_bench.timed.attentions import ATTENTIONS
+from vit_bench.timed.contenders import CannotRunError, Contender, Run
 from vit_engine.config import ViTConfig
 from vit_kernels import attention_tiles
 
@@ -120,8 +121,7 @@ def test_what_a_row_is_evidence_of():
 
 
 def test_ranges_follow_each_other_in_a_lane_for_each_contender():
-    (missing,) = rows_not_run({"flash-attn": "not installed"}, "bf16", "H100 SXM", 0, "any")
-    assert (missing.source, missing.reason) == ("not run", "not installed")
+    missing = row(contender="flash-attn", source="not run")
     timed = row(contender="SDPA", source="gpu", seconds=Spread(5e-6, 4e-6, 6e-6, 25))
     found = ranges([row(), timed, row(case="d"), missing])
     assert [(r.lane, r.name, r.start, r.duration) for r in found] == [
@@ -135,51 +135,60 @@ def test_ranges_follow_each_other_in_a_lane_for_each_contender():
 
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many contenders each call of `cold_times` had; the n-th of them takes n seconds."""
-    counts: list[int] = []
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Who was timed together; the n-th of them takes n seconds."""
+    together: list[list[str]] = []
 
-    def cold_times(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[list[float] | str]:
-        counts.append(len(runs))
-        assert all(isinstance(run(), torch.Tensor) for run in runs)
-        return [[1.0 * number, 2.0 * number, 3.0 * number] for number, _ in enumerate(runs, 1)]
+    def single_kernels(runs: dict[str, Run], device: torch.device) -> dict[str, Spread]:
+        together.append(list(runs))
+        assert all(isinstance(run(), torch.Tensor) for run in runs.values())
+        return {name: Spread(1.0 * n, 0.9 * n, 1.2 * n, 25) for n, name in enumerate(runs, 1)}
 
-    monkeypatch.setattr(attention_gpu, "cold_times", cold_times)
-    return counts
+    monkeypatch.setattr(attention_gpu, "single_kernels", single_kernels)
+    return together
 
 
-def _half(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+OUR, *_, MATH = (one for one in ATTENTIONS if one.name in (OURS, "PyTorch SDPA, math"))
+
+
+def _half(problem: Any) -> Run:
     """Wrong for the last image alone."""
-    found = baselines()[0]["SDPA math"].run(q, k, v).clone()
-    found[-1] *= 0.5
-    return found
+
+    def run() -> torch.Tensor:
+        found = MATH.make(problem)().clone()
+        found[-1] *= 0.5
+        return found
+
+    return run
 
 
-def _refusing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("No available kernel.\nAborting execution.")
+def _refusing(problem: Any) -> Run:
+    raise CannotRunError("heads of 16 are too narrow")
+
+
+def _failing(problem: Any) -> Run:
+    def run() -> torch.Tensor:
+        raise RuntimeError("No available kernel.\nAborting execution.")
+
+    return run
 
 
 @pytest.mark.interpreted_only
 def test_what_is_wrong_or_refuses_is_not_timed(timed):
-    contenders = {
-        OURS: attention_gpu.ours(),
-        "wrong": Contender("wrong", {}, _half),
-        "refusing": Contender("refusing", {}, _refusing),
-        "SDPA math": baselines()[0]["SDPA math"],
-    }
+    contenders = [OUR, *(Contender(m.__name__[1:], m) for m in (_half, _refusing, _failing)), MATH]
     begun: list[Point] = []
     point = Point(2, 70, 2, 16, "fp16")
     found = list(attention_gpu.measured_rows([point], CPU, "a GPU", contenders, 4, "any", begun.append))
-    assert begun == [point] and timed == [2]
-    assert [(row.contender, row.source) for row in found] == [
-        (OURS, "gpu"), ("wrong", "not run"), ("refusing", "not run"), ("SDPA math", "gpu"),
-    ]  # fmt: skip
-    ours, wrong, refusing, math = found
-    assert ours.seconds is not None and math.seconds is not None and math.seconds.median == 4.0
-    assert (ours.seconds.median, ours.seconds.timings, ours.run, ours.device) == (2.0, 3, 4, "a GPU")
+    assert begun == [point] and timed == [[OURS, MATH.name]]
+    ours, half, refusing, failing, math = found
+    assert [row.source for row in found] == ["gpu", "not run", "not run", "not run", "gpu"]
+    assert ours.seconds is not None and math.seconds is not None and math.seconds.median == 2.0
+    assert (ours.seconds.p80, ours.seconds.timings, ours.run, ours.device) == (1.2, 25, 4, "a GPU")
+    assert ours.case == "attention/h2d16/n70/b2" and ours.bound_s is None
     assert ours.flops == 4 * 2 * 2 * 70 * 70 * 16 and 0 < ours.errors["row"] <= ours.errors["row_allowed"]
-    assert "found wrong" in wrong.reason and "cannot run this: RuntimeError: No available kernel." in refusing.reason
-    assert math.settings["backend"] == "MATH" and "torch" in math.settings
+    assert "wrong result, not timed" in half.reason and refusing.reason == "heads of 16 are too narrow"
+    assert failing.reason == "cannot run this: RuntimeError: No available kernel."
+    assert math.settings["backend"] == "math" and "torch" in math.settings
 
 
 @pytest.mark.interpreted_only
@@ -188,11 +197,19 @@ def test_a_known_gpu_adds_what_its_compiled_code_shows(timed, monkeypatch):
 
     def compiled(some: Sequence[Point], device: Any, run: int, model: str) -> Any:
         assert device == H100
-        return iter([row(case=str(point), launches=1, code={"tile": "64x32"}) for point in some])
+        return iter([row(case=str(point), launches=1, code={"kernels": [{"waves": 2.0}]}) for point in some])
 
-    monkeypatch.setattr(attention_gpu, "known_device", lambda gpu: H100)
     monkeypatch.setattr(attention_gpu, "compiled_rows", compiled)
-    contenders = {OURS: attention_gpu.ours(), "SDPA math": baselines()[0]["SDPA math"]}
-    ours, theirs = attention_gpu.measured_rows([Point(1, 20, 1, 16, "fp16")], CPU, "H100", contenders, 0, "any")
-    assert (ours.code, ours.bound_s, ours.modelled_s) == ({"tile": "64x32"}, 1e-6, 2e-6)
+    some, name = [Point(1, 20, 1, 16, "fp16")], "NVIDIA H100 80GB HBM3"
+    ours, theirs = attention_gpu.measured_rows(some, CPU, name, [OUR, MATH], 0, "any")
+    assert (ours.code, ours.bound_s, ours.modelled_s) == ({"kernels": [{"waves": 2.0}]}, 1e-6, 2e-6)
+    assert ours.device == theirs.device == "H100 SXM"
     assert theirs.code == {} and theirs.bound_s is None and theirs.seconds is not None
+
+
+def test_who_takes_no_part():
+    without = {row.contender: row.reason for row in rows_not_run("bf16", "H100 SXM", 0, "any", gpu=False)}
+    assert {one.name for one in ATTENTIONS} - {OURS} == set(without)
+    assert set(without.values()) == {"times are measured on a GPU only"}
+    missing = {row.contender: row.reason for row in rows_not_run("bf16", "H100 SXM", 0, "any", gpu=True)}
+    assert missing == {one.name: one.missing() for one in ATTENTIONS if one.missing() and one.name != OURS}

@@ -246,10 +246,11 @@ def test_measuring_runs_the_model_and_profiles_it(monkeypatch):
 
     monkeypatch.setattr(torch.profiler, "profile", Profiler)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA X1")
     for name, value in {
         "ViT": Model,
         "timed": timed,
-        "known_device": lambda _: None,
+        "known_gpu": lambda _: None,
         "distinct": lambda *_: [],
     }.items():
         monkeypatch.setattr(model_gpu, name, value)

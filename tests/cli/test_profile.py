@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from tests.bench import child
 from tests.rung import RUNG
 from vit_bench import results
-from vit_bench.profiling import attention, attention_gpu, model, model_gpu
-from vit_bench.profiling.contenders import Contender
+from vit_bench.profiling import attention, attention_gpu, model, model_gpu, runs
 from vit_bench.profiling.model import Step
 from vit_bench.results import OURS, Row, Spread
+from vit_bench.timed.contenders import Contender
 from vit_engine.cli import inspect
 from vit_engine.cli.app import app
 
@@ -62,12 +62,14 @@ def test_on_a_machine_without_a_gpu(tmp_path):
         print(json.dumps(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
         """
     )
-    assert "modelled, not measured: A100" in printed and "Not run: SDPA flash" in printed
+    assert "modelled, not measured: A100" in printed and "Not run: PyTorch SDPA" in printed
     found = results.load(tmp_path / "out")
     ours = [row for row in found.rows if row.contender == OURS]
     assert [row.shape["tokens"] for row in ours] == [50, 64, 197] and {row.source for row in ours} == {"compiled"}
     assert found.runs[0].datasheet == {"half": 312e12, "single": 19.5e12, "bandwidth": 2.039e12}
-    assert found.runs[0].environment["gpu"] is None and found.runs[0].command.startswith("vit-engine profile attention")
+    assert found.runs[0].environment["device"] == "A100" and found.runs[0].command.startswith(
+        "vit-engine profile attention"
+    )
     assert len((tmp_path / "csv").read_text().splitlines()) == 1 + len(found.rows)
     assert json.loads((tmp_path / "trace").read_text())["otherData"]["times"] == "modelled, not measured: A100"
 
@@ -80,7 +82,7 @@ def test_the_table_says_modelled_and_has_the_figures(compiling, monkeypatch):
     second = printed[printed.index("Throughput with 197 tokens") :]
     at = [second.index(f"3 197 {heads} 2.0") for heads in (6, 8, 12)]
     assert at == sorted(at)
-    assert "Not run: SDPA flash, SDPA cuDNN" in printed and "times are measured on a GPU only" in printed
+    assert "Not run: PyTorch SDPA, PyTorch SDPA, flash" in printed and "times are measured on a GPU only" in printed
 
 
 def test_runs_are_added_to_a_file(compiling, monkeypatch, tmp_path):
@@ -129,7 +131,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA X1")
-    monkeypatch.setattr(attention_gpu, "known_device", lambda _: None)
+    monkeypatch.setattr(runs, "environment", lambda label: {"device": label})
+
+
+SDPA = "PyTorch SDPA, flash"
 
 
 class Clock:
@@ -140,15 +145,16 @@ class Clock:
         self._end = interrupted_at
 
     def __call__(
-        self, points: Any, gpu: Any, name: str, contenders: dict[str, Contender], run: int, model: str, progress: Any
+        self, points: Any, gpu: Any, name: str, contenders: list[Contender], run: int, model: str, progress: Any
     ) -> Any:
-        assert next(iter(contenders)) == OURS and "SDPA flash" in contenders and gpu == torch.device("cuda", 0)
+        names = [one.name for one in contenders]
+        assert names[0] == OURS and SDPA in names and "flash-attn" not in names and gpu == torch.device("cuda", 0)
         for point in points:
             if len(self.points) == self._end:
                 raise KeyboardInterrupt
             progress(point)
             self.points.append(point)
-            for contender in (OURS, "SDPA flash"):
+            for contender in (OURS, SDPA):
                 yield Row(
                     run, "attention", str(point), "attention", contender, name, point.dtype, "gpu", model=model,
                     shape=point.shape, seconds=Spread(5e-6, 4e-6, 6e-6, 25), flops=10**9,
@@ -159,8 +165,8 @@ def test_measured_beside_the_baselines(gpu, monkeypatch):
     monkeypatch.setattr(attention_gpu, "measured_rows", Clock())
     printed = invoke("attention", "--tokens", "64", "--heads", "12")
     assert "measured: NVIDIA X1" in printed and "not measured" not in printed
-    assert "SDPA flash 256 64 12 5.0 4.0-6.0 200.0" in printed
-    assert "Not run: flash-attn: flash_attn is not installed" in printed
+    assert f"{SDPA} 256 64 12 5.0 4.0-6.0 200.0" in printed
+    assert "Not run: flash-attn: not installed: pip install flash-attn" in printed
 
 
 def test_what_was_measured_is_kept_and_gone_on_with(gpu, monkeypatch, tmp_path):

@@ -76,6 +76,7 @@ def attention_command(
     if resume and out is None:
         raise typer.BadParameter("it goes on with the file of --out, and there is none", param_hint="--resume")
     where, config = _begin(context, model, dtype, gpu)
+    from vit_bench.profiling.attention import ranges, rows_not_run
     from vit_bench.profiling.sweep import points, span
 
     try:
@@ -83,7 +84,7 @@ def attention_command(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     left = _left(found, out, where) if resume else found
-    rows, ended = list(_missing(left, where, model)), False
+    rows, ended = list(rows_not_run(dtype, where.name, 0, model, gpu=where.gpu is not None)), False
     with _kept(), _bar(left) as step:
         for row in _attention_rows(left, where, model, step):
             rows.append(row)  # noqa: PERF402 (an interrupt keeps what came before it)
@@ -92,8 +93,6 @@ def attention_command(
 
     print_attention(plain_console(), rows, where.times, config, _peak(where, dtype))
     if trace is not None:
-        from vit_bench.profiling.attention import ranges
-
         _write_trace(trace, ranges(rows), where, {"model": model, "dtype": dtype})
     _write(rows, where, out, csv)
     if not ended:
@@ -164,10 +163,11 @@ def _where(gpu: str) -> _Where:
     from vit_bench import recording
 
     if not gpu and torch.cuda.is_available():
-        from vit_bench.profiling.attention_gpu import known_device
+        from vit_bench.timed.machine import gpu_label, known_gpu
 
         here = torch.device("cuda", torch.cuda.current_device())
-        return _Where(torch.cuda.get_device_name(here), known_device(here), here)
+        name = torch.cuda.get_device_name(here)
+        return _Where(gpu_label(name), known_gpu(name), here)
     try:
         device = recording.gpu(gpu or _WITHOUT)
     except ValueError as error:
@@ -182,24 +182,14 @@ def _attention_rows(points: list[Point], where: _Where, model: str, step: Any) -
         assert where.device is not None
         yield from compiled_rows(points, where.device, 0, model, step)
         return
-    from vit_bench.profiling.attention_gpu import measured_rows, ours
-    from vit_bench.profiling.contenders import baselines
+    import torch
 
-    found, _ = baselines()
-    first = ours()
-    yield from measured_rows(points, where.gpu, where.name, {first.name: first, **found}, 0, model, step)
+    from vit_bench.profiling.attention_gpu import measured_rows
+    from vit_bench.timed.attentions import ATTENTIONS
 
-
-def _missing(points: list[Point], where: _Where, model: str) -> Iterator[Row]:
-    """Rows of the baselines that take no part."""
-    from vit_bench.profiling.attention import rows_not_run
-    from vit_bench.profiling.contenders import baselines
-
-    found, missing = baselines()
-    if where.gpu is None:
-        missing = dict.fromkeys((*found, *missing), "times are measured on a GPU only")
-    if points:
-        yield from rows_not_run(missing, points[0].dtype, where.name, 0, model)
+    present = [one for one in ATTENTIONS if not one.missing()]
+    name = torch.cuda.get_device_name(where.gpu)
+    yield from measured_rows(points, where.gpu, name, present, 0, model, step)
 
 
 def _left(points: list[Point], out: Path | None, where: _Where) -> list[Point]:
@@ -251,7 +241,7 @@ def _write(rows: list[Row], where: _Where, out: Path | None, csv: Path | None) -
     from vit_bench.profiling.runs import append, this_run
     from vit_bench.results import Results, write_csv
 
-    run = this_run(" ".join(["vit-engine", *sys.argv[1:]]), where.name if where.gpu is not None else None, where.device)
+    run = this_run(" ".join(["vit-engine", *sys.argv[1:]]), where.name, where.device)
     if out is not None:
         append(out, run, rows)
         typer.echo(f"{out}: {len(rows)} rows added. vit-engine report {out} --out report.html")

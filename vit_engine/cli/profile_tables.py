@@ -71,7 +71,16 @@ def _attention_table(console: Console, title: str, rows: Sequence[Row], peak: fl
         "Bound: us by the datasheet's arithmetic and memory. TFLOP/s and share of peak count what the result needs; "
         "waste: scores computed by whole tiles over those needed."
     )
-    print_table(console, title, note, heads, cells(), texts=(0,) if several else ())
+    made = list(cells())
+    kept = [place for place in range(len(heads)) if any(row[place] for row in made)]
+    print_table(
+        console,
+        title,
+        note,
+        [heads[place] for place in kept],
+        [[row[place] for place in kept] for row in made],
+        texts=(0,) if several else (),
+    )
 
 
 def print_model(console: Console, shares: Sequence[Share], title: str, forward: float | None) -> None:

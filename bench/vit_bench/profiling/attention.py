@@ -7,7 +7,7 @@ The rows are of `vit_bench.results`, suite "attention". None of them has a time:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -21,6 +21,7 @@ from vit_bench.profiling.trace import Range
 from vit_bench.recording import recording
 from vit_bench.results import OURS, Row
 from vit_bench.roofline import attention_flops
+from vit_bench.timed.attentions import ATTENTIONS
 from vit_kernels.device import Device
 
 MODELLED = "modelled time and bound by datasheet: compiled only, nothing was executed"
@@ -43,11 +44,11 @@ def bytes_of(point: Point) -> int:
     return elements * DTYPES[point.dtype].itemsize
 
 
-def _no_progress(_: Point) -> None: ...
+def no_progress(_: Point) -> None: ...
 
 
 def compiled_rows(
-    points: Iterable[Point], device: Device, run: int, model: str, progress: Progress = _no_progress
+    points: Iterable[Point], device: Device, run: int, model: str, progress: Progress = no_progress
 ) -> Iterator[Row]:
     """Our kernel at each point, compiled for `device` under the recording driver.
 
@@ -84,13 +85,15 @@ def compiled_rows(
             )
 
 
-def rows_not_run(contenders: Mapping[str, str], dtype: str, device: str, run: int, model: str) -> Iterator[Row]:
-    """One row for each contender that takes no part at all. contenders: name to reason."""
-    for name, reason in contenders.items():
-        yield Row(
-            run, "attention", "attention", "attention", name, device, dtype, "not run",
-            model=model, reason=reason,
-        )  # fmt: skip
+def rows_not_run(dtype: str, device: str, run: int, model: str, *, gpu: bool) -> Iterator[Row]:
+    """One row for each contender that takes no part: none without a GPU, those that are installed with one."""
+    for contender in ATTENTIONS:
+        reason = contender.missing() if gpu else "times are measured on a GPU only"
+        if reason and contender.name != OURS:
+            yield Row(
+                run, "attention", "attention", "attention", contender.name, device, dtype, "not run",
+                model=model, reason=reason,
+            )  # fmt: skip
 
 
 def ranges(rows: Iterable[Row]) -> list[Range]:

@@ -172,10 +172,3 @@ def row(steps: Sequence[Step], device: str, model: str, batch: int, dtype: str, 
         bound_s=sum(one.roofline.seconds for one in known) if whole else None,
         code={"kernels": kernels},
     )
-
-
-def spread(seconds: Sequence[float]) -> Spread:
-    """Median and 20th and 80th percentile, by the nearest of the timings."""
-    ordered = sorted(seconds)
-    at = [ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.8)]
-    return Spread(statistics.median(ordered), at[0], at[1], len(ordered))

@@ -18,8 +18,8 @@ from triton import knobs
 
 from vit_bench.full.timing import timed
 from vit_bench.inspection import DTYPES
-from vit_bench.profiling.attention_gpu import known_device
 from vit_bench.profiling.model import Known, Step, distinct, in_order
+from vit_bench.timed.machine import known_gpu
 from vit_bench.whole_model import redraw
 from vit_engine import ViT, ViTConfig
 from vit_kernels.device import device_of
@@ -134,7 +134,7 @@ def measured(name: str, gpu: torch.device, batch: int, dtype: str) -> tuple[list
     redraw(model)
     model = model.to(gpu, DTYPES[dtype]).set_backend("triton")
     images = torch.randn(batch, config.in_channels, *config.image_hw, device=gpu, dtype=DTYPES[dtype])
-    device = known_device(gpu) or device_of(images)
+    device = known_gpu(torch.cuda.get_device_name(gpu)) or device_of(images)
     expected = in_order(distinct(config, device, batch, dtype), config.depth)
 
     def run() -> object:

@@ -1,32 +1,21 @@
-"""The run that a profile's rows belong to: what was typed, when, and with which versions."""
+"""The run that a profile's rows belong to, and the file that it is added to."""
 
 from __future__ import annotations
 
 import datetime
-import os
-import platform
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from vit_bench import records, results
-from vit_bench.full.environment import git_state
+from vit_bench import results
 from vit_bench.results import Results, Row, Run
-from vit_bench.roofline import PEAKS
+from vit_bench.timed.machine import datasheet, environment
 from vit_kernels.device import Device
 
 
-def this_run(command: str, gpu: str | None, device: Device | None) -> Run:
-    """gpu: the one at hand, None without; device: the one that figures are for, where its datasheet is known."""
-    environment = {
-        "versions": {**records.versions(), "python": platform.python_version()},
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "gpu": gpu,
-        "git": git_state(records.kernel_folder()),
-    }
+def this_run(command: str, label: str, device: Device | None) -> Run:
+    """label: of the GPU that the figures are about; device: the same where its datasheet is known."""
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Run(started, command, environment, datasheet=asdict(PEAKS[device]) if device in PEAKS else None)
+    return Run(started, command, environment(label), datasheet=datasheet(device))
 
 
 def append(path: Path, run: Run, rows: list[Row]) -> None:

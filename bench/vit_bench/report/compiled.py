@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from vit_bench import recording
 from vit_bench.plan import BATCHES
 from vit_bench.profiling.attention import compiled_rows, rows_not_run
-from vit_bench.profiling.contenders import baselines
 from vit_bench.profiling.model import planned, row
 from vit_bench.profiling.runs import this_run
 from vit_bench.profiling.sweep import points
@@ -38,12 +37,10 @@ def compiled_results(
         rows.append(row(planned(model, device, batch, dtype), device.name, model, batch, dtype))
     some = points(config, _TOKENS, _HEADS, None, dtype)
     rows += compiled_rows(some, device, 0, model, lambda point: progress(str(point)))
-    present, missing = baselines()
-    why = dict.fromkeys((*present, *missing), "times are measured on a GPU only")
-    rows += rows_not_run(why, dtype, device.name, 0, model)
+    rows += rows_not_run(dtype, device.name, 0, model, gpu=False)
     progress(f"{model}, memory")
     rows += memory_rows(model, device.name, max(batches), dtype)
-    return Results([this_run(command, None, device)], rows)
+    return Results([this_run(command, device.name, device)], rows)
 
 
 def memory_rows(model: str, gpu: str, batch: int, dtype: str) -> Iterator[Row]:

@@ -62,12 +62,23 @@ class Book:
         self.colours = {OURS: 0} | {name: 1 + number % (COLOURS - 1) for number, name in enumerate(others)}
 
     def groups(self, suite: str, *by: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
-        """Rows of a suite that have a time, by these fields: the first model's first, then in order of appearance."""
+        """Rows of a suite that have a time, by these fields.
+
+        Those of GPUs come first, measured before modelled, and the first model before others.
+        """
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
             if row.suite == suite and seconds_of(row) is not None:
                 found.setdefault(tuple(getattr(row, name) for name in by), []).append(row)
-        return sorted(found.items(), key=lambda item: FIRST_MODEL not in item[0])
+        return sorted(found.items(), key=lambda item: (rank(item[1]), FIRST_MODEL not in item[0]))
+
+
+_RANKS = ("gpu", "compiled", "cpu", "not run")
+
+
+def rank(rows: Sequence[Row]) -> int:
+    """Of the best evidence about a GPU among these."""
+    return min(_RANKS.index(row.source) for row in rows)
 
 
 def merged(several: Iterable[Results]) -> Results:

@@ -10,6 +10,7 @@ from vit_bench.profiling.times import evidence_of, seconds_of
 from vit_bench.report.data import FIRST_MODEL, Book, Item, Section, Table, evidence, kernels_of, microseconds, percent
 from vit_bench.report.figures import Axis, Curves, Dot, Line
 from vit_bench.results import OURS, Row, Run
+from vit_bench.timed.machine import datasheet, known_gpu
 
 _MANY = 64  # images, of the batch that the roofline shows beside batch 1
 _LEAST_POINTS = 3  # of a curve
@@ -24,7 +25,7 @@ def roofline(book: Book) -> Section | None:
         batches = sorted({row.shape["batch"] for row in own})
         shown = sorted({batches[0], max((b for b in batches if b <= _MANY), default=batches[0])})
         run = book.results.runs[own[0].run]
-        ceilings = list(_ceilings(run, dtype))
+        ceilings = list(_ceilings(run, device, dtype))
         if not ceilings:
             continue
         lines, table = [], []
@@ -82,9 +83,9 @@ def _points(row: Row) -> Iterator[dict[str, Any]]:
             yield one
 
 
-def _ceilings(run: Run, dtype: str) -> Iterator[tuple[str, float, float]]:
+def _ceilings(run: Run, device: str, dtype: str) -> Iterator[tuple[str, float, float]]:
     """(name, FLOP/s, bytes/s), as far as they are known."""
-    sheet, reached = run.datasheet or {}, run.ceilings
+    sheet, reached = run.datasheet or datasheet(known_gpu(device)) or {}, run.ceilings
     peak = sheet.get("single" if dtype == "fp32" else "half")
     if peak and sheet.get("bandwidth"):
         yield "datasheet", peak, sheet["bandwidth"]

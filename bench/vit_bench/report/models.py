@@ -20,6 +20,7 @@ from vit_bench.report.data import (
 )
 from vit_bench.report.figures import Bar, Bars, Part, Strips
 from vit_bench.results import OURS, Row, Spread
+from vit_bench.timed.timing import verdict
 
 # Colours of the launches of a block: attention and the products around it are told apart, what lies outside is grey.
 _PART_COLOURS = {"qkv": 0, "attention": 1, "projection": 2, "fc1": 3, "fc2": 4, "mlp": 3}
@@ -27,7 +28,7 @@ _OUTSIDE = 6
 
 
 def throughput(book: Book) -> Section | None:
-    items = []
+    items, seen = [], set()
     for (device, dtype, model), rows in book.groups("model", "device", "dtype", "model"):
         groups = []
         for batch, some in _by_batch(rows):
@@ -42,7 +43,8 @@ def throughput(book: Book) -> Section | None:
             limit_name="bound by datasheet",
             groups=tuple(groups),
         )
-        items.append(Item(title, figure, _rate_table(book, rows), folded=bool(items) and model != FIRST_MODEL))
+        items.append(Item(title, figure, _rate_table(book, rows), folded=device in seen))
+        seen.add(device)
     note = "Images per second of one forward pass. Bars of one batch size share a scale from 0."
     return Section("throughput", "Throughput", tuple(items), note) if items else None
 
@@ -95,9 +97,9 @@ def _beside(ours: Spread, other: Row) -> str:
     """A ratio, unless the ranges overlap: then there is no winner."""
     theirs = other.seconds
     assert theirs is not None
-    if ours.p80 < theirs.p20 or ours.p20 > theirs.p80:
-        return f"{theirs.median / ours.median:.2f} times {other.contender}"
-    return f"within the noise of {other.contender}"
+    if verdict(ours, theirs) == "within the noise":
+        return f"within the noise of {other.contender}"
+    return f"{theirs.median / ours.median:.2f} times {other.contender}"
 
 
 def _rate_table(book: Book, rows: Sequence[Row]) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 
 from vit_bench.profiling.times import evidence_of, seconds_of
-from vit_bench.report.data import Book, Item, Section, Table
+from vit_bench.report.data import Book, Item, Section, Table, rank
 from vit_bench.report.draw_bars import bars, strips
 from vit_bench.report.draw_curves import curves
 from vit_bench.report.figures import Bars, Curves, Figure
@@ -48,7 +48,8 @@ _FOOT = (
 
 
 def _subject(book: Book) -> str:
-    devices = list(dict.fromkeys(row.device for row in book.rows if seconds_of(row) is not None))
+    known = sorted((row for row in book.rows if seconds_of(row) is not None), key=lambda row: rank([row]))
+    devices = list(dict.fromkeys(row.device for row in known))
     return "results" + (f" on {', '.join(devices)}" if devices else "")
 
 
