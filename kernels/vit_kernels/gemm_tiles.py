@@ -32,7 +32,7 @@ _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 
 # which wait for data more than for anything else.
 _TMA_TILES = (
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
-    GemmTile(64, 128, 64, 4, 4, chunk=64, tma=2),
+    GemmTile(64, 128, 128, 4, 3, chunk=64, tma=1),
     GemmTile(64, 64, 128, 4, 3, chunk=64, tma=2),
     *_HALF_TILES,
 )
