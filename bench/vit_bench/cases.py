@@ -85,8 +85,8 @@ def launcher_call(case: Case, inputs: Inputs) -> Callable[[], Any]:
     return partial(launcher, **given, **options)
 
 
-def _named(case: Case, result: Any) -> Outputs:
-    """A launcher's result as named tensors."""
+def named_outputs(case: Case, result: Any) -> Outputs:
+    """A launcher's result, or a reference's, as named tensors."""
     if case.kernel == "row_stats":
         return {"mean": result[0], "m2": result[1]}
     if not isinstance(result, tuple):
@@ -102,7 +102,7 @@ def _function(case: Case, inputs: Inputs) -> str:
     return "attention_packed" if "cu_seqlens" in inputs else case.kernel
 
 
-def _reference(case: Case, inputs: Inputs, dtype: torch.dtype) -> Outputs:
+def reference_outputs(case: Case, inputs: Inputs, dtype: torch.dtype) -> Outputs:
     """The naive formula with every floating-point input in `dtype`; integer images and boolean masks stay."""
     cast = {
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
@@ -111,7 +111,7 @@ def _reference(case: Case, inputs: Inputs, dtype: torch.dtype) -> Outputs:
     result = getattr(reference, _function(case, inputs))(**cast, **case.options)
     if isinstance(result, tuple) and case.kernel == "attention" and not case.launch_options.get("return_lse"):
         result = result[0]
-    return _named(case, result)
+    return named_outputs(case, result)
 
 
 @dataclass(frozen=True)
@@ -126,25 +126,38 @@ class Prepared:
     device: str | torch.device
 
     def judge(self) -> dict[str, tolerance.Errors]:
-        """Launches once; the figures of every output, or AssertionError.
+        """Launches once; the figures of every output, or AssertionError (`judge_outputs`)."""
+        ours = named_outputs(self.case, self.call())
+        return judge_outputs(self.case, ours, self.truth, self.eager, self.device)
 
-        Row statistics that a kernel emits are judged against those of the values it stored.
-        """
-        ours, truth, eager = _named(self.case, self.call()), dict(self.truth), dict(self.eager)
-        stats = ours.pop("stats", None)
-        if stats is not None:
-            stored = ours["y"].to(self.device).reshape(-1, ours["y"].shape[-1])
-            ours["mean"], ours["m2"] = merged_stats(stats.to(self.device), stored.shape[1])
-            truth["mean"], truth["m2"] = reference.row_stats(stored.double())
-            eager["mean"], eager["m2"] = reference.row_stats(stored)
-        if ours.keys() != truth.keys():
-            raise AssertionError(f"{self.case}: results {sorted(ours)} where the reference gives {sorted(truth)}")
-        return {
-            name: tolerance.check(
-                ours[name].to(self.device), eager[name], truth[name], name=f"{self.case}, {name}", on=self.device
-            )
-            for name in truth
-        }
+
+def judge_outputs(
+    case: Case,
+    ours: Outputs,
+    truth: Outputs,
+    eager: Outputs,
+    device: str | torch.device,
+    factor: float = tolerance.FACTOR,
+) -> dict[str, tolerance.Errors]:
+    """The figures of every output, or AssertionError. factor: as for `tolerance.check`.
+
+    Row statistics that a kernel emits are judged against those of the values it stored.
+    """
+    ours, truth, eager = dict(ours), dict(truth), dict(eager)
+    stats = ours.pop("stats", None)
+    if stats is not None:
+        stored = ours["y"].to(device).reshape(-1, ours["y"].shape[-1])
+        ours["mean"], ours["m2"] = merged_stats(stats.to(device), stored.shape[1])
+        truth["mean"], truth["m2"] = reference.row_stats(stored.double())
+        eager["mean"], eager["m2"] = reference.row_stats(stored)
+    if ours.keys() != truth.keys():
+        raise AssertionError(f"{case}: results {sorted(ours)} where the reference gives {sorted(truth)}")
+    return {
+        name: tolerance.check(
+            ours[name].to(device), eager[name], truth[name], name=f"{case}, {name}", on=device, factor=factor
+        )
+        for name in truth
+    }
 
 
 def prepare(
@@ -157,7 +170,7 @@ def prepare(
     """
     inputs = case.inputs(Draw(dtype, device, seed))
     there = {name: value.to(judged_on) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    truth, eager = _reference(case, there, torch.float64), _reference(case, there, dtype)
+    truth, eager = reference_outputs(case, there, torch.float64), reference_outputs(case, there, dtype)
     return Prepared(case, launcher_call(case, inputs), truth, eager, judged_on)
 
 

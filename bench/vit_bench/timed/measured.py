@@ -33,6 +33,14 @@ class _Entrant:
     why_not: str = ""
 
 
+def _never(problem: Any) -> Run:
+    raise CannotRunError("there is no problem to be made ready for")
+
+
+# Stands in the row of a case that could not even be made ready for ours.
+_NOBODY = Contender(OURS, _never, ("vit-engine", "torch"))
+
+
 class Measuring:
     """Measures cases on one device. Not for several threads."""
 
@@ -46,11 +54,7 @@ class Measuring:
     def rows(self, case: Case, dtype: str, run: int) -> list[Row]:
         """One row per contender. Raises GpuLostError when a contender left the GPU unusable."""
         flops, nbytes = work(case, DTYPES[dtype])
-        problem = self._problems.of(case, DTYPES[dtype])
-        entrants = [self._entered(one, problem) for one in problem.contenders]
-        runs = {one.contender.name: one.run for one in entrants if one.run is not None}
-        times = problem.times(runs, self.device) if runs else {}
-        state = self._state(runs)
+        entrants, times, state = self._timed(case, dtype)
         rows = []
         for one in entrants:
             name = one.contender.name
@@ -79,6 +83,19 @@ class Measuring:
                 )
             )
         return rows
+
+    def _timed(self, case: Case, dtype: str) -> tuple[list[_Entrant], dict[str, Any], dict[str, str]]:
+        """Everyone who could take part, times by name, and the GPU's state under load."""
+        try:
+            problem = self._problems.of(case, DTYPES[dtype])
+            entrants = [self._entered(one, problem) for one in problem.contenders]
+            runs = {one.contender.name: one.run for one in entrants if one.run is not None}
+            times = problem.times(runs, self.device) if runs else {}
+            return entrants, times, self._state(runs)
+        except torch.OutOfMemoryError as error:
+            self._synchronise(_NOBODY)
+            torch.cuda.empty_cache()
+            return [_Entrant(_NOBODY, why_not=f"too large for this GPU's memory: {reason(error)}")], {}, {}
 
     def _entered(self, contender: Contender, problem: Problem) -> _Entrant:
         """Ready to be timed, its result judged; or why it is not timed."""

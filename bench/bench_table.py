@@ -1,0 +1,56 @@
+"""The table of shapes under pytest-benchmark: `pytest bench --benchmark-only`, or once each with `--benchmark-disable`.
+
+A result is compared with the reference before it is timed. With a GPU, ours is timed on it. Without one, what runs is
+the CPU path: models on the `torch` backend, and in place of each kernel PyTorch's operators, which `extra_info` says,
+because that is no time of a kernel. Larger cases than a CPU should be given are skipped with their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from vit_bench.results import OURS
+from vit_bench.timed.machine import cpu_label, gpu_label
+from vit_bench.timed.problems import Problems
+from vit_bench.timed.shapes import DTYPES, Case, table
+from vit_bench.timed.work import work
+
+MOST_ON_CPU = 5e9  # FLOP of a case
+NOT_A_KERNEL = "PyTorch's operators on the CPU: not a time of a kernel"
+
+GPU = torch.cuda.is_available()
+DTYPE = "bf16" if GPU else "fp32"
+
+
+@pytest.fixture(scope="module")
+def problems() -> Problems:
+    return Problems(torch.device("cuda" if GPU else "cpu"))
+
+
+@pytest.mark.parametrize("case", table(), ids=str)
+@torch.inference_mode()
+def test_time(benchmark: Callable[..., Any], problems: Problems, case: Case) -> None:
+    flops, _ = work(case, DTYPES[DTYPE])
+    if not GPU and flops > MOST_ON_CPU:
+        pytest.skip(f"more than {MOST_ON_CPU / 1e9:.0f} GFLOP: needs a GPU")  # one line for all of them
+    problem = problems.of(case, DTYPES[DTYPE])
+    contender = next((one for one in problem.contenders if one.name == OURS), problem.contenders[0])
+    run = contender.make(problem.given)
+    errors = problem.judge(contender, run)
+    info: dict[str, Any] = benchmark.extra_info  # type: ignore[attr-defined]
+    info |= {
+        "contender": contender.name,
+        "device": gpu_label(torch.cuda.get_device_name()) if GPU else cpu_label(),
+        "dtype": DTYPE,
+        "flops": flops,
+        "what": "" if GPU or case.suite == "model" else NOT_A_KERNEL,
+        **errors,
+    }
+    if GPU:
+        benchmark(lambda: (run(), torch.cuda.synchronize()))
+    else:
+        benchmark(run)
