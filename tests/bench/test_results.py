@@ -1,0 +1,126 @@
+"""The file of benchmark results: what is written is read again, and what is none is refused by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vit_bench.results import COLUMNS, Ceilings, Results, Row, Run, Spread, load, save, write_csv
+
+RUN = Run("2026-01-02T03:04:05Z", "vit-engine bench", {"device": "H100 SXM"}, Ceilings(3e12, {"bf16": 8e14}))
+ROW = Row(
+    run=0,
+    suite="model",
+    case="model/some/b8",
+    label="forward",
+    contender="vit-engine",
+    device="H100 SXM",
+    dtype="bf16",
+    source="gpu",
+    shape={"batch": 8, "tokens": 197},
+    settings={"torch": "2.14", "graphs": "no"},
+    seconds=Spread(0.002, 0.001, 0.004, 25),
+    images=8,
+    flops=4 * 10**11,
+    nbytes=3 * 10**9,
+)
+KNOWN = replace(RUN, datasheet={"bandwidth": 3e12, "half": 1e15, "single": 5e13})
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    compiled = replace(ROW, source="compiled", seconds=None, code={"kernels": [{"registers": 128}]})
+    saved = Results([RUN, replace(RUN, ceilings=None)], [ROW, compiled])
+    save(saved, path)
+    assert load(path) == saved
+    assert [child.name for child in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_an_interrupted_save_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    save(Results([RUN], [ROW]), path)
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save(Results([RUN], [ROW, ROW]), path)
+    assert load(path).rows == [ROW] and len(list(tmp_path.iterdir())) == 1
+
+
+def _changed(change: Any) -> str:
+    data = json.loads(json.dumps({"format": "vit-engine benchmark results", "version": 1, "runs": [], "rows": []}))
+    return json.dumps(change(data))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("no json", "cannot be read as benchmark results"),
+        ("[]", "is no file of benchmark results"),
+        (_changed(lambda d: d | {"format": "other"}), "'format' must be 'vit-engine benchmark results'"),
+        (_changed(lambda d: d | {"version": 2}), "version must be 1; got 2"),
+        (_changed(lambda d: d | {"runs": [{"started": ""}]}), "damaged benchmark results"),
+        (_changed(lambda d: {k: v for k, v in d.items() if k != "rows"}), "damaged benchmark results: KeyError"),
+        (
+            _changed(lambda d: d | {"rows": [json.loads(json.dumps(vars(replace(ROW, seconds=None, source="not run"))))]}),
+            "model/some/b8 belongs to run 0 of 0",
+        ),
+    ],
+    ids=["text", "list", "format", "version", "run", "rows", "place"],
+)  # fmt: skip
+def test_other_files_are_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words) as failure:
+        load(path)
+    assert str(path) in str(failure.value)
+
+
+def test_only_what_was_measured_has_seconds() -> None:
+    with pytest.raises(ValueError, match=r"model/some/b8: a row has seconds exactly if .* source is 'compiled'"):
+        replace(ROW, source="compiled")
+    with pytest.raises(ValueError, match="source is 'gpu'"):
+        replace(ROW, seconds=None)
+    with pytest.raises(ValueError, match="source must be one of gpu, cpu, compiled, not run; got 'guess'"):
+        replace(ROW, source="guess")
+    with pytest.raises(ValueError, match="suite must be one of kernels, model, attention; got 'all'"):
+        replace(ROW, suite="all")
+
+
+def test_rates_and_shares_of_what_is_known() -> None:
+    assert ROW.per_second(ROW.images) == 4000
+    assert ROW.per_second(0) is None and replace(ROW, source="not run", seconds=None).per_second(8) is None
+    shares = Results([KNOWN], [ROW]).shares(ROW)
+    assert shares == {
+        "datasheet flops": pytest.approx(0.2),
+        "measured flops": pytest.approx(0.25),
+        "datasheet bytes": pytest.approx(0.5),
+        "measured bytes": pytest.approx(0.5),
+    }
+    single = replace(ROW, dtype="fp32")
+    shares = Results([KNOWN], [single]).shares(single)
+    assert shares["datasheet flops"] == pytest.approx(4.0) and "measured flops" not in shares
+    assert Results([replace(RUN, ceilings=None)], [ROW]).shares(ROW) == {}
+
+
+def test_rows_of_one_thing_have_one_key() -> None:
+    assert ROW.key == replace(ROW, run=1, images=3).key
+    for change in ({"case": "x"}, {"contender": "timm"}, {"device": "A100"}, {"dtype": "fp16"}, {"suite": "kernels"}):
+        assert replace(ROW, **change).key != ROW.key
+
+
+def test_the_table_has_a_line_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    missing = replace(ROW, source="not run", seconds=None, reason="not installed", contender="xFormers")
+    write_csv(Results([KNOWN], [ROW, missing]), [ROW, missing], path)
+    with path.open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert tuple(first) == COLUMNS
+    assert (first["median_s"], first["p20_s"], first["timings"]) == ("0.002", "0.001", "25")
+    assert float(first["images_per_s"]) == 4000 and float(first["tflops"]) == 200 and float(first["gb_per_s"]) == 1500
+    assert first["settings"] == "torch 2.14; graphs no" and (first["tokens"], first["m"]) == ("197", "")
+    assert float(first["share of datasheet flops"]) == pytest.approx(0.2)
+    assert (second["median_s"], second["reason"]) == ("", "not installed") and second["share of measured flops"] == ""
