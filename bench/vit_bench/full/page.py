@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from vit_bench.full.headline import headline
+from vit_bench.report.style import BASE
 
 MARKS = {"passed": "\u2713", "failed": "\u2717", "crashed": "\u2717", "timed out": "\u2717", "not run": "\u2013"}
 MEANINGS = {
@@ -16,33 +17,17 @@ MEANINGS = {
 }
 BAD = ("failed", "crashed", "timed out")
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1d21; --dim: #5d616b; --paper: #fdfdfc; --line: #d9dade; --box: #f3f3f1;
-  --good: #17693a; --bad: #a81c1c; --ours: #2f5fb3; --theirs: #8b8f99; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e7e7ea; --dim: #a2a6b0; --paper: #17181b; --line: #35373d; --box: #202226;
-    --good: #6fcf93; --bad: #ff8b85; --ours: #7aa5f0; --theirs: #858a95; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  padding: 1.5rem 1rem 4rem; max-width: 64rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p { margin: .4rem 0; } .dim, dt, small { color: var(--dim); }
+STYLE = (
+    BASE
+    + """
 .counts { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0; padding: 0; list-style: none; }
 .counts li { background: var(--box); border: 1px solid var(--line); border-radius: .4rem; padding: .35rem .8rem; }
 .counts b { font-size: 1.3rem; margin-right: .35rem; }
 .passed { color: var(--good); } .failed, .crashed, .timed-out { color: var(--bad); font-weight: 600; }
 .not-run { color: var(--dim); }
-dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; margin: 0; }
-dd { margin: 0; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
-th { color: var(--dim); font-weight: 500; white-space: nowrap; }
-td.number { text-align: right; padding-right: 0; white-space: nowrap; }
-td.status { white-space: nowrap; } code, pre { font: .85rem/1.45 ui-monospace, monospace; }
+td.number { text-align: right; padding-right: 0; white-space: nowrap; } td.status { white-space: nowrap; }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; margin: .4rem 0;
   white-space: pre-wrap; max-height: 28rem; overflow: auto; }
-summary { cursor: pointer; } details ul { margin: .3rem 0; padding-left: 1.1rem; font-size: .85rem; }
 .bar { display: grid; grid-template-columns: 6rem 1fr max-content; gap: .6rem; align-items: center; font-size: .88rem; }
 .bar span:last-child { min-width: 8.5rem; text-align: right; font-variant-numeric: tabular-nums; }
 .bar i { display: block; height: .8rem; border-radius: 2px; background: var(--theirs); min-width: 2px; }
@@ -53,6 +38,7 @@ summary { cursor: pointer; } details ul { margin: .3rem 0; padding-left: 1.1rem;
   dd { margin-bottom: .4rem; } }
 @media print { pre { max-height: none; } }
 """
+)
 
 
 def page(report: dict[str, Any]) -> str:

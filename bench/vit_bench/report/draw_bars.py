@@ -63,7 +63,8 @@ def _bar(bar: Bar, x: float, y: float, unit: float, figure: Bars) -> list[str]:
     if bar.limit is not None:
         at = x + bar.limit * unit
         made.append(line(at, y - 3, at, y + _BAR + 3, "limit"))
-        end = max(end, at)
+        if end + 8 + width_of(bar.label) + 8 > at:
+            end = max(end, at)
     made.append(text(end + 8, middle + 4.5, bar.label, kind="value"))
     return made
 

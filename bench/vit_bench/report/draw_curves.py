@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 
-from vit_bench.report.figures import Axis, Curves, Dot, Line
+from vit_bench.report.figures import Axis, Curves, Line
 from vit_bench.report.svg import (
     SIZE,
     WIDE,
@@ -80,7 +80,7 @@ def _line(one: Line, x: Scale, y: Scale, taken: list[Box]) -> Iterator[str]:
     places = [(x(dot.x), y(dot.y)) for dot in one.dots]
     if one.kind == "limit":
         yield polyline(places, "ceiling")
-        taken += _along(places)
+        taken += along(places)
         return
     if one.kind == "line":
         yield polyline(places, f"l{one.colour}" + (" thick" if one.colour == 0 else ""))
@@ -91,7 +91,7 @@ def _line(one: Line, x: Scale, y: Scale, taken: list[Box]) -> Iterator[str]:
         taken.append((px - 5, py - 5, px + 5, py + 5))
 
 
-def _along(places: list[tuple[float, float]]) -> Iterator[Box]:
+def along(places: list[tuple[float, float]]) -> Iterator[Box]:
     """Boxes that cover a line."""
     for (x1, y1), (x2, y2) in itertools.pairwise(places):
         count = int(max(abs(x2 - x1), abs(y2 - y1)) / 6) + 1
@@ -104,32 +104,31 @@ def _labels(one: Line, x: Scale, y: Scale, right: float, taken: list[Box]) -> It
     """Beside their points, where nothing else is."""
     for dot in one.dots:
         if dot.label:
-            place = _free(dot, x(dot.x), y(dot.y), right, taken)
+            place = free_place(dot.label, x(dot.x), y(dot.y), (_LEFT, _TOP - 8, right + 4), taken)
             if place is not None:
-                (left, bottom), box = place
-                taken.append(box)
-                yield text(left, bottom, dot.label, kind="small label")
+                yield text(*place, dot.label, kind="small label")
 
 
-def _free(dot: Dot, px: float, py: float, right: float, taken: list[Box]) -> tuple[tuple[float, float], Box] | None:
-    wide, tall = width_of(dot.label, 12), 13
-    offsets = (
-        (9, 4),
-        (-9 - wide, 4),
-        (-wide / 2, -9),
-        (-wide / 2, 19),
-        (9, -9),
-        (9, 17),
-        (-9 - wide, -9),
-        (-9 - wide, 17),
-    )
-    further = tuple((dx * 1.0, dy + (14 if dy > 0 else -14)) for dx, dy in offsets)
-    for dx, dy in (*offsets, *further):
+def free_place(
+    words: str, px: float, py: float, room: tuple[float, float, float], taken: list[Box], size: float = 12
+) -> tuple[float, float] | None:
+    """Where a text beside a point begins, its baseline below: the first place that nothing takes, which it takes then.
+
+    room: left, top and right end of the drawing; y grows downwards. None where there is no place: the point still tells
+    its values when it is pointed at, and the table has them.
+    """
+    wide, tall = width_of(words, size), size + 1
+    below, above = tall + 4, -9
+    near = ((9, 4), (-9 - wide, 4), (-wide / 2, above), (-wide / 2, below + 2), (9, above), (9, below))
+    near += ((-9 - wide, above), (-9 - wide, below))
+    further = tuple((dx, dy + (14 if dy > 0 else -14)) for dx, dy in near)
+    for dx, dy in (*near, *further):
         box = (px + dx, py + dy - tall + 3, px + dx + wide, py + dy + 3)
-        inside = box[0] >= _LEFT and box[2] <= right + 4 and box[1] >= _TOP - 8
+        inside = box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2]
         if inside and not any(_overlap(box, other) for other in taken):
-            return (px + dx, py + dy), box
-    return None  # the point still tells its values when it is pointed at, and the table has them
+            taken.append(box)
+            return px + dx, py + dy
+    return None
 
 
 def _overlap(a: Box, b: Box) -> bool:

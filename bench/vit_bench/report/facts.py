@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,11 @@ def _share(row: Row) -> float:
 
 def _records(folder: Path) -> Table:
     """Of each kernel, dtype and rung with figures: the comparison that came nearest to what is allowed."""
-    hashes = {kernel: records.source_hash(kernel) for kernel in records.KERNELS}
+    hashes = functools.cache(records.source_hash)
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for rung in ("executed", "emulated", "interpreted"):
         for record in records.load(folder / f"{rung}.json"):
-            if record.passed and record.source == hashes.get(record.kernel):
+            if record.passed and record.source == hashes(record.kernel):
                 outputs = [one for case in record.detail.get("passed", {}).values() for one in case.values()]
                 known = [one for one in outputs if isinstance(one, dict) and one.get("row_allowed")]
                 found.setdefault((record.kernel, record.dtype, rung), []).extend(known)

@@ -12,13 +12,15 @@ from typing import Any
 
 from vit_bench.report.data import Book
 from vit_bench.report.draw_bars import single_bars
-from vit_bench.report.figures import Bars, Curves, Figure, Line, Strips
+from vit_bench.report.draw_curves import Box, along, free_place
+from vit_bench.report.figures import Bars, Curves, Dot, Figure, Line, Strips
 from vit_bench.report.sections import figures
 from vit_bench.report.style import DIM, GRID, INK, LIGHT, PAPER
 from vit_bench.report.svg import short
 from vit_bench.results import Results
 
 _MARKS = ("o", "s", "^", "D")
+_SMALL = 7  # points
 _SETTINGS: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
@@ -141,7 +143,32 @@ def _curves(axes: Any, figure: Curves) -> None:
         axes.minorticks_off()
     axes.set_xlabel(figure.x.label)
     axes.set_ylabel(figure.y.label)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    _labels(axes, figure)
+
+
+def _labels(axes: Any, figure: Curves) -> None:
+    """Placed as on the page, in pixels from the drawing's upper left corner."""
+    canvas = axes.figure
+    canvas.draw_without_rendering()
+    height, box = canvas.bbox.height, axes.get_window_extent()
+
+    def place(dot: Dot) -> tuple[float, float]:
+        x, y = axes.transData.transform((dot.x, dot.y))
+        return x, height - y
+
+    taken: list[Box] = []
+    for one in figure.lines:
+        places = [place(dot) for dot in one.dots]
+        taken += along(places) if one.kind != "marks" else [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    room = box.x0, height - box.y1, box.x1
+    point = canvas.dpi / 72  # in pixels
+    for dot in (dot for one in figure.lines for dot in one.dots if dot.label):
+        x, y = place(dot)
+        found = free_place(dot.label, x, y, room, taken, size=_SMALL * point)
+        if found is not None:
+            offset = ((found[0] - x) / point, (y - found[1]) / point)
+            axes.annotate(dot.label, (dot.x, dot.y), xytext=offset, textcoords="offset points", fontsize=_SMALL)
 
 
 def _line(axes: Any, one: Line) -> None:
@@ -155,8 +182,6 @@ def _line(axes: Any, one: Line) -> None:
     for dot in one.dots:
         if dot.low is not None and dot.high is not None:
             axes.plot([dot.x, dot.x], [dot.low, dot.high], color=colour, lw=1)
-        if dot.label:
-            axes.annotate(dot.label, (dot.x, dot.y), xytext=(5, -8), textcoords="offset points", fontsize=7)
 
 
 def _strips(axes: Any, figure: Strips) -> None:

@@ -27,7 +27,7 @@ code, pre { font: .85rem/1.45 ui-monospace, monospace; }
 summary { cursor: pointer; } details ul { margin: .3rem 0; padding-left: 1.1rem; font-size: .85rem; }
 """
 
-LIGHT = ("#2f5fb3", "#c0561f", "#1d8677", "#8d549f", "#8a7412", "#b63c60", "#777c87")
+LIGHT = ("#2f5fb3", "#b9521c", "#1a7d6f", "#8d549f", "#857010", "#b63c60", "#777c87")
 DARK = ("#7aa5f0", "#f09a5f", "#56c2ae", "#c79bdc", "#d2bc55", "#f08aa5", "#9ba0ab")
 PAPER, INK, DIM, GRID = "#fdfdfc", "#1c1d21", "#5d616b", "#d9dade"  # of the light page, for drawings on their own
 
@@ -44,7 +44,6 @@ svg .grid { stroke: var(--line); } svg .axis { stroke: var(--dim); }
 svg .spread { stroke: var(--ink); stroke-width: 1.5; }
 svg .limit { stroke: var(--ink); stroke-width: 2; } svg .hatch { fill: url(#hatch); pointer-events: none; }
 svg .ceiling { stroke: var(--dim); fill: none; stroke-width: 1.5; stroke-dasharray: 5 4; }
-svg .thick { stroke-width: 3; }
 """ + "".join(
     f"svg .f{n} {{ fill: var(--s{n}); }} svg .h{n} {{ fill: var(--paper); stroke: var(--s{n}); stroke-width: 2; }} "
     f"svg .o{n} {{ fill: var(--s{n}); fill-opacity: .32; stroke: var(--s{n}); }} "

@@ -98,9 +98,8 @@ def logarithmic(low: float, high: float, most: int) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number for a tick: 0.5, 64, 1.5k, 16k."""
-    if value >= 10_000 or (value >= 1000 and value % 1000 == 0):
-        return f"{value / 1000:g}k" if value % 1024 else f"{value / 1024:g}k"
-    if value >= 1024 and value % 1024 == 0:
-        return f"{value / 1024:g}k"
+    """A number for a tick: 0.5, 64, 1k (1024), 1,000, 50k (50,000)."""
+    for unit, least in ((1024, 1024), (1000, 10_000)):
+        if value >= least and value % unit == 0:
+            return f"{value / unit:g}k"
     return f"{value:,.10g}"
