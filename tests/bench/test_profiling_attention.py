@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bench import child
 from vit_bench.profiling import attention_gpu
 from vit_bench.profiling.attention import ranges, rows_not_run
 from vit_bench.profiling.recorded import tile_waste
@@ -63,39 +62,6 @@ def test_waste_is_what_the_tiles_compute_over_what_is_needed(queries, keys, widt
     rows = sum(64 for _ in range(0, queries, 64))
     columns = sum(block if keys - start >= block else rest for start in range(0, keys, block))
     assert tile_waste(arguments) == rows * columns * (main + tail) / (queries * keys * width)
-
-
-@pytest.mark.compiled
-@pytest.mark.interpreted_only
-def test_compiled_points_have_bounds_and_models_and_no_time():
-    found = child.run(
-        """
-        import json
-        from dataclasses import asdict
-        from vit_bench.profiling.attention import compiled_rows
-        from vit_bench.profiling.sweep import Point
-        from vit_bench.recording import gpu
-
-        some = [Point(64, 197, 12, 64, "bf16"), Point(64, 197, 24, 64, "bf16"), Point(1, 64, 3, 64, "fp32")]
-        print(json.dumps([asdict(row) for row in compiled_rows(some, gpu("h100"), 3, "any")]))
-        """
-    )
-    one, twice, single = found
-    assert [row["source"] for row in found] == ["compiled"] * 3 and not any(row["seconds"] for row in found)
-    assert (one["run"], one["device"], one["contender"]) == (3, "H100 SXM", OURS) and "nothing was executed" in one[
-        "reason"
-    ]
-    assert one["flops"] == 4 * 64 * 12 * 197 * 197 * 64 and one["nbytes"] == 4 * 64 * 197 * 12 * 64 * 2
-    assert (
-        twice["bound_s"] == pytest.approx(2 * one["bound_s"])
-        and one["bound_s"] < one["modelled_s"] < twice["modelled_s"]
-    )
-    (code,) = one["code"]["kernels"]
-    rows, columns = code["tile"].values()
-    assert code["programs"] == -(-197 // rows) * 12 * 64 and columns >= 32
-    assert code["waves"] == code["programs"] / (132 * code["ctas_per_sm"]) and 1 < code["tile_waste"] < 2
-    assert code["spilled_bytes"] == 0 and 0 < code["registers"] <= 255
-    assert single["modelled_s"] is None and single["bound_s"] == single["code"]["kernels"][0]["bound_s"] > 0
 
 
 def row(**changes: Any) -> Row:

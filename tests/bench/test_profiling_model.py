@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.bench import child
 from vit_bench.profiling import model_gpu
 from vit_bench.profiling.model import Known, Step, in_order, ranges, row, shares
 from vit_bench.profiling.model_gpu import NamedLaunches, steps_of
@@ -44,32 +43,6 @@ def test_blocks_stand_between_stem_and_tail():
     assert [(one.label, one.block) for one in PASS] == [
         ("stem", None), ("qkv", 0), ("attention", 0), ("qkv", 1), ("attention", 1), ("head", None),
     ]  # fmt: skip
-
-
-@pytest.mark.compiled
-@pytest.mark.interpreted_only
-@pytest.mark.parametrize(
-    "model", ["vit_tiny_patch16_224", pytest.param("vit_base_patch16_siglip_224", marks=pytest.mark.slow)]
-)
-def test_the_plan_is_what_the_engine_launches(model):
-    """Kernel by kernel; the pooling of SigLIP is PyTorch's and in no plan."""
-    planned, launched, seconds = child.run(
-        f"""
-        import json, torch
-        from vit_bench.launch_plan import forward_plan
-        from vit_bench.profiling.model import planned
-        from vit_bench.recording import gpu
-        from vit_engine import ViTConfig
-
-        steps = planned({model!r}, gpu("h100"), 2, "bf16")
-        plan = forward_plan(ViTConfig.preset({model!r}), 2, torch.bfloat16, gpu("h100"))
-        ends = [step.start + step.seconds for step in steps]
-        print(json.dumps([[s.kernel for s in steps], [l.kernel for l in plan.launches], [steps[-1].start, *ends]]))
-        """
-    )
-    assert planned == launched and len(planned) > 40
-    last, *ends = seconds
-    assert ends == sorted(ends) and ends[-2] == pytest.approx(last), "each begins where the one in front ends"
 
 
 def test_shares_are_of_the_whole_by_label():
@@ -172,42 +145,6 @@ def test_ranges_open_and_close_for_blocks_and_kernels():
     assert said == [*stem, "block 0", *block, "block 1", *block, "head: linear_kernel", ")", *stem]
     assert launched("patch_embed_kernel", "linear_kernel") == [*stem, "block 0", "qkv: linear_kernel", ")", ")"]
     assert launched("other_kernel") == ["other_kernel", ")"]
-
-
-@pytest.mark.compiled
-@pytest.mark.interpreted_only
-def test_triton_tells_the_hooks_of_every_launch():
-    """The real launch path up to the driver, whose launcher calls the hooks as Triton's own does."""
-    names, left = child.run(
-        """
-        import json, torch, vit_kernels
-        from triton import knobs
-        from vit_bench import recording
-        from vit_bench.profiling import model_gpu
-        from vit_bench.profiling.model import Known
-
-        plain = recording.RecordingDriver.launcher_cls
-
-        def hooked(self, src, metadata):
-            launch = plain(self, src, metadata)
-            def run(x, y, z, stream, binary, packed, data, enter, leave, *arguments):
-                enter(data)
-                launch(x, y, z, stream, binary, packed, data, enter, leave, *arguments)
-                leave(data)
-            return run
-
-        recording.RecordingDriver.launcher_cls = hooked
-        said = []
-        torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop = said.append, lambda: said.append(")")
-        x = torch.empty(8, 64, dtype=torch.float16, device="meta")
-        with recording.recording(recording.gpu("h100"), torch_device="meta"):
-            with model_gpu.named_launches([Known("norm", "layer_norm_kernel", None, 0)]):
-                vit_kernels.layer_norm(x)
-            vit_kernels.layer_norm(x)
-        print(json.dumps([said, len(knobs.runtime.launch_enter_hook.calls)]))
-        """
-    )
-    assert names == ["block 0", "norm: layer_norm_kernel", ")", ")"] and left == 0
 
 
 def test_measuring_runs_the_model_and_profiles_it(monkeypatch):

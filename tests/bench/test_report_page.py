@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -46,12 +47,18 @@ class Document(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-@pytest.fixture(scope="module")
-def html() -> str:
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """What takes seconds is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(facts, "digits", lambda: (360, 364))
         patch.setattr(facts, "_records", lambda _: facts.Table((), ()))
-        return page(results())
+        yield
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return page(results())
 
 
 def test_it_is_one_document_that_needs_nothing_else(html):
@@ -106,12 +113,10 @@ def test_the_head_has_the_figures_that_one_wants_first(html):
     assert "18 times were measured; the others are modelled" in html
 
 
-def test_nothing_modelled_is_called_measured(monkeypatch):
-    monkeypatch.setattr(facts, "digits", lambda: (360, 364))
+def test_nothing_modelled_is_called_measured():
     html = page(Results([run()], [compiled(1), compiled(64)]))
     assert "nothing was timed" in html and 'class="rung measured"' not in html and "measured on" not in html
     assert "modelled, H100 SXM" in html and "recorded, H100 SXM" in html
-    monkeypatch.setattr(facts, "digits", lambda: (1, 2))
     empty = page(Results([run()], [row(source="not run", reason="no GPU")]))
     assert "Nothing was timed or modelled." in empty and "<figure>" not in empty
 

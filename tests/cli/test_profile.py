@@ -21,6 +21,13 @@ from vit_bench.timed.contenders import Contender
 from vit_engine.cli import inspect
 from vit_engine.cli.app import app
 
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of sources take a second."""
+    monkeypatch.setattr(runs, "environment", lambda label: {"device": label})
+
+
 pytestmark = pytest.mark.skipif(RUNG == "sanitized", reason="profile compiles or measures, it interprets nothing")
 
 
@@ -131,7 +138,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA X1")
-    monkeypatch.setattr(runs, "environment", lambda label: {"device": label})
 
 
 SDPA = "PyTorch SDPA, flash"
