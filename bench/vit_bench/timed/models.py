@@ -91,7 +91,7 @@ def _torchvision(problem: ModelProblem) -> Run:
         num_heads=config.num_heads,
         hidden_dim=config.embed_dim,
         mlp_dim=config.mlp_hidden,
-        num_classes=config.num_classes,
+        num_classes=max(config.num_classes, 1),
     )
     if not config.num_classes:
         model.heads = nn.Identity()  # type: ignore[assignment]
