@@ -43,11 +43,12 @@ class Lines:
 
         self._results = results
         label, count = job.measures.label, len(job.steps)
+        cases = f"{count} case{'s' * (count != 1)}"
         if is_compiled:
-            self._print(f"{count} cases compiled for {label}. No GPU is used and nothing is timed: bounds come from")
+            self._print(f"{cases} compiled for {label}. No GPU is used and nothing is timed: bounds come from")
             self._print("datasheets, modelled times from the model by which tiles are chosen.")
             return
-        self._print(f"{count} cases measured on {label}, each contender's result compared with the reference first.")
+        self._print(f"{cases} measured on {label}, each contender's result compared with the reference first.")
         self._print(NOISE_RULE)
         ceilings = results.runs[run].ceilings
         if ceilings is not None:
