@@ -73,7 +73,7 @@ def modelled_seconds(
 ) -> float | None:
     """Modelled seconds of one launch in 16 bits, from its grid and its arguments as they were passed.
 
-    None for kernels whose tiles are not chosen by modelled time, and for GPUs whose clock is not known here.
+    None for kernels that multiply no matrices and the one-kernel MLP, and for GPUs whose clock is not known here.
     """
     a = arguments
     if device not in CLOCKS:
@@ -83,6 +83,11 @@ def modelled_seconds(
         walk = -(-programs // device.sm_count) if kernel == "linear_tma_kernel" else 0
         tile = GemmTile(*blocks, num_warps, num_stages, a["GROUP_M"], a["CHUNK"], walk)
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, operands=2 if a["ACTIVATION"] == "swiglu" else 1)
+    if kernel == "patch_embed_kernel":
+        # A product like the others, but for how its rows are gathered. Class and register tokens are no patches.
+        patches = a["M"] // a["T"] * (a["T"] - a["PREFIX"])
+        tile = GemmTile(a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], num_warps, num_stages)
+        return gemm_seconds(tile, patches, a["N"], a["K"], device)
     if kernel == "attention_kernel":
         batch, queries, heads, width = a["q_ptr"].shape
         tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, num_stages)

@@ -39,6 +39,13 @@ def test_a_gemm_is_timed_with_the_tile_it_was_launched_with():
     assert seconds("linear_kernel", 2376, M=12608 * 4) > 3 * seconds("linear_kernel", 2376)
 
 
+def test_the_stem_is_timed_as_a_product_of_its_patches():
+    shape = {"M": 64 * 201, "T": 201, "PREFIX": 5, "N": 768, "K": 768}
+    arguments = shape | {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}
+    seconds = modelled.modelled_seconds("patch_embed_kernel", arguments, 1176, 8, 3, H100)
+    assert seconds == modelled.gemm_seconds(gemm_tiles.GemmTile(64, 128, 32, 8, 3), 64 * 196, 768, 768, H100)
+
+
 def test_attention_is_timed_by_what_its_tile_costs():
     q = SimpleNamespace(shape=(64, 197, 12, 64))
     tile = attention_tiles.choose_attention(64 * 12, 197, 197, 64, 2, A100)
