@@ -73,9 +73,9 @@ def test_plots_are_written_beside(tmp_path, out):
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 4 and "throughput-vit-base" in printed.replace(" ", "")
 
 
-def test_without_matplotlib_plots_are_refused_before_anything_is_done(out, monkeypatch):
+def test_without_matplotlib_plots_are_refused_before_anything_is_done(out, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    printed = invoke("--out", str(out), "--plots", "plots", code=2)
+    printed = invoke("--out", str(out), "--plots", str(tmp_path / "plots"), code=2)
     assert 'pip install "vit-engine[plots]"' in printed and not out.exists()
 
 
