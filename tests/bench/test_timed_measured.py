@@ -129,6 +129,7 @@ def test_models_of_several_batches_share_their_reference(monkeypatch):
         problem = found.of(replace(FORWARD, batch=batch), torch.float32)
         images = problem.given.images
         assert images.shape[0] == batch and torch.equal(images[0], images[batch - 1]), "image 0, 1, 0"
+        assert batch == 1 or not torch.equal(images[0], images[1])
     found.of(FORWARD, torch.bfloat16)
     assert len(made) == 2
 
@@ -182,6 +183,15 @@ def test_rows_of_a_gpu(monkeypatch):
     ours, other = rows[OURS], rows["PyTorch SDPA"]
     assert (ours.device, ours.source, ours.launches, ours.peak_bytes) == ("H100 SXM", "gpu", 7, 600)
     assert ours.state == {"clocks.sm": "1755", "asked": "12-34"} and other.state == {}
+
+
+def test_memory_of_other_runtimes_is_not_known(monkeypatch):
+    Gpu(monkeypatch)
+    monkeypatch.setattr(problems, "_here", _contenders(replace(sdpa("ONNX Runtime"), by_torch=False)))
+    (row,) = OnGpu().rows(ATTENTION, "bf16", 0)
+    assert row.source == "gpu" and (row.peak_bytes, row.launches) == (None, 7)
+    (row,) = Measuring(CPU).rows(ATTENTION, "fp32", 0)
+    assert row.source == "cpu" and (row.peak_bytes, row.launches, row.code) == (None, None, {})
 
 
 def test_a_lost_gpu_ends_the_run(monkeypatch):

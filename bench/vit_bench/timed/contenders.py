@@ -15,6 +15,8 @@ from vit_bench.timed.machine import version
 Run = Callable[[], torch.Tensor]
 
 COMPILE_MODES = ("default", "max-autotune")
+# Kernels are timed inside a CUDA graph of ours, where another one cannot be captured.
+KERNEL_COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 
 
 class CannotRunError(Exception):
@@ -24,13 +26,15 @@ class CannotRunError(Exception):
 @dataclass(frozen=True)
 class Contender:
     """make: from a problem of its suite to what is run, CannotRunError where it cannot; packages: distributions that it
-    needs, the first of them names its version; settings: how it is set up; devices: where it can run."""
+    needs, the first of them names its version; settings: how it is set up; devices: where it can run; by_torch: whether
+    PyTorch runs it, so that its memory and operators can be seen."""
 
     name: str
     make: Callable[[Any], Run] = field(repr=False)
     packages: tuple[str, ...] = ("torch",)
     settings: dict[str, str] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cuda", "cpu")
+    by_torch: bool = True
 
     def missing(self) -> str:
         """Why it cannot run on this installation; empty if it can."""

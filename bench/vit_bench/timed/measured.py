@@ -50,9 +50,12 @@ class Measuring:
         self.label = cpu_label() if device.type == "cpu" else gpu_label(torch.cuda.get_device_name(device))
         self._problems = Problems(device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def rows(self, case: Case, dtype: str, run: int) -> list[Row]:
-        """One row per contender. Raises GpuLostError when a contender left the GPU unusable."""
+        """One row per contender. Raises GpuLostError when a contender left the GPU unusable.
+
+        Models are made outside of inference mode, as users make theirs, and run in it.
+        """
         flops, nbytes = work(case, DTYPES[dtype])
         entrants, times, state = self._timed(case, dtype)
         rows = []
@@ -61,7 +64,8 @@ class Measuring:
             found = times.get(name, one.why_not)
             measured: dict[str, Any] = {"source": "not run", "reason": found}
             if isinstance(found, Spread) and one.run is not None:
-                measured = {"source": self.source, "seconds": found, "errors": one.errors or {}} | self._beside(one.run)
+                measured = {"source": self.source, "seconds": found, "errors": one.errors or {}}
+                measured |= self._beside(one.contender, one.run)
                 if name == OURS:
                     measured["state"] = state
             rows.append(
@@ -90,8 +94,9 @@ class Measuring:
             problem = self._problems.of(case, DTYPES[dtype])
             entrants = [self._entered(one, problem) for one in problem.contenders]
             runs = {one.contender.name: one.run for one in entrants if one.run is not None}
-            times = problem.times(runs, self.device) if runs else {}
-            return entrants, times, self._state(runs)
+            with torch.inference_mode():
+                times = problem.times(runs, self.device) if runs else {}
+                return entrants, times, self._state(runs)
         except torch.OutOfMemoryError as error:
             self._synchronise(_NOBODY)
             torch.cuda.empty_cache()
@@ -103,7 +108,8 @@ class Measuring:
             return _Entrant(contender, why_not=missing)
         try:
             run = contender.make(problem.given)
-            errors = problem.judge(contender, run)
+            with torch.inference_mode():
+                errors = problem.judge(contender, run)
             self._synchronise(contender)
         except CannotRunError as error:
             return _Entrant(contender, why_not=str(error))
@@ -132,8 +138,11 @@ class Measuring:
             return {}
         return state_under_load(runs[OURS], str(torch.cuda.get_device_properties(self.device).uuid))
 
-    def _beside(self, run: Run) -> dict[str, Any]:
+    @torch.inference_mode()
+    def _beside(self, contender: Contender, run: Run) -> dict[str, Any]:
         """Peak memory and launches; on the CPU, which launches nothing, the operators that compute."""
+        if not contender.by_torch:
+            return {"launches": launches_of(run)} if self.device.type == "cuda" else {}
         if self.device.type == "cpu":
             return {"peak_bytes": peak_of(run, launchers=False).nbytes, "code": {"operators": operators_of(run)}}
         return {"peak_bytes": self._peak(run), "launches": launches_of(run)}

@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vit_bench.results import OURS
@@ -46,8 +47,9 @@ def _ours(problem: ModelProblem) -> Run:
 def _ours_in_graphs(problem: ModelProblem) -> Run:
     model = _vit(problem, "auto").set_graphs(1)
 
-    for _ in range(2):  # captured by the second pass of a shape
-        model(problem.images)
+    with torch.inference_mode():
+        for _ in range(2):  # captured by the second pass of a shape
+            model(problem.images)
     if model.graphs is not None and model.graphs.why is not None:
         raise CannotRunError(f"not captured in a CUDA graph: {model.graphs.why}")
     return lambda: model(problem.images)
@@ -169,7 +171,9 @@ MODELS = (
         )
         for name in ("sdpa", "eager")
     ),
-    Contender("ONNX Runtime", onnx_runtime, ("onnxruntime-gpu", "onnx", "onnxscript"), {"provider": "CUDA"}, _GPU),
-    Contender("ONNX Runtime", onnx_runtime, ("onnxruntime", "onnx", "onnxscript"), {"provider": "CPU"}, ("cpu",)),
-    Contender("TensorRT", tensorrt, ("torch-tensorrt", "torch"), {"compiled by": "torch_tensorrt.dynamo"}, _GPU),
+    *(
+        Contender("ONNX Runtime", onnx_runtime, (package, "onnx", "onnxscript"), {"provider": provider}, (kind,), False)
+        for package, provider, kind in (("onnxruntime-gpu", "CUDA", "cuda"), ("onnxruntime", "CPU", "cpu"))
+    ),
+    Contender("TensorRT", tensorrt, ("torch-tensorrt",), {"compiled by": "torch_tensorrt.dynamo"}, _GPU, False),
 )

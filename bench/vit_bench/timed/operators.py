@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vit_bench.timed.contenders import COMPILE_MODES, CannotRunError, Contender, Run, compiled
+from vit_bench.timed.contenders import KERNEL_COMPILE_MODES, CannotRunError, Contender, Run, compiled
 
 Tensor = torch.Tensor
 
@@ -112,6 +112,6 @@ OPERATORS = (
     EAGER,
     *(
         Contender(f"torch.compile, {mode}", compiled(eager, mode), settings={"mode": mode}, devices=("cuda",))
-        for mode in COMPILE_MODES
+        for mode in KERNEL_COMPILE_MODES
     ),
 )

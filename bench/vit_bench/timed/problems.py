@@ -124,7 +124,7 @@ def _here(contenders: Sequence[Contender], device: torch.device) -> list[Contend
     return [one for one in contenders if device.type in one.devices]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _truth(config: ViTConfig, dtype: torch.dtype, device: torch.device) -> _Truth:
     model = ViT(config, backend="torch").eval()
     redraw(model)
