@@ -83,20 +83,30 @@ def test_throughput_is_images_over_the_median_ours_first_then_the_fastest():
     assert (ours.low, ours.high) == (pytest.approx(64 / 5.1e-3), pytest.approx(64 / 4.9e-3))
     assert ours.limit == pytest.approx(32_000) and not ours.modelled
     assert [bar.name for bar in others] == ["fast", "slow"] and others[0].limit is None
-    assert bars.says == "Ours beside the fastest of the others. batch 64: 1.40 times fast."
+    assert bars.says == "Ours beside the fastest of the others: batch 64 1.40 times the speed of fast."
 
 
 def test_no_winner_inside_the_noise():
     bars = figure(models.throughput(book(row(), row("other", seconds=spread(5.1e-3)))), Bars)
-    assert "batch 64: within the noise of other" in bars.says
+    assert "batch 64 within the noise of other" in bars.says
     slower = figure(models.throughput(book(row(), row("other", seconds=spread(4e-3)))), Bars)
-    assert "batch 64: 0.80 times other" in slower.says
+    assert "batch 64 0.80 times the speed of other" in slower.says
 
 
 def test_modelled_throughput_says_so():
     bars = figure(models.throughput(book(compiled(1), compiled(64))), Bars)
     assert all(bar.modelled for _, group in bars.groups for bar in group) and bars.evidence.startswith("modelled for")
     assert bars.says == "Batch 64: 10,667 images/s, 50% of what the datasheet allows."
+
+
+def test_a_bound_alone_is_no_modelled_time():
+    given = book(
+        compiled(64, modelled_s=None), *(attention(n, source="compiled", seconds=None) for n in (64, 197, 512))
+    )
+    bars = figure(models.throughput(given), Bars)
+    assert bars.evidence == f"bound of {GPU} by datasheet, nothing was timed" and bars.groups[0][1][0].limit is None
+    assert bars.says == "There is no time model for this: bars are what the datasheet allows at most."
+    assert kernels.attention(given) is None
 
 
 def test_the_first_model_of_each_device_is_open():

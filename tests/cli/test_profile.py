@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.bench import child
+from tests.bench.test_profiling_model import figures
 from tests.rung import RUNG
 from vit_bench import results
 from vit_bench.profiling import attention, attention_gpu, model, model_gpu, runs
@@ -103,11 +105,22 @@ def test_runs_are_added_to_a_file(compiling, monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
+def test_where_there_is_no_model_nothing_is_called_modelled(compiling, monkeypatch):
+    def bound(*arguments: Any) -> Any:
+        return (replace(row, modelled_s=None) for row in compiled(*arguments))
+
+    monkeypatch.setattr(attention, "compiled_rows", bound)
+    printed = invoke("attention", "--tokens", "64", "--heads", "12", "--gpu", "b200")
+    assert "bound by datasheet, neither modelled nor measured: B200" in printed
+    assert "us, modelled" not in printed and "TFLOP/s of peak" not in printed and "256 64 12 1.0 64x32 12" in printed
+
+
 def step(label: str, block: int | None, start: float, seconds: float) -> Step:
     return Step(label, f"{label}_kernel", block, start, seconds)
 
 
-STEPS = [step("stem", None, 0.0, 1e-6), step("qkv", 0, 1e-6, 3e-6), step("head", None, 4e-6, 1e-6)]
+QKV = replace(step("qkv", 0, 1e-6, 3e-6), figures=figures())
+STEPS = [step("stem", None, 0.0, 1e-6), QKV, step("head", None, 4e-6, 1e-6)]
 
 
 def test_a_forward_pass_without_a_gpu(compiling, monkeypatch, tmp_path):

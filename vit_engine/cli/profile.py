@@ -47,9 +47,12 @@ class _Where:
     device: Device | None
     gpu: torch.device | None = None
 
-    @property
-    def times(self) -> str:
-        return f"measured: {self.name}" if self.gpu is not None else f"modelled, not measured: {self.name}"
+    def times(self, modelled: bool) -> str:
+        """What times are. modelled: whether there is a model for this GPU and precision."""
+        if self.gpu is not None:
+            return f"measured: {self.name}"
+        words = "modelled, not measured" if modelled else "bound by datasheet, neither modelled nor measured"
+        return f"{words}: {self.name}"
 
 
 @profile_app.command("attention")
@@ -91,9 +94,10 @@ def attention_command(
         ended = True
     from .profile_tables import print_attention
 
-    print_attention(plain_console(), rows, where.times, config, _peak(where, dtype))
+    times = where.times(any(row.modelled_s is not None for row in rows))
+    print_attention(plain_console(), rows, times, config, _peak(where, dtype))
     if trace is not None:
-        _write_trace(trace, ranges(rows), where, {"model": model, "dtype": dtype})
+        _write_trace(trace, ranges(rows), times, {"model": model, "dtype": dtype})
     _write(rows, where, out, csv)
     if not ended:
         raise typer.Exit(130)
@@ -128,9 +132,10 @@ def model_command(
         from vit_bench.profiling.model_gpu import measured
 
         steps, forward = measured(model, where.gpu, batch, dtype)
-    print_model(plain_console(), planning.shares(steps), f"{model}, batch {batch}, {dtype}; {where.times}", forward)
+    times = where.times(any(step.figures is not None and step.figures.modelled_s is not None for step in steps))
+    print_model(plain_console(), planning.shares(steps), f"{model}, batch {batch}, {dtype}; {times}", forward)
     if trace is not None:
-        _write_trace(trace, planning.ranges(steps), where, {"model": model, "batch": batch, "dtype": dtype})
+        _write_trace(trace, planning.ranges(steps), times, {"model": model, "batch": batch, "dtype": dtype})
     _write([planning.row(steps, where.name, model, batch, dtype, forward)], where, out, csv)
 
 
@@ -230,11 +235,11 @@ def _peak(where: _Where, dtype: str) -> float | None:
     return PEAKS[where.device].single if dtype == "fp32" else PEAKS[where.device].half
 
 
-def _write_trace(path: Path, ranges: list[Range], where: _Where, about: dict[str, Any]) -> None:
+def _write_trace(path: Path, ranges: list[Range], times: str, about: dict[str, Any]) -> None:
     from vit_bench.profiling.trace import write_trace
 
-    write_trace(ranges, path, where.times, about)
-    typer.echo(f"{path}: open it in ui.perfetto.dev or chrome://tracing; times are {where.times}")
+    write_trace(ranges, path, times, about)
+    typer.echo(f"{path}: open it in ui.perfetto.dev or chrome://tracing; times are {times}")
 
 
 def _write(rows: list[Row], where: _Where, out: Path | None, csv: Path | None) -> None:

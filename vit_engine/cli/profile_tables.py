@@ -41,7 +41,7 @@ def _at(row: Row) -> str:
 def _attention_table(console: Console, title: str, rows: Sequence[Row], peak: float | None) -> None:
     if not rows:
         return
-    from vit_bench.profiling.times import seconds_of
+    from vit_bench.profiling.times import evidence_of, seconds_of
 
     several = len({row.contender for row in rows}) > 1
     measured = any(row.seconds for row in rows)
@@ -50,15 +50,15 @@ def _attention_table(console: Console, title: str, rows: Sequence[Row], peak: fl
         for row in rows:
             seconds, code = seconds_of(row), next(iter(row.code.get("kernels", ())), {})
             assert row.flops is not None and seconds is not None
-            rate = row.flops / seconds
+            known, rate = evidence_of(row) != "bound", row.flops / seconds
             yield [
                 *([row.contender] if several else []),
                 *(str(row.shape[name]) for name in ("batch", "tokens", "heads")),
-                f"{seconds * 1e6:.1f}",
+                f"{seconds * 1e6:.1f}" if known else "",
                 *([f"{row.seconds.p20 * 1e6:.1f}-{row.seconds.p80 * 1e6:.1f}" if row.seconds else ""] * measured),
                 f"{row.bound_s * 1e6:.1f}" if row.bound_s else "",
-                f"{rate / 1e12:.1f}",
-                f"{rate / peak:.0%}" if peak else "",
+                f"{rate / 1e12:.1f}" if known else "",
+                f"{rate / peak:.0%}" if peak and known else "",
                 "x".join(map(str, code.get("tile", {}).values())),
                 str(code.get("programs", "")),
                 f"{code['waves']:.2f}" if "waves" in code else "",

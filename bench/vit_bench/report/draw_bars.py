@@ -73,7 +73,7 @@ def _legend(figure: Bars, every: list[Bar], inside: list[str], y: float, width: 
     """What the marks mean, as far as they occur; the height that it takes."""
     keys = []
     if any(bar.modelled for bar in every):
-        keys.append(("hatched", "modelled, not measured"))
+        keys.append(("hatched", "not measured"))
     if any(not bar.modelled for bar in every) and any(bar.modelled for bar in every):
         keys.append(("solid", "measured"))
     if any(bar.low is not None for bar in every):

@@ -64,7 +64,7 @@ def _room(figure: Curves) -> float:
 def _range(axis: Axis, values: list[float]) -> tuple[float, float]:
     low, high = min((*values, *axis.ticks)), max((*values, *axis.ticks))
     if axis.log:
-        spare = (high / low) ** 0.03
+        spare = (high / low) ** 0.04
         return low / spare, high * spare
     return 0.0, steps(0.0, high, 6)[-1]
 
@@ -136,7 +136,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _ends(figure: Curves, x: Scale, y: Scale, right: float, bottom: float) -> Iterator[str]:
-    """Names at the ends of lines, moved apart; marks alone are named in a key in the upper left corner."""
+    """Names at the ends of lines, moved apart; marks alone are named in a key above."""
     named = sorted(((y(one.dots[-1].y), one) for one in figure.lines if one.kind != "marks"), key=lambda item: item[0])
     at = -1e9
     places = []
@@ -152,10 +152,12 @@ def _ends(figure: Curves, x: Scale, y: Scale, right: float, bottom: float) -> It
         if abs(at - wanted) > 6:
             yield line(end + 5, wanted, right + 8, at, "grid")
         yield text(right + 12, at + 4, one.name, kind="small dim" if one.kind == "limit" else f"small t{one.colour}")
-    marks = [one for one in figure.lines if one.kind == "marks"]
-    for place, one in enumerate(marks):
-        yield mark(_LEFT + 16, _TOP + 8 + 20 * place, one.colour, one.name, one.hollow)
-        yield text(_LEFT + 28, _TOP + 12 + 20 * place, one.name, kind=f"small t{one.colour}")
+    left = _LEFT + width_of(figure.y.label, 12) + 16
+    for one in figure.lines:
+        if one.kind == "marks":
+            yield mark(left, 10, one.colour, one.name, one.hollow)
+            yield text(left + 11, 14, one.name, kind=f"small t{one.colour}")
+            left += 11 + width_of(one.name, 12) + 26
 
 
 def _key(figure: Curves, inside: list[str], y: float, width: int) -> float:

@@ -143,7 +143,7 @@ def _sweeps(book: Book, axis: str, fixed: str) -> dict[tuple[Any, ...], list[Row
     """By device, dtype, head width and the fixed quantity; only where there are enough points."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in book.rows:
-        if row.suite == "attention" and seconds_of(row) is not None and row.flops:
+        if row.suite == "attention" and evidence_of(row) in ("measured", "modelled") and row.flops:
             found.setdefault((row.device, row.dtype, row.shape["head_dim"], row.shape[fixed]), []).append(row)
     return {key: rows for key, rows in found.items() if len({row.shape[axis] for row in rows}) >= _LEAST_POINTS}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_bench.profiling.model import IN_BLOCK
-from vit_bench.profiling.times import seconds_of
+from vit_bench.profiling.times import evidence_of, seconds_of
 from vit_bench.report.data import (
     FIRST_MODEL,
     Book,
@@ -69,7 +69,7 @@ def _rate_bar(book: Book, row: Row) -> Bar:
         modelled=timed is None,
         low=row.images / timed.p80 if timed else None,
         high=row.images / timed.p20 if timed else None,
-        limit=row.images / row.bound_s if row.bound_s and row.source != "cpu" else None,
+        limit=row.images / row.bound_s if row.bound_s and row.source != "cpu" and evidence_of(row) != "bound" else None,
     )
 
 
@@ -80,13 +80,15 @@ def _says(rows: Sequence[Row]) -> str:
         ours, others = some[0].seconds, [row for row in some[1:] if row.seconds]
         if some[0].contender != OURS or ours is None or not others:
             continue
-        said.append(f"batch {batch}: {_beside(ours, others[0])}")
+        said.append(f"batch {batch} {_beside(ours, others[0])}")
     if said:
-        return "Ours beside the fastest of the others. " + "; ".join(said) + "."
+        return "Ours beside the fastest of the others: " + "; ".join(said) + "."
     ours = [row for row in rows if row.contender == OURS]
     if not ours:
         return ""
     last = max(ours, key=lambda row: row.images)
+    if evidence_of(last) == "bound":
+        return "There is no time model for this: bars are what the datasheet allows at most."
     seconds = seconds_of(last)
     assert seconds is not None
     reached = f", {last.bound_s / seconds:.0%} of what the datasheet allows" if last.bound_s else ""
@@ -99,7 +101,7 @@ def _beside(ours: Spread, other: Row) -> str:
     assert theirs is not None
     if verdict(ours, theirs) == "within the noise":
         return f"within the noise of {other.contender}"
-    return f"{theirs.median / ours.median:.2f} times {other.contender}"
+    return f"{theirs.median / ours.median:.2f} times the speed of {other.contender}"
 
 
 def _rate_table(book: Book, rows: Sequence[Row]) -> Table:
@@ -114,7 +116,7 @@ def _rate_table(book: Book, rows: Sequence[Row]) -> Table:
                     row.contender,
                     f"{row.images / seconds:,.0f}",
                     f"{seconds * 1e3:.4g}",
-                    f"{timed.p20 * 1e3:.4g} to {timed.p80 * 1e3:.4g}" if timed else "modelled",
+                    f"{timed.p20 * 1e3:.4g} to {timed.p80 * 1e3:.4g}" if timed else evidence_of(row),
                     f"{row.bound_s * 1e3:.4g}" if row.bound_s else "",
                     percent(shares.get("datasheet flops")),
                     percent(shares.get("measured flops")),

@@ -122,9 +122,7 @@ def _bars(axes: Any, figure: Bars) -> None:
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(left=False)
     keys = [f"| {figure.limit_name}"] if any(bar.limit for _, group in figure.groups for bar in group) else []
-    keys += (
-        ["hatched: modelled, not measured"] if any(bar.modelled for _, group in figure.groups for bar in group) else []
-    )
+    keys += ["hatched: not measured"] if any(bar.modelled for _, group in figure.groups for bar in group) else []
     axes.set_xlabel("; ".join([f"{figure.unit}, each batch size to its own scale", *keys]), fontsize=8)
 
 
