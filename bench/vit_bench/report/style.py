@@ -9,7 +9,7 @@ from __future__ import annotations
 BASE = """
 :root { color-scheme: light dark; --ink: #1c1d21; --dim: #5d616b; --paper: #fdfdfc; --line: #d9dade; --box: #f3f3f1;
   --good: #17693a; --bad: #a81c1c; --ours: #2f5fb3; --theirs: #8b8f99; }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --ink: #e7e7ea; --dim: #a2a6b0; --paper: #17181b; --line: #35373d; --box: #202226;
     --good: #6fcf93; --bad: #ff8b85; --ours: #7aa5f0; --theirs: #858a95; } }
 * { box-sizing: border-box; }
@@ -54,7 +54,8 @@ svg .ceiling { stroke: var(--dim); fill: none; stroke-width: 1.5; stroke-dasharr
 
 PAGE = (
     BASE
-    + f":root {{ {_series(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {_series(DARK)} }} }}\n"
+    + f":root {{ {_series(LIGHT)} }}\n"
+    + f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {_series(DARK)} }} }}\n"
     + DRAWING
     + """
 h1 { font-size: 1.9rem; letter-spacing: -.015em; line-height: 1.2; } h2 { font-size: 1.35rem; letter-spacing: -.01em;
