@@ -80,6 +80,50 @@ def test_two_gpus_in_one_process_get_their_own_code_and_limits() -> None:
     assert limits["sm_86"] < limits["sm_80"] < limits["sm_90"]
 
 
+def test_without_a_compiler_the_launches_are_the_same() -> None:
+    seen = run(
+        """
+        import json, torch
+        from triton.runtime.jit import JITFunction
+        from vit_bench.launch_plan import counted_compilations
+        from vit_bench.recording import gpu, recording
+        from vit_bench.plan import model_calls
+        from vit_engine.config import ViTConfig
+
+        calls = list(model_calls(ViTConfig.preset("vit_base_patch16_224"), 8, torch.float16))
+        found, compilations, before = {}, {}, JITFunction._do_compile
+        for compiles in (True, False):
+            with recording(gpu("sm_90"), torch_device="meta", compiles=compiles) as recorder:
+                with counted_compilations() as compilations[compiles]:
+                    for call in calls:
+                        if call.label in ("qkv", "attention"):
+                            call.run()
+            found[compiles] = [
+                [one.kernel, one.grid, one.num_warps, one.num_stages, one.num_ctas, repr(one.arguments)]
+                for one in recorder.launches
+            ]
+        launch = recorder.launches[0]
+        try:
+            launch.binary.resources
+        except AttributeError as error:
+            refused = str(error)
+        print(json.dumps({
+            "same": found[True] == found[False], "count": len(found[False]), "shared": launch.shared,
+            "compiled": [len(compilations[True]), len(compilations[False])],
+            "refused": refused, "restored": JITFunction._do_compile is before,
+        }))
+        """
+    )
+    assert seen == {
+        "same": True,
+        "count": 2,
+        "shared": 0,
+        "compiled": [2, 0],
+        "refused": "this launch was recorded without compiling its kernel, so it has no resources",
+        "restored": True,
+    }
+
+
 def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
     seen = run(
         """

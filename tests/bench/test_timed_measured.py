@@ -291,6 +291,7 @@ def test_spread_and_who_is_faster():
     assert timing.verdict(Spread(2, 1.2, 2.5, 9), Spread(1, 0.9, 1.1, 9)) == "slower"
     assert timing.verdict(Spread(1, 0.9, 1.3, 9), Spread(2, 1.2, 2.5, 9)) == "within the noise"
     assert timing.verdict(Spread(1, 0.9, 1.2, 9), Spread(2, 1.2, 2.5, 9)) == "within the noise"
+    assert timing.verdict(Spread(2, 1.1, 2.5, 9), Spread(1, 0.9, 1.2, 9)) == "within the noise"
 
 
 def test_a_gpu_is_idle_before_and_after_what_is_timed(monkeypatch):
