@@ -83,14 +83,14 @@ def test_throughput_is_images_over_the_median_ours_first_then_the_fastest():
     assert (ours.low, ours.high) == (pytest.approx(64 / 5.1e-3), pytest.approx(64 / 4.9e-3))
     assert ours.limit == pytest.approx(32_000) and not ours.modelled
     assert [bar.name for bar in others] == ["fast", "slow"] and others[0].limit is None
-    assert bars.says == "Ours beside the fastest of the others: batch 64 1.40 times the speed of fast."
+    assert bars.says == "Ours beside the fastest of the others: batch 64, 1.40 times the speed of fast."
 
 
 def test_no_winner_inside_the_noise():
     bars = figure(models.throughput(book(row(), row("other", seconds=spread(5.1e-3)))), Bars)
-    assert "batch 64 within the noise of other" in bars.says
+    assert "batch 64, within the noise of other" in bars.says
     slower = figure(models.throughput(book(row(), row("other", seconds=spread(4e-3)))), Bars)
-    assert "batch 64 0.80 times the speed of other" in slower.says
+    assert "batch 64, 0.80 times the speed of other" in slower.says
 
 
 def test_modelled_throughput_says_so():

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.bench import child
-from tests.bench.report_results import attention, results, run
+from tests.bench.report_results import attention, results, row, run
 from vit_bench.report import readme_plot
 from vit_bench.report.data import Book
 from vit_bench.report.figures import Curves
@@ -42,6 +42,13 @@ def test_the_same_plot_is_the_same_file(matplotlib, tmp_path):
     given = Results([run()], [attention(tokens) for tokens in (64, 197, 512)])
     first, second = (list(write_plots(given, tmp_path / name)) for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] and len(first) == 2
+
+
+def test_names_are_no_formulas(matplotlib, tmp_path):
+    from vit_bench.report.plots import write_plots
+
+    _, path = write_plots(Results([run()], [row(), row("costs $5 and $6_")]), tmp_path)
+    assert "costs $5 and $6_" in list(ElementTree.parse(path).getroot().itertext())
 
 
 def picture() -> Curves:

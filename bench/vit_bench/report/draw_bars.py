@@ -11,12 +11,12 @@ _ROW, _BAR, _GAP = 26, 15, 14
 
 
 def bars(figure: Bars, width: int) -> str:
-    """Names on the left, values behind the bars; on a phone the name stands above its bar."""
+    """Names on the left, values behind the bars; on a phone both stand above the bar."""
     figure = single_bars(figure)
     every = [bar for _, group in figure.groups for bar in group]
     narrow = width < WIDE
     names = 0.0 if narrow else min(1.18 * max(width_of(bar.name) for bar in every) + 14, 0.3 * width)
-    values = max(width_of(bar.label) for bar in every) + 12
+    values = 0.0 if narrow else max(width_of(bar.label) for bar in every) + 12
     inside, y = [], 4.0
     for title, group in figure.groups:
         if title:
@@ -25,8 +25,9 @@ def bars(figure: Bars, width: int) -> str:
         most = max(max(bar.value, bar.high or 0, bar.limit or 0) for bar in group) or 1.0
         for bar in group:
             if narrow:
-                inside.append(text(0, y + SIZE, bar.name))
-                y += SIZE + 4
+                inside.append(text(0, y + SIZE, bar.name, kind="strong" if bar.colour == 0 else ""))
+                inside.append(text(width, y + SIZE, bar.label, "end", "value"))
+                y += SIZE + 6
             inside += _bar(bar, names, y, (width - names - values) / most, figure)
             y += _ROW
         y += _GAP if title else 4
@@ -65,8 +66,7 @@ def _bar(bar: Bar, x: float, y: float, unit: float, figure: Bars) -> list[str]:
         made.append(line(at, y - 3, at, y + _BAR + 3, "limit"))
         if end + 8 + width_of(bar.label) + 8 > at:
             end = max(end, at)
-    made.append(text(end + 8, middle + 4.5, bar.label, kind="value"))
-    return made
+    return [*made, text(end + 8, middle + 4.5, bar.label, kind="value")] if x else made
 
 
 def _legend(figure: Bars, every: list[Bar], inside: list[str], y: float, width: int) -> float:

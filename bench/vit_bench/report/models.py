@@ -80,7 +80,7 @@ def _says(rows: Sequence[Row]) -> str:
         ours, others = some[0].seconds, [row for row in some[1:] if row.seconds]
         if some[0].contender != OURS or ours is None or not others:
             continue
-        said.append(f"batch {batch} {_beside(ours, others[0])}")
+        said.append(f"batch {batch}, {_beside(ours, others[0])}")
     if said:
         return "Ours beside the fastest of the others: " + "; ".join(said) + "."
     ours = [row for row in rows if row.contender == OURS]

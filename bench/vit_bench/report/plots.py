@@ -28,6 +28,7 @@ _SETTINGS: Any = {
     "svg.hashsalt": "vit-engine",  # the same plot is the same file
     "svg.fonttype": "none",
     "font.size": 9,
+    "text.parse_math": False,  # names come from files
     "text.color": INK,
     "axes.edgecolor": DIM,
     "axes.labelcolor": DIM,
