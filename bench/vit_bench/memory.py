@@ -143,7 +143,7 @@ def measure(name: str, batch: int, dtype: str = "bf16", gpu_name: str = "sm_90",
     ours = vit_engine.accelerate(_blank(ours))
     images = torch.empty(batch, *size, dtype=DTYPES[dtype])
     with recording(gpu(gpu_name)) as recorder:
-        recorder.launches = _Forgotten()
+        recorder.launches = Forgotten()
         ours(images)  # folds and compiles
         forget_replays(ours)
         as_written = peak_of(lambda: ours(images))
@@ -153,7 +153,7 @@ def measure(name: str, batch: int, dtype: str = "bf16", gpu_name: str = "sm_90",
     return Memory(name, batch, dtype, len(eager.blocks), of_eager, as_written, repeated)
 
 
-class _Forgotten(list):
+class Forgotten(list):
     """Launches hold their arguments: kept, they would keep every tensor."""
 
     def append(self, launch: object) -> None: ...

@@ -111,6 +111,9 @@ def test_rows_of_compiled_code_have_no_time(compiled):
             assert 16 <= one["registers"] <= 255 and one["spilled_bytes"] == 0 and one["shared"] <= 232_448
             assert one["bound_s"] == pytest.approx(max(one["flops"] / 989.4e12, one["bytes"] / 3.35e12))
     forward = rows["model/vit_tiny_patch16_224/b64"]
+    # Two tensors of all tokens and the packed projection at least; two blocks' worth would be more.
+    tokens = 64 * 197 * 192 * 2
+    assert 4 * tokens < forward["peak_bytes"] < 8 * tokens
     assert forward["images"] == 64 and forward["launches"] == 51 and forward["modelled_s"] > forward["bound_s"]
     assert forward["flops"] == sum(one["times"] * one["flops"] for one in forward["code"]["kernels"])
     for label in ("qkv", "mlp"):

@@ -64,6 +64,20 @@ def test_every_library_computes_the_same(name: str, config: ViTConfig) -> None:
     tolerance.check(logits, eager, truth, name=name)
 
 
+@pytest.mark.parametrize("name", [OURS, "timm", "torchvision", "transformers, sdpa"])
+@torch.inference_mode()
+def test_every_library_has_the_same_epsilon(name: str) -> None:
+    """Rows so small that it is as large as their variance."""
+    problem = problem_of(PLAIN)
+    stem = ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "cls_token")
+    small = replace(problem, state=problem.state | {part: 1e-3 * problem.state[part] for part in stem})
+    logits = contender(name).make(small)()
+    truth, eager = (
+        reference_logits(PLAIN, small.state, small.images, dtype) for dtype in (torch.float64, torch.float32)
+    )
+    tolerance.check(logits, eager, truth, name=name)
+
+
 @torch.inference_mode()
 def test_the_reference_needs_every_parameter() -> None:
     problem = problem_of(CONFIGS["LayerScale and classes"])
@@ -179,6 +193,9 @@ def test_onnx_runtime_is_given_our_model_and_memory(monkeypatch: pytest.MonkeyPa
     logits = runtimes.onnx_runtime(problem)()
     expected = contender(OURS).make(problem)()
     assert torch.equal(logits, expected) and bool(logits.any())
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "run_with_iobinding", lambda *_: None)
+        assert not runtimes.onnx_runtime(problem)().any(), "what is judged comes from the runtime or not at all"
     with pytest.raises(CannotRunError, match="no bfloat16"):
         runtimes.onnx_runtime(problem_of(PLAIN, torch.bfloat16))
     module.get_available_providers = list

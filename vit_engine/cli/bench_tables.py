@@ -76,6 +76,9 @@ class Lines:
                     self._print("  " + line)
             elif row.contender == OURS:
                 self._print(f"  {row.contender:<24} not run: {row.reason}")
+        if ours is not None and ours.state:
+            state = ", ".join(f"{name} {value}" for name, value in ours.state.items())
+            self._print(f"  read by nvidia-smi while ours ran: {state}")
 
     def _print(self, text: str, style: str = "") -> None:
         from rich.text import Text
@@ -123,7 +126,8 @@ def _compiled(row: Row) -> list[str]:
         lines.append(f"{kernel['launch']:<24} {what}: {code}; {bound}, {modelled}")
     if row.suite == "model":
         modelled = "no model" if row.modelled_s is None else f"modelled {_seconds(row.modelled_s)}"
-        lines.append(f"{'forward':<24} {row.launches} launches; bound {_seconds(row.bound_s or 0)}, {modelled}")
+        peak = "" if row.peak_bytes is None else f", {row.peak_bytes / 1e6:.1f} MB of activations at most (recorded)"
+        lines.append(f"{'forward':<24} {row.launches} launches; bound {_seconds(row.bound_s or 0)}, {modelled}{peak}")
         lines += _traffic(row.code["block"])
     return lines
 

@@ -14,7 +14,7 @@ from vit_bench.recording import recording
 from vit_bench.results import OURS, Row
 from vit_bench.timed.machine import version
 from vit_bench.timed.shapes import DTYPES, Case
-from vit_bench.timed.traffic import block_traffic
+from vit_bench.timed.traffic import block_traffic, forward_peak
 from vit_bench.timed.work import work
 from vit_kernels.device import Device, interpreting
 
@@ -94,14 +94,13 @@ class Compiling:
         )
         if case.suite != "model":
             return [row]
-        return [replace(row, code=row.code | {"block": self._traffic(case, dtype)})]
+        assert case.config is not None
+        moved = block_traffic(case.config, case.batch, dtype, self.gpu)
+        peak = forward_peak(case.config, case.batch, DTYPES[dtype], self.gpu)
+        return [replace(row, code=row.code | {"block": moved}, peak_bytes=peak)]
 
     def _launches(self, case: Case, dtype: str) -> Iterator[LaunchReport]:
         with recording(self.gpu, torch_device="meta") as recorder:
             for call in case.calls(DTYPES[dtype]):
                 once = call if case.suite == "model" else replace(call, times=1)
                 yield from call_reports(once, recorder, DTYPES[dtype])
-
-    def _traffic(self, case: Case, dtype: str) -> dict[str, Any]:
-        assert case.config is not None
-        return block_traffic(case.config, case.batch, dtype, self.gpu)

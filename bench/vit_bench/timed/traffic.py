@@ -1,4 +1,4 @@
-"""How much one encoder block moves through the GPU's memory, and in how many launches: counted, not modelled.
+"""What a forward pass moves through the GPU's memory and holds there, and in how many launches: counted, not modelled.
 
 Activations are counted in elements per token, in units of the model's width D. An operand counts once per launch that
 reads or writes it, whatever the caches may spare; weights are kept apart, because a batch shares them.
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from vit_bench.dropin_launches import OneAttention
 from vit_bench.inspection import tensors_of
 from vit_bench.launch_plan import OtherWork, blank_images, blank_model
+from vit_bench.memory import Forgotten, peak_of
 from vit_bench.recording import Launch, recording
 from vit_bench.roofline import operand_bytes
 from vit_bench.timed.shapes import DTYPES
@@ -55,6 +56,21 @@ def _recorded(config: ViTConfig, depth: int, batch: int, dtype: torch.dtype, gpu
         model.replays.clear()
         model(images)
         return recorder.launches
+
+
+@torch.no_grad()
+def forward_peak(config: ViTConfig, batch: int, dtype: torch.dtype, gpu: Device) -> int:
+    """Most bytes of tensors that a repeated forward pass of the engine holds beyond images and weights.
+
+    From recorded allocations (`vit_bench.memory`), of two blocks: the peak lies inside one.
+    """
+    shallow = replace(config, depth=2)
+    model, images = blank_model(shallow, dtype), blank_images(shallow, batch, dtype)
+    with recording(gpu, compiles=False) as recorder:
+        recorder.launches = Forgotten()
+        for _ in range(4):
+            model(images)
+        return peak_of(lambda: model(images), operators=False).nbytes
 
 
 def block_launches(config: ViTConfig, batch: int, dtype: torch.dtype, gpu: Device) -> list[Launch]:
