@@ -90,7 +90,7 @@ def test_a_wrong_result_is_never_timed(quick, monkeypatch):
 
     absent = Contender("absent", right.make, ("no-such-package",))
     made = [right, Contender("wrong", wrong), Contender("broken", broken), Contender("unable", unable), absent]
-    monkeypatch.setattr(problems, "_here", _contenders(*made))
+    monkeypatch.setattr(problems, "taking_part", _contenders(*made))
     rows = by_name(Measuring(CPU).rows(ATTENTION, "fp32", 0))
     assert quick == [["PyTorch SDPA"]]
     assert rows["PyTorch SDPA"].source == "cpu"
@@ -108,7 +108,7 @@ def test_a_model_of_other_weights_is_wrong(quick, monkeypatch):
         state = problem.state | {"head.bias": problem.state["head.bias"] + 0.01}
         return right.make(replace(problem, state=state))
 
-    monkeypatch.setattr(problems, "_here", _contenders(replace(right, name="other", make=other)))
+    monkeypatch.setattr(problems, "taking_part", _contenders(replace(right, name="other", make=other)))
     (row,) = Measuring(CPU).rows(FORWARD, "fp32", 0)
     assert row.source == "not run" and row.reason.startswith("wrong result, not timed: other, model/small/b3")
     assert quick == [], "nobody is left to be timed"
@@ -178,8 +178,11 @@ def sdpa(name: str, run: Callable[[Any], Any] | None = None) -> Contender:
 def test_rows_of_a_gpu(monkeypatch):
     Gpu(monkeypatch)
     made = (sdpa(OURS), sdpa("PyTorch SDPA"))
-    monkeypatch.setattr(problems, "_here", _contenders(*made))
+    monkeypatch.setattr(problems, "taking_part", _contenders(*made))
+    forgotten: list[None] = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: forgotten.append(None))
     rows = by_name(OnGpu().rows(ATTENTION, "bf16", 0))
+    assert len(forgotten) == 1, "once a case, before anyone compiles"
     ours, other = rows[OURS], rows["PyTorch SDPA"]
     assert (ours.device, ours.source, ours.launches, ours.peak_bytes) == ("H100 SXM", "gpu", 7, 600)
     assert ours.state == {"clocks.sm": "1755", "asked": "12-34"} and other.state == {}
@@ -187,7 +190,7 @@ def test_rows_of_a_gpu(monkeypatch):
 
 def test_memory_of_other_runtimes_is_not_known(monkeypatch):
     Gpu(monkeypatch)
-    monkeypatch.setattr(problems, "_here", _contenders(replace(sdpa("ONNX Runtime"), by_torch=False)))
+    monkeypatch.setattr(problems, "taking_part", _contenders(replace(sdpa("ONNX Runtime"), by_torch=False)))
     (row,) = OnGpu().rows(ATTENTION, "bf16", 0)
     assert row.source == "gpu" and (row.peak_bytes, row.launches) == (None, 7)
     (row,) = Measuring(CPU).rows(ATTENTION, "fp32", 0)
@@ -201,7 +204,7 @@ def test_a_lost_gpu_ends_the_run(monkeypatch):
         gpu.lost = True
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    monkeypatch.setattr(problems, "_here", _contenders(sdpa("fatal", fatal), sdpa("innocent")))
+    monkeypatch.setattr(problems, "taking_part", _contenders(sdpa("fatal", fatal), sdpa("innocent")))
     with pytest.raises(GpuLostError, match="fatal left the GPU unusable: RuntimeError: CUDA error") as failure:
         OnGpu().rows(ATTENTION, "fp32", 0)
     assert failure.value.args[1] == "fatal"

@@ -194,8 +194,10 @@ def test_runs_are_added_and_a_broken_off_one_goes_on(tmp_path: Path):
     found = load(out)
     assert len(found.runs) == 1 and len(found.rows) == 6
     Stub.fails = {}
-    assert invoke(*words).exit_code == 0
+    table = tmp_path / "r.csv"
+    assert invoke(*words, "--csv", str(table)).exit_code == 0
     assert len(load(out).runs) == 2 and len(load(out).rows) == 12
+    assert len(table.read_text().splitlines()) == 1 + 6, "the rows of this run"
 
 
 def test_a_lost_gpu_ends_the_run_with_what_was_measured(tmp_path: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,7 @@ class Contender:
         return {package: version(package) or "" for package in self.packages} | self.settings
 
 
-def taking_part(contenders: tuple[Contender, ...], device: torch.device) -> list[Contender]:
+def taking_part(contenders: Sequence[Contender], device: torch.device) -> list[Contender]:
     """Those that there are for this kind of device, ours first."""
     found = [one for one in contenders if device.type in one.devices]
     return sorted(found, key=lambda one: one.name != OURS)
@@ -57,7 +57,6 @@ def compiled(make: Callable[[Any], Run], mode: str) -> Callable[[Any], Run]:
 
     @functools.wraps(make)
     def make_compiled(problem: Any) -> Run:
-        torch._dynamo.reset()
         return torch.compile(make(problem), mode=mode, dynamic=False)
 
     return make_compiled

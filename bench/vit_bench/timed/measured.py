@@ -90,6 +90,9 @@ class Measuring:
 
     def _timed(self, case: Case, dtype: str) -> tuple[list[_Entrant], dict[str, Any], dict[str, str]]:
         """Everyone who could take part, times by name, and the GPU's state under load."""
+        if self.device.type == "cuda":
+            # torch.compile counts the compilations of a function over all cases, and at some number gives up.
+            torch._dynamo.reset()
         try:
             problem = self._problems.of(case, DTYPES[dtype])
             entrants = [self._entered(one, problem) for one in problem.contenders]

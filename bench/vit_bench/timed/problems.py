@@ -16,7 +16,7 @@ from vit_bench.full.parts import worst
 from vit_bench.results import OURS
 from vit_bench.timed import judged
 from vit_bench.timed.attentions import ATTENTIONS
-from vit_bench.timed.contenders import Contender, Run
+from vit_bench.timed.contenders import Contender, Run, taking_part
 from vit_bench.timed.models import MODELS, ModelProblem
 from vit_bench.timed.operators import OPERATORS, Operation
 from vit_bench.timed.reference_model import reference_logits
@@ -99,7 +99,7 @@ class Problems:
             )
             return worst({"logits": found})
 
-        return Problem(_here(MODELS, self.device), problem, judge, whole_passes)
+        return Problem(taking_part(MODELS, self.device), problem, judge, whole_passes)
 
     def _kernel(self, case: Case, dtype: torch.dtype) -> Problem:
         ((call, _),) = launcher_calls(case, dtype)
@@ -112,16 +112,14 @@ class Problems:
             return worst(judged.judge(given, inputs, results, _factor(contender)))
 
         if call.kernel == "attention":
-            return Problem(_here(ATTENTIONS, self.device), tuple(inputs[name] for name in "qkv"), judge, single_kernels)
+            return Problem(
+                taking_part(ATTENTIONS, self.device), tuple(inputs[name] for name in "qkv"), judge, single_kernels
+            )
         operation = Operation(call.kernel, inputs, drawn.options)
         ours = Contender(
             OURS, lambda _: launcher_call(drawn, inputs), ("vit-engine", "triton"), {"weights": "folded"}, ("cuda",)
         )
-        return Problem(_here((ours, *OPERATORS), self.device), operation, judge, single_kernels)
-
-
-def _here(contenders: Sequence[Contender], device: torch.device) -> list[Contender]:
-    return [one for one in contenders if device.type in one.devices]
+        return Problem(taking_part((ours, *OPERATORS), self.device), operation, judge, single_kernels)
 
 
 @torch.no_grad()

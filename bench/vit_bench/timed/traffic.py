@@ -35,7 +35,7 @@ QUOTED = {
     "torch.compile": {
         "launches": 8,
         "activations": 36.0,
-        "quoted for": "timm's ViT-B/16 with PyTorch 2.14: from the project's design notes, not counted in this run",
+        "quoted for": "timm's ViT-B/16 with PyTorch 2.14: from this project's design, not counted in this run",
     }
 }
 
