@@ -50,6 +50,7 @@ def check_all(found: dict[str, list[Any]]) -> None:
             head = bool(case.config and case.config.num_classes)
             one_kernel_mlp = sum(kernel == "mlp_kernel" for kernel, *_ in launches) == 2
             assert len(launches) == 1 + 2 * (4 if one_kernel_mlp else 5) + 1 + head, case
+            assert launches[0][3]["M"] == shape["batch"] * shape["tokens"], case
             assert launches[0][0] == "patch_embed_kernel" and launches[2][0] == "attention_kernel"
         elif case.label == "attention":
             ((kernel, _, _, arguments),) = launches

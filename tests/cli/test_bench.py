@@ -217,7 +217,8 @@ def test_what_compiles_leaves_the_interpreter(monkeypatch: pytest.MonkeyPatch):
     words = ["kernels", "--model", "vit_tiny*", "--batch", "8", "--dtype", "fp16", "--only", "*/qkv", "--gpu", "a100"]
     words += ["--out", "r.json", "--csv", "r.csv", "--resume"]
     assert invoke(*words).exit_code == 7 and seen == [["bench", *words]]
-    assert invoke("model", "--only", TINY).exit_code == 0 and len(seen) == 1, "PyTorch's operators are not Triton's"
+    assert invoke("attention").exit_code == 7 and seen[1] == ["bench", "attention"], "compiled where no GPU is"
+    assert invoke("model", "--only", TINY).exit_code == 0 and len(seen) == 2, "PyTorch's operators are not Triton's"
 
 
 def test_a_terminated_command_keeps_what_was_measured(tmp_path: Path):
