@@ -199,10 +199,11 @@ def _rows(name: str) -> list[Row]:
     from vit_bench.results import load
     from vit_bench.timed.compare import rows_of
 
-    path, _, run = name.rpartition("#") if not Path(name).exists() else (name, "", "")
-    path = path or name
+    path, run = name, ""
+    if "#" in name and not Path(name).exists():
+        path, _, run = name.rpartition("#")
     try:
-        return rows_of(load(Path(path)), int(run) if run and path != name else None)
+        return rows_of(load(Path(path)), int(run) if run else None)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
 
