@@ -9,7 +9,7 @@ GENERATIONS = 80 86 89 90 100 120
 # Emulated outranks sanitized, so only the other generations need it.
 SANITIZED ?= $(if $(DRIVER),$(filter-out $(EMULATED),$(GENERATIONS)),$(GENERATIONS))
 
-.PHONY: check lint test slow sanitize nightly mutants matrix matrix-quick evidence executed table dropin host-cost bench
+.PHONY: check lint test slow sanitize nightly mutants matrix matrix-quick evidence executed table dropin host-cost bench bench-once
 
 check: lint test
 	$(PYTHON) -m vit_bench.support_table --check
@@ -72,5 +72,10 @@ dropin:
 host-cost:
 	$(PYTHON) -m vit_bench.host_cost
 
+# The table of shapes under pytest-benchmark; `vit-engine bench` compares with every baseline that is installed.
 bench:
-	$(PYTHON) -m pytest bench/bench_kernels.py
+	$(PYTHON) -m pytest bench --benchmark-only
+
+# Each of its cases once, without timing: on a CPU those that one can be given.
+bench-once:
+	$(PYTHON) -m pytest bench --benchmark-disable
