@@ -107,9 +107,8 @@ def _measured(row: Row, shares: dict[str, float], ours: Row | None) -> str:
     if row.launches:
         parts.append(f"{row.launches} launches")
     if ours is not None and ours is not row and ours.seconds is not None:
-        beside = verdict(ours.seconds, spread)
-        ratio = spread.median / ours.seconds.median
-        parts.append(f"{ratio:.2f} of our time: ours is {beside}")
+        ratio = ours.seconds.median / spread.median
+        parts.append(f"ours takes {ratio:.3f} of its time: {verdict(ours.seconds, spread)}")
     return ", ".join(parts)
 
 
