@@ -1,13 +1,12 @@
 """The table of shapes under pytest-benchmark: `pytest bench --benchmark-only`, or once each with `--benchmark-disable`.
 
 A result is compared with the reference before it is timed. With a GPU, ours is timed on it. Without one, what runs is
-the CPU path: models on the `torch` backend, and in place of each kernel PyTorch's operators, which `extra_info` says,
-because that is no time of a kernel. Larger cases than a CPU should be given are skipped with their size.
+the CPU path: models on the `torch` backend, and in place of each kernel PyTorch's operators, in a table of their own
+that says so. Cases that are too large for a CPU are skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,10 +19,17 @@ from vit_bench.timed.shapes import DTYPES, Case, table
 from vit_bench.timed.work import work
 
 MOST_ON_CPU = 5e9  # FLOP of a case
-NOT_A_KERNEL = "PyTorch's operators on the CPU: not a time of a kernel"
 
 GPU = torch.cuda.is_available()
 DTYPE = "bf16" if GPU else "fp32"
+
+
+def group(case: Case) -> str:
+    """What a table of times is of."""
+    if GPU:
+        return f"{case.suite} on {gpu_label(torch.cuda.get_device_name())}, {DTYPE}"
+    what = "models, backend torch" if case.suite == "model" else "PyTorch's operators: these are no times of kernels"
+    return f"{what}; {cpu_label()}, {DTYPE}"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def problems() -> Problems:
 
 @pytest.mark.parametrize("case", table(), ids=str)
 @torch.inference_mode()
-def test_time(benchmark: Callable[..., Any], problems: Problems, case: Case) -> None:
+def test_time(benchmark: Any, problems: Problems, case: Case) -> None:
     flops, _ = work(case, DTYPES[DTYPE])
     if not GPU and flops > MOST_ON_CPU:
         pytest.skip(f"more than {MOST_ON_CPU / 1e9:.0f} GFLOP: needs a GPU")  # one line for all of them
@@ -41,15 +47,8 @@ def test_time(benchmark: Callable[..., Any], problems: Problems, case: Case) -> 
     contender = next((one for one in problem.contenders if one.name == OURS), problem.contenders[0])
     run = contender.make(problem.given)
     errors = problem.judge(contender, run)
-    info: dict[str, Any] = benchmark.extra_info  # type: ignore[attr-defined]
-    info |= {
-        "contender": contender.name,
-        "device": gpu_label(torch.cuda.get_device_name()) if GPU else cpu_label(),
-        "dtype": DTYPE,
-        "flops": flops,
-        "what": "" if GPU or case.suite == "model" else NOT_A_KERNEL,
-        **errors,
-    }
+    benchmark.group = group(case)
+    benchmark.extra_info |= {"contender": contender.name, "flops": flops, **errors}
     if GPU:
         benchmark(lambda: (run(), torch.cuda.synchronize()))
     else:
