@@ -38,7 +38,7 @@ def problems() -> Problems:
 
 
 @pytest.mark.parametrize("case", table(), ids=str)
-@torch.inference_mode()
+@torch.no_grad()
 def test_time(benchmark: Any, problems: Problems, case: Case) -> None:
     flops, _ = work(case, DTYPES[DTYPE])
     if not GPU and flops > MOST_ON_CPU:
@@ -46,10 +46,7 @@ def test_time(benchmark: Any, problems: Problems, case: Case) -> None:
     problem = problems.of(case, DTYPES[DTYPE])
     contender = next((one for one in problem.contenders if one.name == OURS), problem.contenders[0])
     run = contender.make(problem.given)
-    errors = problem.judge(contender, run)
     benchmark.group = group(case)
-    benchmark.extra_info |= {"contender": contender.name, "flops": flops, **errors}
-    if GPU:
-        benchmark(lambda: (run(), torch.cuda.synchronize()))
-    else:
-        benchmark(run)
+    with torch.inference_mode():
+        benchmark.extra_info |= {"contender": contender.name, "flops": flops, **problem.judge(contender, run)}
+        benchmark((lambda: (run(), torch.cuda.synchronize())) if GPU else run)
