@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .tables import plain_console, print_table
+from .tables import plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,22 +165,16 @@ def compare_command(first: str, second: str) -> int:
     """Prints what changed from one run to another; 1 if something of ours became slower, 2 for unusable files."""
     from vit_bench.timed.compare import RULE, compare
 
-    console = plain_console()
     try:
         before, after = _rows(first), _rows(second)
         found = compare(before, after)
     except ValueError as error:
         typer.echo(f"vit-engine bench --compare: {error}", err=True)
         return 2
-    print_table(
-        console,
-        f"{first} -> {second}",
-        f"Ratio: after over before. {RULE}",
-        ("case", "contender", "dtype", "before", "after", "ratio", "could be", "", "verdict"),
-        [_changed(change) for change in found.changes],
-        texts=(0, 1, 2, 7, 8),
-    )
-    console.print()
+    typer.echo(f"{first} -> {second}, ratio: after over before. {RULE}\n")
+    for change in found.changes:
+        typer.echo(_changed(change))
+    typer.echo("")
     for change in found.regressions:
         why = f": {change.why}" if change.why else ""
         typer.echo(f"regression: {change.before.case}, {change.before.contender}, {change.ratio:.3f}{why}")
@@ -207,19 +201,12 @@ def _rows(name: str) -> list[Row]:
         raise ValueError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
 
 
-def _changed(change: Change) -> list[str]:
-    before, after = (_shown(row) for row in (change.before, change.after))
-    return [
-        change.before.case,
-        change.before.contender,
-        change.before.dtype,
-        before,
-        after,
-        f"{change.ratio:.3f}",
-        f"{change.lowest:.3f} to {change.highest:.3f}" if change.kind == "measured" else "",
-        change.kind,
-        change.verdict + (f": {change.why}" if change.why else ""),
-    ]
+def _changed(change: Change) -> str:
+    before, after = change.before, change.after
+    spread = f" ({change.lowest:.3f} to {change.highest:.3f})" if change.kind == "measured" else ""
+    found = f"{change.kind}, {change.verdict}" + (f": {change.why}" if change.why else "")
+    times = f"{_shown(before)} -> {_shown(after)}"
+    return f"{before.case}, {before.contender}, {before.dtype}: {times}, {change.ratio:.3f}{spread}, {found}"
 
 
 def _shown(row: Row) -> str:
