@@ -75,7 +75,9 @@ def test_only_ours_can_regress() -> None:
 
 def test_runs_are_named_by_number() -> None:
     results = Results([RUN, RUN, RUN], [ROW, replace(ROW, run=1, case="second")])
-    assert [row.case for row in rows_of(results)] == ["second"], "the last one that has rows"
+    assert rows_of(results) == results.rows
+    (latest,) = compare([ROW, timed(40, 36, 44, run=1)], [ROW]).changes
+    assert latest.ratio == 0.25 and latest.before.run == 1
     assert rows_of(results, 0) == [ROW] and rows_of(results, -3) == [ROW] and rows_of(results, 2) == []
     with pytest.raises(ValueError, match="it has 3 runs, so run must be from -3 to 2; got 3"):
         rows_of(results, 3)

@@ -54,7 +54,7 @@ def bench_command(
     just_list: Annotated[bool, typer.Option("--list", help="Print the names of the cases and run nothing.")] = False,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option("--compare", help="Two results, FILE or FILE#RUN (0 the first, -1 the last run); runs nothing."),
+        typer.Option("--compare", help="Two results: FILE (its latest rows) or FILE#RUN (0, 1, ... or -1, the last)."),
     ] = None,
 ) -> None:
     """Benchmark kernels, whole models and attention, beside every baseline that is installed.

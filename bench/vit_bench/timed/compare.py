@@ -56,15 +56,14 @@ def is_ours(row: Row) -> bool:
 
 
 def rows_of(results: Results, run: int | None = None) -> list[Row]:
-    """The rows of a run of the file, -1 being the last; of the last one that has rows for None.
+    """The rows of a run of the file, -1 being the last; those of all runs for None, of which `compare` takes the latest.
 
     Raises ValueError for a number that no run has, and where there are no rows at all.
     """
     if run is None:
-        last = max((row.run for row in results.rows), default=None)
-        if last is None:
+        if not results.rows:
             raise ValueError("it has no rows")
-        return [row for row in results.rows if row.run == last]
+        return results.rows
     count = len(results.runs)
     if not -count <= run < count:
         raise ValueError(f"it has {count} runs, so run must be from {-count} to {count - 1}; got {run}")
@@ -97,7 +96,7 @@ def change(before: Row, after: Row) -> Change | None:
 
 
 def compare(before: list[Row], after: list[Row]) -> Comparison:
-    """Rows of two runs, paired by what they are about (`Row.key`).
+    """Rows of two runs, paired by what they are about (`Row.key`); of several about the same thing the last counts.
 
     Raises ValueError when no row of one is about the same thing as one of the other: then the runs show nothing.
     """
