@@ -56,7 +56,7 @@ def is_ours(row: Row) -> bool:
 
 
 def rows_of(results: Results, run: int | None = None) -> list[Row]:
-    """The rows of a run of the file, -1 being the last; those of all runs for None, of which `compare` takes the latest.
+    """The rows of a run of the file, -1 being the last; of all runs for None: `compare` takes the latest.
 
     Raises ValueError for a number that no run has, and where there are no rows at all.
     """
