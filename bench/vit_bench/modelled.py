@@ -68,6 +68,16 @@ def checks(device: Device) -> list[tuple[Measured, float]]:
     return [(one, gemm_seconds(one.tile, one.m, one.n, one.k, device) / one.seconds) for one in found]
 
 
+def how_far_off(device: Device) -> str:
+    """A sentence to stand beside modelled times: what the model makes of known times on this GPU; "" where none are."""
+    ratios = sorted(ratio for _, ratio in checks(device))
+    if not ratios:
+        return ""
+    least, most = f"{ratios[0]:.2f}", f"{ratios[-1]:.2f}"
+    times = least if least == most else f"{least} to {most}"
+    return f"Plain Triton GEMMs whose times on {device.name} are known are modelled at {times} times those."
+
+
 def modelled_seconds(
     kernel: str, arguments: Mapping[str, Any], programs: int, num_warps: int, num_stages: int, device: Device
 ) -> float | None:

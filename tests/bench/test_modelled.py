@@ -55,6 +55,14 @@ def test_attention_is_timed_by_what_its_tile_costs():
     assert modelled.modelled_seconds("attention_kernel", arguments, 1, 32, 9, A100) is None, "no such tile"
 
 
+def test_the_model_says_how_far_off_it_is():
+    text = "Plain Triton GEMMs whose times on {} are known are modelled at {} times those."
+    ratios = [f"{ratio:.2f}" for _, ratio in modelled.checks(H100)]
+    assert modelled.how_far_off(H100) == text.format("H100 SXM", f"{min(ratios)} to {max(ratios)}")
+    one = f"{modelled.checks(A100)[0][1]:.2f}"
+    assert modelled.how_far_off(A100) == text.format("A100", one) and modelled.how_far_off(B200) == ""
+
+
 def test_what_has_no_model_says_so():
     assert modelled.modelled_seconds("layer_norm_kernel", {}, 1, 4, 3, H100) is None
     assert modelled.modelled_seconds("linear_kernel", LINEAR, 1, 4, 3, B200) is None

@@ -14,10 +14,12 @@ import pytest
 
 from tests.bench.chromium import needs_chromium, opened
 from tests.bench.report_results import BASE, compiled, results, row, run
+from vit_bench.modelled import how_far_off
 from vit_bench.report import facts
 from vit_bench.report.page import page
 from vit_bench.report.style import DARK, DRAWING, LIGHT, PAPER
 from vit_bench.results import Results
+from vit_kernels.device import A100, H100
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
 
@@ -117,8 +119,9 @@ def test_nothing_modelled_is_called_measured():
     html = page(Results([run()], [compiled(1), compiled(64)]))
     assert "nothing was timed" in html and 'class="rung measured"' not in html and "measured on" not in html
     assert "modelled, H100 SXM" in html and "recorded, H100 SXM" in html
+    assert how_far_off(H100) in html and how_far_off(A100) not in html
     empty = page(Results([run()], [row(source="not run", reason="no GPU")]))
-    assert "Nothing was timed or modelled." in empty and "<figure>" not in empty
+    assert "Nothing was timed or modelled." in empty and "<figure>" not in empty and "modelled at" not in empty
 
 
 def luminance(colour: str) -> float:

@@ -18,6 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.rung import child_environment
+from vit_bench.modelled import how_far_off
 from vit_bench.results import OURS, Ceilings, Results, Row, Run, Spread, load, save
 from vit_bench.timed import ceilings, compiled, machine, measured
 from vit_bench.timed.shapes import Case
@@ -144,7 +145,7 @@ def test_without_a_gpu_models_are_measured_and_the_rest_compiled(tmp_path: Path)
     assert f"{TINY}, fp32, cpu (some, 1 thread): measured" in text
     assert "vit-engine 20.000 ms (19.000 ms to 21.000 ms), 50.0 images/s, 0.05 TFLOP/s, 50% of matmul, 2.5 MB" in text
     assert "ours takes 0.976 of its time: within the noise" in text
-    assert "1 case compiled for H100 SXM. No GPU is used and nothing is timed" in text
+    assert "1 case compiled for H100 SXM. No GPU is used and nothing is timed" in text and how_far_off(H100) in text
     assert f"{names[1]}, bf16, H100 SXM: compiled only, modelled" in text
     assert "168 registers, 0 B spilled, 64 of 227 KiB shared, epilogue 7.2 slots/output; bound 2.00 us (memory)" in text
     assert "modelled 3.50 us" in text

@@ -16,12 +16,14 @@ from tests.bench import child
 from tests.bench.test_profiling_model import figures
 from tests.rung import RUNG
 from vit_bench import results
+from vit_bench.modelled import how_far_off
 from vit_bench.profiling import attention, attention_gpu, model, model_gpu, runs
 from vit_bench.profiling.model import Step
 from vit_bench.results import OURS, Row, Spread
 from vit_bench.timed.contenders import Contender
 from vit_engine.cli import inspect
 from vit_engine.cli.app import app
+from vit_kernels.device import A100
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +94,7 @@ def test_the_table_says_modelled_and_has_the_figures(compiling, monkeypatch):
     at = [second.index(f"3 197 {heads} 2.0") for heads in (6, 8, 12)]
     assert at == sorted(at)
     assert "Not run: PyTorch SDPA, PyTorch SDPA, flash" in printed and "times are measured on a GPU only" in printed
+    assert how_far_off(A100) in printed
 
 
 def test_runs_are_added_to_a_file(compiling, monkeypatch, tmp_path):
@@ -105,14 +108,16 @@ def test_runs_are_added_to_a_file(compiling, monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
-def test_where_there_is_no_model_nothing_is_called_modelled(compiling, monkeypatch):
+@pytest.mark.parametrize(("gpu", "name"), [("b200", "B200"), ("h100", "H100 SXM")])
+def test_where_there_is_no_model_nothing_is_called_modelled(gpu, name, compiling, monkeypatch):
     def bound(*arguments: Any) -> Any:
         return (replace(row, modelled_s=None) for row in compiled(*arguments))
 
     monkeypatch.setattr(attention, "compiled_rows", bound)
-    printed = invoke("attention", "--tokens", "64", "--heads", "12", "--gpu", "b200")
-    assert "bound by datasheet, neither modelled nor measured: B200" in printed
-    assert "us, modelled" not in printed and "TFLOP/s of peak" not in printed and "256 64 12 1.0 64x32 12" in printed
+    printed = invoke("attention", "--tokens", "64", "--heads", "12", "--gpu", gpu)
+    assert f"bound by datasheet, neither modelled nor measured: {name}" in printed
+    assert all(words not in printed for words in ("modelled at", "us, modelled", "TFLOP/s of peak"))
+    assert "256 64 12 1.0 64x32 12" in printed
 
 
 def step(label: str, block: int | None, start: float, seconds: float) -> Step:

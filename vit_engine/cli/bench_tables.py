@@ -45,8 +45,13 @@ class Lines:
         label, count = job.measures.label, len(job.steps)
         cases = f"{count} case{'s' * (count != 1)}"
         if is_compiled:
+            from vit_bench.modelled import how_far_off
+            from vit_bench.recording import gpu
+
             self._print(f"{cases} compiled for {label}. No GPU is used and nothing is timed: bounds come from")
             self._print("datasheets, modelled times from the model by which tiles are chosen.")
+            if known := how_far_off(gpu(label)):
+                self._print(known)
             return
         self._print(f"{cases} measured on {label}, each contender's result compared with the reference first.")
         self._print(NOISE_RULE)

@@ -54,6 +54,14 @@ class _Where:
         words = "modelled, not measured" if modelled else "bound by datasheet, neither modelled nor measured"
         return f"{words}: {self.name}"
 
+    def how_far_off(self, modelled: bool) -> str:
+        """What to say of modelled times, if these are."""
+        if self.gpu is not None or not modelled or self.device is None:
+            return ""
+        from vit_bench.modelled import how_far_off
+
+        return how_far_off(self.device)
+
 
 @profile_app.command("attention")
 def attention_command(
@@ -94,8 +102,10 @@ def attention_command(
         ended = True
     from .profile_tables import print_attention
 
-    times = where.times(any(row.modelled_s is not None for row in rows))
+    modelled = any(row.modelled_s is not None for row in rows)
+    times = where.times(modelled)
     print_attention(plain_console(), rows, times, config, _peak(where, dtype))
+    _print_if(where.how_far_off(modelled))
     if trace is not None:
         _write_trace(trace, ranges(rows), times, {"model": model, "dtype": dtype})
     _write(rows, where, out, csv)
@@ -132,11 +142,18 @@ def model_command(
         from vit_bench.profiling.model_gpu import measured
 
         steps, forward = measured(model, where.gpu, batch, dtype)
-    times = where.times(any(step.figures is not None and step.figures.modelled_s is not None for step in steps))
+    modelled = any(step.figures is not None and step.figures.modelled_s is not None for step in steps)
+    times = where.times(modelled)
     print_model(plain_console(), planning.shares(steps), f"{model}, batch {batch}, {dtype}; {times}", forward)
+    _print_if(where.how_far_off(modelled))
     if trace is not None:
         _write_trace(trace, planning.ranges(steps), times, {"model": model, "batch": batch, "dtype": dtype})
     _write([planning.row(steps, where.name, model, batch, dtype, forward)], where, out, csv)
+
+
+def _print_if(line: str) -> None:
+    if line:
+        typer.echo(line)
 
 
 def _begin(context: typer.Context, model: str, dtype: str, gpu: str) -> tuple[_Where, ViTConfig]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
+from vit_bench.modelled import CLOCKS, how_far_off
 from vit_bench.profiling.times import evidence_of, seconds_of
 from vit_bench.report.data import Book, Item, Section, Table, rank
 from vit_bench.report.draw_bars import bars, strips
@@ -36,7 +37,7 @@ def page(results: Results) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{PAGE}</style>\n</head>\n<body>\n{_HATCH}\n"
         f"<header><h1>{escape(title)}</h1><p>{escape(_lead(book))}</p>{_cards(book)}<nav>{links}</nav></header>\n"
-        f"<main>\n{body}\n</main>\n<footer>{escape(_FOOT)}</footer>\n</body>\n</html>\n"
+        f"<main>\n{body}\n</main>\n<footer>{escape(_foot(book))}</footer>\n</body>\n</html>\n"
     )
 
 
@@ -45,6 +46,12 @@ _FOOT = (
     "over the clock under load, of compiled code that was not executed. Bound: the least time that the datasheet's "
     "arithmetic and memory allow."
 )
+
+
+def _foot(book: Book) -> str:
+    """What the words mean, and how far the model is off on the GPUs of modelled times."""
+    modelled = {row.device for row in book.rows if evidence_of(row) == "modelled"}
+    return " ".join([_FOOT, *(how_far_off(device) for device in CLOCKS if device.name in modelled)])
 
 
 def _subject(book: Book) -> str:
