@@ -92,10 +92,10 @@ def test_grids_of_the_largest_inputs_stay_within_the_hardware(name: str, recorde
     assert max(grid[0] for grid in recorded[name]["grids"]) > GRID_LIMITS[1] // 16, "large enough to tell"
 
 
-def test_large_products_go_through_tensor_descriptors(recorded: dict[str, dict[str, Any]]) -> None:
-    """All but the head, in the batch that fills the GPU; none in the small one."""
-    assert recorded["ViT-B, batch 64"]["kernels"].count("linear_tma_kernel") == 4 * 12
-    assert "linear_tma_kernel" not in recorded["ViT-B, batch 1"]["kernels"]
+def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, dict[str, Any]]) -> None:
+    """All but the head's, in the batch that fills the GPU and in the one that leaves most of it idle."""
+    for batch in (1, 64):
+        assert recorded[f"ViT-B, batch {batch}"]["kernels"].count("linear_tma_kernel") == 4 * 12
 
 
 def test_registers_and_layer_scale_add_no_work(recorded: dict[str, dict[str, Any]]) -> None:

@@ -28,6 +28,7 @@ def asked() -> dict[str, list[list[Any]]]:
         import json, torch
         from unittest import mock
         from triton.runtime.jit import JITFunction
+        from vit_bench.inspection import tensors_of
         from vit_bench.plan import model_calls
         from vit_bench.recording import gpu, recording
         from vit_bench.roofline import launch_flops, operand_bytes
@@ -37,8 +38,8 @@ def asked() -> dict[str, list[list[Any]]]:
 
         def note(self, *arguments, grid, warmup, **options):
             named = dict(zip(self.arg_names, arguments)) | {{k: v for k, v in options.items() if k in self.arg_names}}
-            tensors = [v for v in named.values() if isinstance(v, torch.Tensor)]
-            launches.append((self.__name__, launch_flops(self.__name__, named), operand_bytes(tensors)))
+            size = operand_bytes(tensors_of(tuple(named.values())))
+            launches.append((self.__name__, launch_flops(self.__name__, named), size))
 
         def asked(model, batch, **changes):
             found = []

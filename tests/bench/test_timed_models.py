@@ -105,6 +105,7 @@ def test_who_takes_part_where() -> None:
     assert on_gpu == [
         OURS,
         f"{OURS}, CUDA graph",
+        f"{OURS}, timm's model",
         "PyTorch eager",
         "torch.compile, default",
         "torch.compile, max-autotune",
@@ -127,6 +128,20 @@ def test_a_captured_graph_is_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(models, "_vit", lambda *_: Graphed())
     run = models._ours_in_graphs(problem)
     assert run().item() == 3 and Graphed.limit == 1, "two passes were made before"
+
+
+@pytest.mark.interpreted_only
+@torch.inference_mode()
+def test_an_accelerated_model_is_timed_only_if_all_of_it_runs_on_the_kernels() -> None:
+    problem = problem_of(replace(PLAIN, depth=1))
+    small = replace(problem, images=problem.images[:2])
+    logits = models._accelerated_timm(small)()
+    truth, eager = (
+        reference_logits(small.config, small.state, small.images, dtype) for dtype in (torch.float64, torch.float32)
+    )
+    tolerance.check(logits, eager, truth, name="timm's model, accelerated")
+    with pytest.raises(CannotRunError, match=r"does not run on the kernels: .*float64"):
+        models._accelerated_timm(replace(small, images=small.images.double()))
 
 
 class Graphed:

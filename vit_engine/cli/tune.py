@@ -134,7 +134,7 @@ def _print_listed(console: Console, problem: Problem, listed: list[Listed]) -> N
         left = name in ("candidate", "verdict")
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "verdict")
     for one in listed:
-        first = ", modelled best" if one.choice == problem.default else ""
+        first = ", default" if one.choice == problem.default else ""
         columns = (
             "/".join(str(kernel.registers) for kernel in one.kernels),
             "/".join(f"{kernel.spilled} B" for kernel in one.kernels),

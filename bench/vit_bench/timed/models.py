@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from vit_bench.results import OURS
 from vit_bench.timed.contenders import COMPILE_MODES, CannotRunError, Contender, Run, compiled
 from vit_bench.timed.runtimes import onnx_runtime, tensorrt
-from vit_engine import ViT, ViTConfig
+from vit_engine import ViT, ViTConfig, accelerate
 from vit_engine.converters import timm_to_torchvision, timm_to_transformers
+from vit_engine.dropin.api import attached_to
+from vit_engine.dropin.explain import PYTORCH, explanation_of
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ def _torch_backend(problem: ModelProblem) -> Run:
     return lambda: model(problem.images)
 
 
-def _timm(problem: ModelProblem) -> Run:
+def _timm_model(problem: ModelProblem) -> Any:
     from timm.models.vision_transformer import VisionTransformer
 
     config = problem.config
-    model = problem.ready(
+    return problem.ready(
         VisionTransformer(
             img_size=config.image_hw,
             patch_size=config.patch_hw,  # type: ignore[arg-type]
@@ -77,6 +79,22 @@ def _timm(problem: ModelProblem) -> Run:
             init_values=config.layer_scale,
         )
     )
+
+
+def _timm(problem: ModelProblem) -> Run:
+    model = _timm_model(problem)
+    return lambda: model(problem.images)
+
+
+def _accelerated_timm(problem: ModelProblem) -> Run:
+    """timm's own model behind `accelerate()`: what one line makes of the model that a user has."""
+    model = accelerate(_timm_model(problem))
+    model(problem.images)
+    rows = explanation_of(model, list(attached_to(model))).rows
+    # Its head is a Linear that no one takes over; what was taken over and fell back makes it another model.
+    left = [row for row in rows if row.kernels == PYTORCH and not row.why.endswith("not taken over")]
+    if left:
+        raise CannotRunError(f"{left[0].module} does not run on the kernels: {left[0].why}")
     return lambda: model(problem.images)
 
 
@@ -149,6 +167,13 @@ MODELS = (
     Contender(OURS, _ours, ("vit-engine", "torch"), {"backend": "torch"}, ("cpu",)),
     Contender(
         f"{OURS}, CUDA graph", _ours_in_graphs, ("vit-engine", "torch", "triton"), {"graphs": "set_graphs(1)"}, _GPU
+    ),
+    Contender(
+        f"{OURS}, timm's model",
+        _accelerated_timm,
+        ("vit-engine", "timm", "torch", "triton"),
+        {"by": "accelerate()"},
+        _GPU,
     ),
     Contender("PyTorch eager", _torch_backend, settings={"model": "vit_engine.ViT, backend torch"}, devices=_GPU),
     *(
