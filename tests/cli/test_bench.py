@@ -101,7 +101,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_of_cases_are_listed():
-    result = invoke("model", "--model", "vit_tiny*224", "--batch", "1", "--batch", "8", "--list")
+    result = invoke("model", "--model", "vit_tiny*224", "--batch", "1", "8", "--list")
     assert result.exit_code == 0 and result.output.split() == [TINY, TINY.replace("b1", "b8")]
     assert len(invoke("--list").output.split()) == 606
 
@@ -114,13 +114,15 @@ def test_names_of_cases_are_listed():
         (["--gpu", "h300"], "Invalid value for --gpu: gpu must be one of sm_80"),
         (["--model", "vit_giant"], "Invalid value for --model: 'vit_giant' matches nothing in the table of shapes"),
         (["--batch", "2"], "Invalid value for --batch: 2 matches nothing"),
+        (["--batch", "1", "2"], "Invalid value for --batch: 2 matches nothing"),
+        (["model", "8"], "Invalid value for SUITE: 8: numbers of images belong behind --batch"),
         (["--only", "speed"], "Invalid value for --only: 'speed' matches nothing"),
         (["model", "--only", "kernels/*"], "Invalid value for --only: no case has all that was asked for"),
         (["--resume"], "Invalid value for --resume: there is nothing to go on with"),
         (["--out", "/no/such/folder/r.json"], "Invalid value for --out: /no/such/folder/r.json: its folder does not"),
         (["--csv", "/no/such/folder/r.csv"], "Invalid value for --csv: /no/such/folder/r.csv: its folder does not"),
     ],
-    ids=["suite", "dtype", "gpu", "model", "batch", "only", "nothing", "resume", "out", "csv"],
+    ids=["suite", "dtype", "gpu", "model", "batch", "batches", "stray", "only", "nothing", "resume", "out", "csv"],
 )
 def test_what_cannot_be_meant_is_refused_by_option(words: Sequence[str], message: str):
     result = invoke(*words)

@@ -36,11 +36,14 @@ class _Wanted:
 
 
 def bench_command(
-    suite: Annotated[str, typer.Argument(metavar="[kernels|model|attention]", help="All three by default.")] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SUITE", help="kernels, model, attention, or several; all by default."),
+    ] = None,
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Of the table; * and ? are wildcards. Repeatable, as all lists.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option("--batch", help="Images per call: 1, 8, 64 or 256.")] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", help="Images per call: --batch 1 8 64 256.")] = None,
     dtype: Annotated[
         list[str] | None, typer.Option("--dtype", help="fp32, fp16 or bf16; bf16 by default, fp32 on the CPU.")
     ] = None,
@@ -68,28 +71,35 @@ def bench_command(
         from .bench_tables import compare_command
 
         raise typer.Exit(compare_command(*compare))
-    if suite and suite not in _SUITES:
-        raise typer.BadParameter(f"{suite!r} is not one of {', '.join(_SUITES)}", param_hint="SUITE")
+    suites, more = _taken_apart(words or ())
+    if more and not batch:
+        raise typer.BadParameter(f"{more[0]}: numbers of images belong behind --batch", param_hint="SUITE")
     for one in dtype or ():
         if one not in _DTYPES:
             raise typer.BadParameter(f"{one!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
     if resume and out is None:
         raise typer.BadParameter("there is nothing to go on with: name the results with --out", param_hint="--resume")
-    wanted = _Wanted((suite,) if suite else _SUITES, model or (), batch or (), dtype or (), only or ())
+    wanted = _Wanted(suites or _SUITES, model or (), [*(batch or ()), *more], dtype or (), only or ())
     if just_list:
         _list(wanted)
         return
-    if os.environ.get("TRITON_INTERPRET") and (gpu or suite != "model"):
+    if os.environ.get("TRITON_INTERPRET") and (gpu or set(suites) != {"model"}):
         # Triton decides at its import whether it compiles, and this process may be past that.
-        raise typer.Exit(compile_in_child(["bench", *_words(wanted, suite, gpu, out, csv, resume)]))
+        raise typer.Exit(compile_in_child(["bench", *_words(wanted, gpu, out, csv, resume)]))
     raise typer.Exit(_bench(wanted, gpu, out, csv, resume))
 
 
-def _words(
-    wanted: _Wanted, suite: str, gpu: str, out: Path | None, csv: Path | None, resume: bool
-) -> list[str]:  # fmt: skip
+def _taken_apart(words: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Suites, and numbers of images: the option takes one, and what follows it comes as an argument."""
+    suites, numbers = [word for word in words if word in _SUITES], [word for word in words if word.isdecimal()]
+    if bad := [word for word in words if word not in (*suites, *numbers)]:
+        raise typer.BadParameter(f"{bad[0]!r} is not one of {', '.join(_SUITES)}", param_hint="SUITE")
+    return suites, [int(number) for number in numbers]
+
+
+def _words(wanted: _Wanted, gpu: str, out: Path | None, csv: Path | None, resume: bool) -> list[str]:
     """The command line that was given."""
-    words = [suite] if suite else []
+    words = [*wanted.suites]
     lists = {"--model": wanted.models, "--batch": wanted.batches, "--dtype": wanted.dtypes, "--only": wanted.only}
     for option, values in lists.items():
         words += [word for value in values for word in (option, str(value))]
