@@ -237,6 +237,10 @@ def test_a_forward_pass_on_a_gpu(gpu, monkeypatch, tmp_path):
         (("attention", "--resume"), ("--resume", "--out")),
         (("model", "--model", "vit_bas"), ("--model", "vit_base_patch32_224")),
         (("model", "--gpu", "voodoo"), ("--gpu", "'voodoo'", "H100 SXM")),
+        (("model", "--out", "/no/such/a.json"), ("--out", "/no/such/a.json: its folder does not exist")),
+        (("model", "--trace", "/no/such/a.json"), ("--trace", "its folder does not exist")),
+        (("attention", "--csv", "/no/such/a.csv"), ("--csv", "its folder does not exist")),
+        (("model", "--out", __file__), ("--out", "cannot be read as benchmark results")),
     ],
 )
 def test_wrong_options_are_refused(compiling, words, said):

@@ -86,6 +86,7 @@ def test_without_matplotlib_plots_are_refused_before_anything_is_done(out, tmp_p
         (("--dtype", "fp8"), ("--dtype", "fp32, fp16, bf16")),
         (("--model", "vit_bas"), ("--model", "vit_base_patch32_224")),
         (("--gpu", "voodoo"), ("--gpu", "'voodoo'")),
+        (("--out", "/no/such/page.html"), ("--out", "its folder does not exist")),
     ],
 )
 def test_wrong_options_are_refused(monkeypatch, words, said):

@@ -160,6 +160,7 @@ def _begin(context: typer.Context, model: str, dtype: str, gpu: str) -> tuple[_W
     """Where times come from, and the model; ends here where a child had to do the work."""
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
+    _check_files(context.params)
     if os.environ.get("TRITON_INTERPRET"):
         # Triton decides at its import whether it compiles, and this process may be past that.
         words = [word for name, value in context.params.items() for word in _words(name, value)]
@@ -171,6 +172,22 @@ def _begin(context: typer.Context, model: str, dtype: str, gpu: str) -> tuple[_W
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--model") from error
     return _where(gpu), config
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    """Refuses, before anything is measured, what could not be written afterwards."""
+    from vit_bench.results import load
+
+    for name in ("out", "csv", "trace"):
+        path = options.get(name)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"{path}: its folder does not exist", param_hint=f"--{name}")
+    out = options.get("out")
+    if out is not None and out.exists():
+        try:
+            load(out)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--out") from error
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -32,6 +32,8 @@ def report_command(
     Every figure says whether it was measured or modelled. Without files the page is made from compiled code, bounds and
     modelled times, on any machine.
     """
+    if not out.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
     if plots is not None:
         _need_matplotlib()
     if results:
