@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .device import INTERPRETED, Device
 from .tiles import FP32_RATE, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_block, nearest, tuned_first
@@ -51,6 +51,7 @@ _FLOAT_TILES = (
 _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes beyond it
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
+_EARLY_EPILOGUE = 1000  # the same where all of that was loaded before the product
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
 _SHARED_BYTES_PER_CLOCK = 128
@@ -74,6 +75,21 @@ def resident_programs(tile: GemmTile, itemsize: int, device: Device, operands: i
     registers = min(255, operands * tile.block_m * tile.block_n // threads + 100)
     by_memory = device.shared_memory // (gemm_shared_bytes(tile, itemsize, operands) + 1024)
     return max(1, min(by_memory, _REGISTERS // (threads * registers)))
+
+
+def loads_early(tile: GemmTile, *, gated: bool) -> bool:
+    """Whether the registers hold what the epilogue needs from before the product: 64 sums a thread leave room.
+
+    A small batch waits for data more than for anything else; under the product that wait costs nothing.
+    """
+    return (2 if gated else 1) * tile.block_m * tile.block_n <= 64 * 32 * tile.num_warps
+
+
+def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
+    """How many of the last tiles are shared out as two halves: all beyond a multiple of the SMs, where these are at
+    most half as many. Whole, they would keep so few SMs busy for a whole tile's time; halved, all for half of it."""
+    left_over = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) % sm_count
+    return left_over if tile.tma and tile.block_m >= 128 and 2 * left_over <= sm_count else 0
 
 
 def step_cycles(
@@ -114,22 +130,24 @@ def gemm_cycles(
 ) -> float:
     """Modelled SM cycles of a GEMM [m, k] x [k, n * operands]: waves of tiles times the cycles of a tile.
 
-    The busiest SM computes ceil(tiles / SMs) tiles, as many at a time as it holds. Those share its units: a step takes
-    the longer of all their work and of one program's work and wait; the same goes for what follows the last step.
+    The busiest SM computes ceil(tiles / SMs) tiles, as many at a time as it holds, and last a half (`halved_tiles`).
+    Those at a time share its units: a step takes the longer of all their work and of one program's work and wait; the
+    same goes for what follows the last step.
     """
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
-    busy_sms = min(tiles, device.sm_count)
-    busy = step_cycles(tile, itemsize, device, operands=operands, tf32=tf32, busy_sms=busy_sms)
-    finish = tile.block_m * tile.block_n * _SLOTS / 128
+    halved = halved_tiles(tile, m, n, device.sm_count)
+    busy_sms = min(tiles + halved, device.sm_count)
+    waits = _EARLY_EPILOGUE if tile.tma and loads_early(tile, gated=operands > 1) else _EPILOGUE
 
-    def together(programs: int) -> float:
-        loop = steps * max(programs * busy, busy + _STEP)
-        return loop + max(programs * finish, finish + _EPILOGUE) + _FILL
+    def together(*shapes: GemmTile) -> float:
+        busy = [step_cycles(t, itemsize, device, operands=operands, tf32=tf32, busy_sms=busy_sms) for t in shapes]
+        finish = [t.block_m * t.block_n * _SLOTS / 128 for t in shapes]
+        return steps * max(sum(busy), max(busy) + _STEP) + max(sum(finish), max(finish) + waits) + _FILL
 
-    per_sm = cdiv(tiles, device.sm_count)
     resident = resident_programs(tile, itemsize, device, operands)
-    rounds, rest = divmod(per_sm, resident)
-    return rounds * together(resident) + (together(rest) if rest else 0.0)
+    rounds, rest = divmod(cdiv(tiles - halved, device.sm_count), resident)
+    last = [tile] * rest + [replace(tile, block_m=tile.block_m // 2)] * (halved > 0)
+    return rounds * together(*[tile] * resident) + (together(*last) if last else 0.0)
 
 
 def _interpreted_gemm(m: int, n: int, k: int) -> GemmTile:

@@ -10,11 +10,14 @@ import triton
 import triton.language as tl
 
 from .primitives import (
+    MANY_PARTIALS,
     accumulate,
     activate,
     activate_fast,
     follow,
     grouped_tile,
+    load_moments,
+    merge_loaded,
     merge_moments,
     rounded,
     shift_and_scale,
@@ -51,9 +54,17 @@ def _norm_and_bias(
 
 
 @triton.jit
+def _load_residual(residual_ptr, rows, columns, M, N, stride_rm, stride_rn):
+    keep = (rows < M)[:, None] & (columns < N)[None, :]
+    at = residual_ptr + rows[:, None] * stride_rm + columns[None, :].to(tl.int64) * stride_rn
+    return tl.load(at, mask=keep, other=0.0)
+
+
+@triton.jit
 def _finish(
     acc,  # [BLOCK_M, width]
     up,  # [BLOCK_M, width]; swiglu only
+    residual,  # [BLOCK_M, width]; EARLY only
     shift,  # [BLOCK_M]
     rstd,  # [BLOCK_M]
     rows,  # [BLOCK_M]
@@ -79,6 +90,7 @@ def _finish(
     HAS_RESIDUAL: tl.constexpr,
     EMIT_STATS: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Everything behind the product, and the store; CHUNK columns at a time, because whole rows of a large tile and
     what is computed from them would not fit the registers together."""
@@ -89,15 +101,16 @@ def _finish(
     if WIDTH > CHUNK:
         left, right = _halves(acc)
         up_left, up_right = _halves(up) if GATED else (left, right)
+        residual_left, residual_right = _halves(residual) if EARLY and HAS_RESIDUAL else (left, right)
         _finish(
-            left, up_left, shift, rstd, rows, first_column, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
-            y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRED, ACTIVATION, FAST,
-            HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+            left, up_left, residual_left, shift, rstd, rows, first_column, bias_ptr, column_sum_ptr, scale_ptr,
+            residual_ptr, y_ptr, y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRED, ACTIVATION, FAST,
+            HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK, EARLY,
         )  # fmt: skip
         _finish(
-            right, up_right, shift, rstd, rows, first_column + WIDTH // 2, bias_ptr, column_sum_ptr, scale_ptr,
-            residual_ptr, y_ptr, y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRED,
-            ACTIVATION, FAST, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+            right, up_right, residual_right, shift, rstd, rows, first_column + WIDTH // 2, bias_ptr, column_sum_ptr,
+            scale_ptr, residual_ptr, y_ptr, y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRED,
+            ACTIVATION, FAST, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK, EARLY,
         )  # fmt: skip
     else:
         columns = first_column + tl.arange(0, WIDTH)
@@ -120,8 +133,9 @@ def _finish(
             acc *= scale.to(tl.float32)[None, :]
         keep = keep_rows[:, None] & keep_columns[None, :]
         if HAS_RESIDUAL:
-            at = residual_ptr + rows[:, None] * stride_rm + columns[None, :].to(tl.int64) * stride_rn
-            acc += tl.load(at, mask=keep, other=0.0).to(tl.float32)
+            if not EARLY:
+                residual = _load_residual(residual_ptr, rows, columns, M, N, stride_rm, stride_rn)
+            acc += residual.to(tl.float32)
         y, stored = rounded(acc, y_ptr.dtype.element_ty)
         tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=keep)
         if EMIT_STATS:
@@ -219,16 +233,16 @@ def linear_kernel(
         mean, m2 = merge_moments(stats_ptr, safe_rows, M, K, PARTIALS)
         shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
     _finish(
-        acc, up, shift, rstd, rows, tile_n * BLOCK_N, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
+        acc, up, acc, shift, rstd, rows, tile_n * BLOCK_N, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
         y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, CENTRE, ACTIVATION, FAST, HAS_BIAS,
-        HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+        HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK, EARLY=False,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["M"])
-def linear_tma_kernel(
-    x_desc,  # [M, K] in blocks of [BLOCK_M, BLOCK_K]
-    w_desc,  # [N, K], swiglu [2N, K], in blocks of [BLOCK_N, BLOCK_K]
+@triton.jit
+def _described_tile(
+    x_desc,
+    w_desc,
     bias_ptr,
     stats_ptr,
     column_sum_ptr,
@@ -236,6 +250,8 @@ def linear_tma_kernel(
     residual_ptr,
     y_ptr,
     y_stats_ptr,
+    row,
+    column,
     M,
     N,
     K,
@@ -255,35 +271,104 @@ def linear_tma_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """The tile of y that begins at (row, column). EARLY: what finishes it is loaded before the product, not behind."""
+    GATED: tl.constexpr = ACTIVATION == "swiglu"
+    EARLY_STATS: tl.constexpr = EARLY and NORM != "none" and PARTIALS <= MANY_PARTIALS
+    rows = row.to(tl.int64) + tl.arange(0, BLOCK_M)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up = acc
+    residual = acc
+    if EARLY_STATS:
+        partials = load_moments(stats_ptr, tl.minimum(rows, M - 1), M, PARTIALS)
+    if EARLY and HAS_RESIDUAL:
+        columns = column + tl.arange(0, BLOCK_N)
+        residual = _load_residual(residual_ptr, rows, columns, M, N, stride_rm, stride_rn)
+    for step in range(tiles_over(K, BLOCK_K)):
+        k = step * BLOCK_K
+        x = x_desc.load([row, k])
+        acc = tl.dot(x, w_desc.load([column, k]).T, acc)
+        if GATED:
+            up = tl.dot(x, w_desc.load([N + column, k]).T, up)
+    shift = tl.zeros((BLOCK_M,), tl.float32)
+    rstd = shift
+    if NORM != "none":
+        if EARLY_STATS:
+            mean, m2 = merge_loaded(partials, K, PARTIALS)
+        else:
+            mean, m2 = merge_moments(stats_ptr, tl.minimum(rows, M - 1), M, K, PARTIALS)
+        shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
+    _finish(
+        acc, up, residual, shift, rstd, rows, column, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
+        y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, False, ACTIVATION, FAST, HAS_BIAS,
+        HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK, EARLY,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["M", "halved"])
+def linear_tma_kernel(
+    x_desc,  # [M, K] in blocks of [BLOCK_M, BLOCK_K]
+    x_half_desc,  # the same in blocks of [BLOCK_M / 2, BLOCK_K], HALVES only
+    w_desc,  # [N, K], swiglu [2N, K], in blocks of [BLOCK_N, BLOCK_K]
+    bias_ptr,
+    stats_ptr,
+    column_sum_ptr,
+    scale_ptr,
+    residual_ptr,
+    y_ptr,
+    y_stats_ptr,
+    M,
+    N,
+    K,
+    halved,
+    stride_bias,
+    stride_scale,
+    stride_rm,
+    stride_rn,
+    eps,
+    NORM: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    FAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    EMIT_STATS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
+    HALVES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """This program computes every so-manieth tile of y, as `linear_kernel` would.
 
-    Operands are of 16 bits; what lies past the end of x or of the weights reads as zero.
+    Operands are of 16 bits; what lies past the end of x or of the weights reads as zero. HALVES: the last `halved`
+    tiles are shared out as halves of BLOCK_M / 2 rows, where whole ones would leave SMs without work.
     """
     follow(OVERLAP)
-    GATED: tl.constexpr = ACTIVATION == "swiglu"
-    tiles = tiles_over(M, BLOCK_M) * tiles_over(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):  # type: ignore[reportGeneralTypeIssues]
+    programs = tl.num_programs(0)
+    whole = tiles_over(M, BLOCK_M) * tiles_over(N, BLOCK_N) - halved
+    for tile in tl.range(tl.program_id(0), whole, programs, flatten=not EARLY):  # type: ignore[reportGeneralTypeIssues]
         tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        row = tile_m * BLOCK_M
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        up = acc
-        for k in range(0, K, BLOCK_K):
-            x = x_desc.load([row, k])
-            acc = tl.dot(x, w_desc.load([tile_n * BLOCK_N, k]).T, acc)
-            if GATED:
-                up = tl.dot(x, w_desc.load([N + tile_n * BLOCK_N, k]).T, up)
-        rows = row.to(tl.int64) + tl.arange(0, BLOCK_M)
-        shift = tl.zeros((BLOCK_M,), tl.float32)
-        rstd = shift
-        if NORM != "none":
-            mean, m2 = merge_moments(stats_ptr, tl.minimum(rows, M - 1), M, K, PARTIALS)
-            shift, rstd = shift_and_scale(mean, m2, K, eps, NORM)
-        _finish(
-            acc, up, shift, rstd, rows, tile_n * BLOCK_N, bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr,
-            y_stats_ptr, M, N, stride_bias, stride_scale, stride_rm, stride_rn, NORM, False, ACTIVATION, FAST, HAS_BIAS,
-            HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, CHUNK,
+        _described_tile(
+            x_desc, w_desc, bias_ptr, stats_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr, y_stats_ptr,
+            tile_m * BLOCK_M, tile_n * BLOCK_N, M, N, K, stride_bias, stride_scale, stride_rm, stride_rn, eps,
+            NORM, PARTIALS, ACTIVATION, FAST, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, BLOCK_M, BLOCK_N, BLOCK_K,
+            CHUNK, EARLY,
         )  # fmt: skip
+    if HALVES:
+        # Programs with a whole tile less come first.
+        first = (tl.program_id(0) + programs - whole % programs) % programs
+        for half in range(first, 2 * halved, programs):
+            tile_m, tile_n = grouped_tile(whole + half // 2, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+            _described_tile(
+                x_half_desc, w_desc, bias_ptr, stats_ptr, column_sum_ptr, scale_ptr, residual_ptr, y_ptr, y_stats_ptr,
+                tile_m * BLOCK_M + half % 2 * (BLOCK_M // 2), tile_n * BLOCK_N, M, N, K, stride_bias, stride_scale,
+                stride_rm, stride_rn, eps, NORM, PARTIALS, ACTIVATION, FAST, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
+                EMIT_STATS, BLOCK_M // 2, BLOCK_N, BLOCK_K, CHUNK, EARLY,
+            )  # fmt: skip

@@ -11,6 +11,8 @@ INLINE_ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)
 # Columns that one partial of the row statistics covers. Fixed, so that the format of the statistics does not depend on
 # the tile that produced them; 64 is the narrowest tile of a producing GEMM.
 STATS_COLUMNS = tl.constexpr(64)
+# More partials of a row than this are not loaded at once: they would fill the registers.
+MANY_PARTIALS = tl.constexpr(16)
 
 
 @triton.jit
@@ -192,36 +194,55 @@ def row_moments(values, keep, count, AXIS: tl.constexpr):
 
 
 @triton.jit
+def load_moments(stats_ptr, rows, M, PARTIALS: tl.constexpr):
+    """The partials [2, PARTIALS, M] of the rows, all below M, as a tuple: a mean and an M2 after the other."""
+    at = stats_ptr + rows
+    partials = (tl.load(at), tl.load(at + tl.full((), PARTIALS, tl.int64) * M))
+    for t in tl.static_range(1, PARTIALS):  # type: ignore[reportGeneralTypeIssues]
+        mean = tl.load(at + tl.full((), t, tl.int64) * M)
+        partials += (mean, tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M))
+    return partials
+
+
+@triton.jit
+def merge_loaded(partials, columns, PARTIALS: tl.constexpr):
+    """Mean and M2 of whole rows from what `load_moments` loaded (Chan's formula)."""
+    mean = partials[0]
+    m2 = partials[1]
+    for t in tl.static_range(1, PARTIALS):  # type: ignore[reportGeneralTypeIssues]
+        before = t * STATS_COLUMNS
+        count = STATS_COLUMNS if t < PARTIALS - 1 else columns - before
+        share = count / (before + count)
+        apart = partials[2 * t] - mean
+        mean += apart * share
+        m2 += partials[2 * t + 1] + apart * apart * (before * share)
+    return mean, m2
+
+
+@triton.jit
 def merge_moments(stats_ptr, rows, M, columns, PARTIALS: tl.constexpr):
     """Mean and M2 of whole rows, all below M, from the partials [2, PARTIALS, M] of their columns (Chan's formula).
 
     One partial after the other, each thread for its own rows: a reduction along the partials would go through shared
     memory and five barriers.
     """
+    if PARTIALS <= MANY_PARTIALS:
+        return merge_loaded(load_moments(stats_ptr, rows, M, PARTIALS), columns, PARTIALS)
+    # Eight at a time: with all their loads under way at once, the partials would fill the registers.
     at = stats_ptr + rows
     mean = tl.load(at)
     m2 = tl.load(at + tl.full((), PARTIALS, tl.int64) * M)
-    if PARTIALS <= 16:
-        for t in tl.static_range(1, PARTIALS):  # type: ignore[reportGeneralTypeIssues]
+    for first in range(1, PARTIALS, 8):
+        for i in tl.static_range(8):  # type: ignore[reportGeneralTypeIssues]
+            t = tl.full((), i, tl.int64) + first
+            keep = (rows >= 0) & (t < PARTIALS)
             before = t * STATS_COLUMNS
-            count = STATS_COLUMNS if t < PARTIALS - 1 else columns - before
+            # Past the last partial the count is 0, and nothing is added.
+            count = tl.maximum(tl.minimum(columns - before, STATS_COLUMNS), 0).to(tl.float32)
             share = count / (before + count)
-            apart = tl.load(at + tl.full((), t, tl.int64) * M) - mean
+            apart = tl.load(at + t * M, mask=keep, other=0.0) - mean
             mean += apart * share
-            m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M) + apart * apart * (before * share)
-    else:
-        # Eight at a time: with all their loads under way at once, the partials would fill the registers.
-        for first in range(1, PARTIALS, 8):
-            for i in tl.static_range(8):  # type: ignore[reportGeneralTypeIssues]
-                t = tl.full((), i, tl.int64) + first
-                keep = (rows >= 0) & (t < PARTIALS)
-                before = t * STATS_COLUMNS
-                # Past the last partial the count is 0, and nothing is added.
-                count = tl.maximum(tl.minimum(columns - before, STATS_COLUMNS), 0).to(tl.float32)
-                share = count / (before + count)
-                apart = tl.load(at + t * M, mask=keep, other=0.0) - mean
-                mean += apart * share
-                m2 += tl.load(at + (t + PARTIALS) * M, mask=keep, other=0.0) + apart * apart * (before * share)
+            m2 += tl.load(at + (t + PARTIALS) * M, mask=keep, other=0.0) + apart * apart * (before * share)
     return mean, m2
 
 

@@ -113,6 +113,7 @@ def test_the_smallest_tile(dtype, activation, monkeypatch):
 WALKS = {
     "more programs than tiles": gemm_tiles.GemmTile(64, 128, 32, 4, 2, chunk=64, tma=30),
     "one program": gemm_tiles.GemmTile(64, 128, 32, 4, 2, chunk=64, tma=1),
+    "one program, wide": gemm_tiles.GemmTile(128, 128, 32, 4, 2, chunk=64, tma=1),
     "four programs, narrow": gemm_tiles.GemmTile(64, 64, 64, 4, 2, group_m=1, chunk=64, tma=4),
 }
 
@@ -127,6 +128,36 @@ def test_walks_over_tiles_through_tensor_descriptors(dtype, walk, activation, mo
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)
     judge_stats(stats, y)
+
+
+@sanitize_half
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("halved", [1, 3, 6])
+def test_the_last_tiles_are_shared_out_as_halves(dtype, halved, activation, monkeypatch):
+    """2 x 3 tiles on four programs: of 128 rows, or of 64 for the last ones, one of which lies past the last row."""
+    tile = gemm_tiles.GemmTile(128, 64, 32, 4, 2, chunk=64, tma=4)
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    monkeypatch.setattr(gemm_tiles, "halved_tiles", lambda *a: halved)
+    arguments = draw_linear(Draw(dtype, seed=17), 180, 40, 136, **FULL | {"activation": activation})
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@sanitize_half
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("partials", [16, 17])
+def test_statistics_are_loaded_before_the_product_or_behind_it(dtype, partials, norm, monkeypatch):
+    """Up to 16 partials of a row are loaded early; both merge alike, the last partial of fewer than 64 columns too."""
+    tile = gemm_tiles.GemmTile(64, 64, 64, 4, 2, chunk=64, tma=1)
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    columns = 64 * partials - 8
+    draw = Draw(dtype, seed=partials)
+    producer = draw_linear(draw, 5, 24, columns, residual=True)
+    x, stats = run_linear(producer, emit_stats=True)
+    arguments = draw_linear(draw, 5, columns, 40, norm=norm) | {"x": x}
+    assert stats.shape[1] == partials
+    judge(run_linear(arguments, stats=stats), reference.linear, arguments)
 
 
 @pytest.mark.parametrize("activation", ["none", "swiglu"])

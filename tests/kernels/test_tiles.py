@@ -81,6 +81,39 @@ def test_modelled_time_counts_waves() -> None:
     assert gemm_tiles.gemm_cycles(tile, 128 * H100.sm_count - 100, 128, 768, 2, H100) == full
 
 
+HOPPER_WIDE = gemm_tiles.GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2)
+
+
+@pytest.mark.parametrize(
+    ("tiles_m", "halved"),
+    [(132, 0), (133, 1), (132 + 66, 66), (132 + 67, 0), (5 * 132 + 40, 40), (66, 66), (67, 0), (131, 0)],
+)
+def test_the_last_tiles_are_halved_where_half_the_sms_have_none(tiles_m: int, halved: int) -> None:
+    m = 128 * tiles_m - 3
+    assert gemm_tiles.halved_tiles(HOPPER_WIDE, m, 100, 132) == halved
+    for other in (dataclasses.replace(HOPPER_WIDE, tma=0), dataclasses.replace(HOPPER_WIDE, block_m=64)):
+        assert gemm_tiles.halved_tiles(other, m, 100, 132) == 0
+
+
+def test_modelled_time_of_halved_tiles() -> None:
+    """One tile an SM and a half take as much longer than one as a half's work; more than half take a tile's more."""
+    one, half, two = (
+        gemm_tiles.gemm_cycles(HOPPER_WIDE, 128 * rows, 128, 768, 2, H100) for rows in (132, 132 + 66, 132 + 67)
+    )
+    shorter = dataclasses.replace(HOPPER_WIDE, block_m=64)
+    steps = [gemm_tiles.step_cycles(tile, 2, H100) for tile in (HOPPER_WIDE, shorter)]
+    assert half - one == pytest.approx(12 * (sum(steps) - (steps[0] + 50)))
+    assert one < half < two
+
+
+def test_small_tiles_load_early() -> None:
+    """64 sums a thread leave registers for what the epilogue needs; those of a gate count too."""
+    for rows, columns, gated, early in ((64, 128, False, True), (128, 128, False, False), (64, 128, True, False)):
+        tile = gemm_tiles.GemmTile(rows, columns, 64, 4, 3, tma=1)
+        assert gemm_tiles.loads_early(tile, gated=gated) == early
+        assert gemm_tiles.loads_early(dataclasses.replace(tile, num_warps=8), gated=gated)
+
+
 def test_small_problems_get_small_tiles() -> None:
     small = gemm_tiles.choose_gemm(197, 768, 768, 2, H100)
     large = gemm_tiles.choose_gemm(197 * 256, 3072, 768, 2, H100)
