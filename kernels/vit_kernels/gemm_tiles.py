@@ -10,7 +10,8 @@ from .tiles import FP32_RATE, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_bloc
 
 @dataclass(frozen=True)
 class GemmTile:
-    """One program computes block_m x block_n results in steps of block_k; group_m row tiles share weights in L2.
+    """One program computes block_m x block_n results in steps of block_k; group_m row tiles share weights in L2 (0: all
+    of them, for small batches: with one division less before the first load).
 
     chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
     so many programs an SM walk the tiles (0: through pointers, one program a tile).
@@ -32,8 +33,8 @@ _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 
 # which wait for data more than for anything else.
 _TMA_TILES = (
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
-    GemmTile(64, 128, 128, 4, 3, chunk=64, tma=1),
-    GemmTile(64, 64, 128, 4, 3, chunk=64, tma=2),
+    GemmTile(64, 128, 128, 4, 3, group_m=0, chunk=64, tma=1),
+    GemmTile(64, 64, 128, 4, 3, group_m=0, chunk=64, tma=2),
     *_HALF_TILES,
 )
 # Gated activations sum two products: half the tile, or twice the threads, for the same registers.
@@ -51,7 +52,7 @@ _FLOAT_TILES = (
 _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes beyond it
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
-_EARLY_EPILOGUE = 1000  # the same where all of that was loaded before the product
+_EARLY_EPILOGUE = 2000  # the same where all of that was loaded before the product
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
 _SHARED_BYTES_PER_CLOCK = 128
@@ -85,11 +86,16 @@ def loads_early(tile: GemmTile, *, gated: bool) -> bool:
     return (2 if gated else 1) * tile.block_m * tile.block_n <= 64 * 32 * tile.num_warps
 
 
+def may_halve(tile: GemmTile) -> bool:
+    """Whether a launch with this tile can share out its last tiles as halves: the kernel then holds code for both."""
+    return tile.tma > 0 and tile.block_m >= 128
+
+
 def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
     """How many of the last tiles are shared out as two halves: all beyond a multiple of the SMs, where these are at
     most half as many. Whole, they would keep so few SMs busy for a whole tile's time; halved, all for half of it."""
     left_over = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) % sm_count
-    return left_over if tile.tma and tile.block_m >= 128 and 2 * left_over <= sm_count else 0
+    return left_over if may_halve(tile) and 2 * left_over <= sm_count else 0
 
 
 def step_cycles(

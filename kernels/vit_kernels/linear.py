@@ -165,12 +165,12 @@ def linear(
         }  # fmt: skip
         if tile.tma:
             halved = gemm_tiles.halved_tiles(tile, m, n, device_of(x).sm_count)
-            x_halves = describe(x, tile.block_m // 2, tile.block_k) if halved else None
+            x_halves = describe(x, tile.block_m // 2, tile.block_k) if gemm_tiles.may_halve(tile) else None
             x_blocks, w_blocks = describe(x, tile.block_m, tile.block_k), describe(weight, tile.block_n, tile.block_k)
             launch(
                 x, linear_tma_kernel, min(programs + halved, tile.tma * device_of(x).sm_count),
                 x_blocks, x_halves, w_blocks, *tensors, m, n, k, halved, *strides, eps,
-                EARLY=gemm_tiles.loads_early(tile, gated=gated), HALVES=halved > 0, **constants,
+                EARLY=gemm_tiles.loads_early(tile, gated=gated), HALVES=gemm_tiles.may_halve(tile), **constants,
             )  # fmt: skip
         else:
             launch(

@@ -162,8 +162,11 @@ def tiles_over(n, BLOCK: tl.constexpr):
 
 @triton.jit
 def grouped_tile(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """The (row, column) tile of a program: GROUP_M row tiles at a time, so that the weights they share stay in L2."""
+    """The (row, column) tile of a program: GROUP_M row tiles at a time (0: all), so that the weights they share stay in
+    L2."""
     tiles_m = tiles_over(M, BLOCK_M)
+    if GROUP_M == 0:
+        return pid % tiles_m, pid // tiles_m
     tiles_n = tiles_over(N, BLOCK_N)
     group = pid // (GROUP_M * tiles_n)
     first_m = group * GROUP_M

@@ -31,6 +31,7 @@ def plan(name, batch, device="sm_90", dtype="float16", pixels=None, **changes):
     return {
         "kernels": [launch.kernel for launch in found.launches],
         "grids": [launch.grid for launch in found.launches],
+        "halved": [launch.arguments.get("halved") for launch in found.launches],
         "depth": config.depth,
         "other": found.other_work,
         "codes": len({id(launch.binary) for launch in found.launches}),
@@ -96,6 +97,15 @@ def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, d
     """All but the head's, in the batch that fills the GPU and in the one that leaves most of it idle."""
     for batch in (1, 64):
         assert recorded[f"ViT-B, batch {batch}"]["kernels"].count("linear_tma_kernel") == 4 * 12
+
+
+def test_the_last_tiles_of_a_product_are_halved_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
+    """99 x 18, 6, 24 and 6 tiles on 132 SMs: half an SM's worth is left over, but for fc1, whose tiles come out even."""
+    seen = recorded["ViT-B, batch 64"]
+    block = list(zip(seen["kernels"], seen["halved"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
+    tma = "linear_tma_kernel"
+    assert [launch for launch in block if launch[0] == tma] == [(tma, n, 2 * 132) for n in (66, 66, 0, 66)]
+    assert set(recorded["ViT-B, batch 1"]["halved"]) == {0, None}
 
 
 def test_registers_and_layer_scale_add_no_work(recorded: dict[str, dict[str, Any]]) -> None:

@@ -112,7 +112,7 @@ def test_the_smallest_tile(dtype, activation, monkeypatch):
 
 WALKS = {
     "more programs than tiles": gemm_tiles.GemmTile(64, 128, 32, 4, 2, chunk=64, tma=30),
-    "one program": gemm_tiles.GemmTile(64, 128, 32, 4, 2, chunk=64, tma=1),
+    "one program, rows in one group": gemm_tiles.GemmTile(64, 128, 32, 4, 2, group_m=0, chunk=64, tma=1),
     "one program, wide": gemm_tiles.GemmTile(128, 128, 32, 4, 2, chunk=64, tma=1),
     "four programs, narrow": gemm_tiles.GemmTile(64, 64, 64, 4, 2, group_m=1, chunk=64, tma=4),
 }

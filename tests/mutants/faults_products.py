@@ -18,7 +18,7 @@ LINEAR = {
     ),
 }
 
-LINEAR_KERNELS = {
+LINEAR_EPILOGUE = {
     "bias-skipped": (MISSING_BIAS, "added = (bias.to(tl.float32) * TIMES)[None, :]", "pass"),
     "gate-bias-for-values": (
         "The value half of swiglu takes the bias of the gate.",
@@ -37,33 +37,51 @@ LINEAR_KERNELS = {
     ),
     "residual-scaled": (
         "The residual is added before LayerScale instead of after it.",
-        "acc += tl.load(at, mask=keep, other=0.0).to(tl.float32)",
-        "acc += tl.load(at, mask=keep, other=0.0).to(tl.float32) * (scale.to(tl.float32)[None, :] if HAS_SCALE else 1)",
+        "acc += residual.to(tl.float32)",
+        "acc += residual.to(tl.float32) * (scale.to(tl.float32)[None, :] if HAS_SCALE else 1)",
     ),
     "statistics-before-rounding": (
         "Row statistics of values that were never stored: the next norm is off by the rounding of a large offset.",
         "store_partial_moments(y_stats_ptr, stored,",
         "store_partial_moments(y_stats_ptr, acc,",
     ),
+    "right-half-over-the-left": (
+        "Both halves of a tile are finished as the left one.",
+        "right, up_right, residual_right, shift, rstd, rows, first_column + WIDTH // 2,",
+        "right, up_right, residual_right, shift, rstd, rows, first_column,",
+    ),
+    "early-residual-of-the-left-half": (
+        "What was loaded before the product is the left half of the residual for both halves of a tile.",
+        "right, up_right, residual_right,",
+        "right, up_right, residual_left,",
+    ),
+}
+
+LINEAR_KERNELS = {
     "int32-weight-offset": (
         "The row of a weight larger than 2^31 elements wraps.",
         "safe_columns = tl.minimum(columns, N - 1).to(tl.int64)",
         "safe_columns = tl.minimum(columns, N - 1)",
     ),
-    "right-half-over-the-left": (
-        "Both halves of a tile are finished as the left one.",
-        "right, up_right, shift, rstd, rows, first_column + WIDTH // 2,",
-        "right, up_right, shift, rstd, rows, first_column,",
-    ),
     "walk-leaves-tiles-out": (
         "A program that walks tiles takes too long a stride.",
-        "tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True)",
-        "tl.range(tl.program_id(0), tiles, tl.num_programs(0) + 1, flatten=True)",
+        "tl.range(tl.program_id(0), whole, programs, flatten=not EARLY)",
+        "tl.range(tl.program_id(0), whole, programs + 1, flatten=not EARLY)",
     ),
     "gate-rows-for-values-by-descriptor": (
         "The value half of swiglu is loaded from the rows of the gate.",
-        "w_desc.load([N + tile_n * BLOCK_N, k])",
-        "w_desc.load([tile_n * BLOCK_N, k])",
+        "w_desc.load([N + column, k])",
+        "w_desc.load([column, k])",
+    ),
+    "halves-of-one-tile-alike": (
+        "Both halves of a shared tile compute its upper rows; the lower ones keep what was in memory.",
+        "tile_m * BLOCK_M + half % 2 * (BLOCK_M // 2)",
+        "tile_m * BLOCK_M",
+    ),
+    "halves-begin-at-the-wrong-program": (
+        "Programs take up the halves where they would have taken up the next whole tile: some are left out.",
+        "first = (tl.program_id(0) + programs - whole % programs) % programs",
+        "first = tl.program_id(0) + whole % programs",
     ),
 }
 
@@ -192,8 +210,8 @@ PRIMITIVES = {
     ),
     "partials-merged-without-their-distance": (
         "As in the norm.",
-        "m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M) + apart * apart * (before * share)",
-        "m2 += tl.load(at + tl.full((), PARTIALS + t, tl.int64) * M)",
+        "m2 += partials[2 * t + 1] + apart * apart * (before * share)",
+        "m2 += partials[2 * t + 1]",
     ),
     "last-of-many-partials-counted-as-whole": (
         "As above, where partials are merged in groups.",
@@ -243,6 +261,7 @@ FOLDING = {
 
 FAULTS = {
     "kernels/vit_kernels/linear.py": LINEAR,
+    "kernels/vit_kernels/linear_epilogue.py": LINEAR_EPILOGUE,
     "kernels/vit_kernels/linear_kernels.py": LINEAR_KERNELS,
     "kernels/vit_kernels/mlp.py": MLP,
     "kernels/vit_kernels/norm.py": NORM,

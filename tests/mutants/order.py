@@ -27,6 +27,9 @@ QUICK: dict[str, tuple[str, ...]] = {
         f"{KERNELS}/test_linear.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
     ),
+    "linear_epilogue": (
+        f"{KERNELS}/test_linear.py", f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
+    ),
     "linear_kernels": (
         f"{KERNELS}/test_linear.py", f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
     ),
