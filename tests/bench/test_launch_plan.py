@@ -100,7 +100,7 @@ def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, d
 
 
 def test_the_last_tiles_of_a_product_are_halved_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
-    """99 x 18, 6, 24 and 6 tiles on 132 SMs: half an SM's worth is left over, but for fc1, whose tiles come out even."""
+    """99 x 18, 6, 24 and 6 tiles on 132 SMs: 66 are left over, but for fc1, whose tiles come out even."""
     seen = recorded["ViT-B, batch 64"]
     block = list(zip(seen["kernels"], seen["halved"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
     tma = "linear_tma_kernel"
