@@ -247,8 +247,10 @@ def test_a_dry_run_lists_registers_spills_shared_memory_and_cycles():
     assert "nothing was run, verified or timed" in text
     assert any(line.startswith("linear (projection): m=394 n=768 k=768") for line in lines)
     spilling, large, pytorch = (next(line for line in lines if line.startswith(name)) for name in ROWS)
-    default = next(line for line in lines if ", default" in line)
+    default = lines[lines.index(spilling) - 2]
     assert " 0 B " in default and "KiB" in default and default.endswith("fits")
+    assert lines[lines.index(spilling) - 1].endswith(", default"), "the long name of the default goes on in a line"
     assert " 144.0 KiB " in spilling and "spills" in text and " 0 B " not in spilling
     assert "OutOfResources" in large and "fits" not in large
+    assert "Required: 245760" in " ".join(lines), "no word of a verdict is folded in two"
     assert pytorch == "PyTorch fits"

@@ -131,8 +131,10 @@ def _print_listed(console: Console, problem: Problem, listed: list[Listed]) -> N
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("candidate", "registers", "spilled", "shared memory", "cycles", "verdict"):
-        left = name in ("candidate", "verdict")
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "verdict")
+        text = name in ("candidate", "verdict")
+        # A verdict can be a sentence: long names of candidates wrap before it is folded to syllables.
+        least = 26 if name == "verdict" else None
+        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text, min_width=least)
     for one in listed:
         first = ", default" if one.choice == problem.default else ""
         columns = (
