@@ -306,6 +306,15 @@ def test_candidates_are_the_tables_the_modelled_choice_first_and_pytorch(kernel)
     assert (len(wide) > 2 * len(found)) == (kernel in ("linear", "attention", "mlp", "patch_embed"))
 
 
+def test_tiles_that_the_model_cannot_tell_from_others_are_measured():
+    assert set(gemm_tiles.TO_MEASURE) <= set(candidates(small("linear")))
+    chosen = {
+        gemm_tiles.choose_gemm(197 * batch, n, k, 2, H100, described=described)
+        for batch in (1, 8, 64, 256) for n, k in ((768, 768), (3072, 768), (768, 3072)) for described in (True, False)
+    }  # fmt: skip
+    assert len(chosen) > 2 and not chosen & set(gemm_tiles.TO_MEASURE)
+
+
 def test_neighbours_differ_in_one_field_and_none_is_impossible():
     tile = gemm_tiles.GemmTile(16, 64, 32, 1, 1, chunk=64)
     near = list(tuning_candidates._near(tile))
