@@ -15,6 +15,7 @@ from typing import Any
 from vit_kernels.attention_tiles import AttentionTile, attention_cycles
 from vit_kernels.device import A100, H100, RTX_4090, Device
 from vit_kernels.gemm_tiles import GemmTile, gemm_cycles
+from vit_kernels.mlp_tiles import MlpTile, mlp_cycles
 
 # Clock of an SM while its tensor cores are busy, in Hz. H100: seen in measured GEMMs of this size, where power holds it
 # below its 1.98 GHz. A100: boost clock of the datasheet, less the 2 % that published GEMMs are short of it. RTX 4090:
@@ -83,7 +84,7 @@ def modelled_seconds(
 ) -> float | None:
     """Modelled seconds of one launch in 16 bits, from its grid and its arguments as they were passed.
 
-    None for kernels that multiply no matrices and the one-kernel MLP, and for GPUs whose clock is not known here.
+    None for kernels that multiply no matrices, for tiles without figures, and for GPUs whose clock is not known here.
     """
     a = arguments
     if device not in CLOCKS:
@@ -103,4 +104,8 @@ def modelled_seconds(
         tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, num_stages)
         cycles = attention_cycles(tile, batch * heads, queries, a["keys"], width, device)
         return cycles / clock(device) if cycles < float("inf") else None
+    if kernel == "mlp_kernel" and a["ACTIVATION"] != "swiglu":
+        tile = MlpTile(a["BLOCK_M"], a["BLOCK_H"], num_warps, num_stages)
+        cycles = mlp_cycles(tile, a["M"], a["WIDTH"], a["HIDDEN"], device)
+        return None if cycles is None else cycles / clock(device)
     return None

@@ -2,7 +2,7 @@
 
 For narrow models one kernel does it all, and the hidden features never leave the SM: it is shaped like attention, with
 rows of W1 for keys, an activation for the softmax and columns of W2 for values. Wide models run two fused GEMMs: there
-a tile of fp32 results would not fit the register file.
+a tile of fp32 results would not fit the register file, or leaves so little of it that two GEMMs are faster.
 """
 
 from __future__ import annotations
@@ -253,7 +253,8 @@ def mlp(
 
     norm "layer" or "rms": fc1_weight, column_sum and fc1_bias come from `fold_norm`. stats are the row statistics of x;
     None computes them. Activations, eps and tf32 as in `linear`; the hidden features are rounded to the dtype of x.
-    fused: True for one kernel (D <= 384 only), False for two GEMMs; None lets the tile choice decide from the shape.
+    fused: True for one kernel (D <= 384 only), False for two GEMMs; None lets the tile choice decide: one kernel up to
+    D = 192, where that is faster (see mlp_tiles.py), unless a tuned file knows better.
 
     Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the kernels cannot reach.
     Source: arXiv 2010.11929, equation 3 and appendix; SwiGLU: arXiv 2002.05202, equation 6.

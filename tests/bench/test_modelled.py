@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench.child import run
 from vit_bench import modelled
-from vit_kernels import attention_tiles, gemm_tiles
+from vit_kernels import attention_tiles, gemm_tiles, mlp_tiles
 from vit_kernels.device import A100, B200, H100, RTX_4090
 
 LINEAR = {
@@ -53,6 +53,15 @@ def test_attention_is_timed_by_what_its_tile_costs():
     seconds = modelled.modelled_seconds("attention_kernel", arguments, 1, tile.num_warps, tile.num_stages, A100)
     assert seconds == attention_tiles.attention_cycles(tile, 64 * 12, 197, 197, 64, A100) / 1.38e9
     assert modelled.modelled_seconds("attention_kernel", arguments, 1, 32, 9, A100) is None, "no such tile"
+
+
+def test_the_one_kernel_mlp_is_timed_with_its_tile():
+    arguments = {"M": 12608, "WIDTH": 192, "HIDDEN": 768, "BLOCK_M": 64, "BLOCK_H": 32, "ACTIVATION": "gelu"}
+    seconds = modelled.modelled_seconds("mlp_kernel", arguments, 197, 8, 2, H100)
+    cycles = mlp_tiles.mlp_cycles(mlp_tiles.MlpTile(64, 32, 8, 2), 12608, 192, 768, H100)
+    assert cycles is not None and seconds == cycles / 1.75e9
+    for changes in ({"ACTIVATION": "swiglu"}, {"WIDTH": 384}):
+        assert modelled.modelled_seconds("mlp_kernel", arguments | changes, 197, 8, 2, H100) is None
 
 
 def test_the_model_says_how_far_off_it_is():

@@ -58,12 +58,24 @@ def test_attention_tiles_fit(
 @DEVICES
 @pytest.mark.parametrize("width", [1, 16, 64, 192, 384])
 def test_one_kernel_mlp_fits_or_is_left_out(device: Device, width: int) -> None:
-    tile = mlp_tiles.choose_mlp(10**5, width, 4 * width, 2, device)
+    tile = mlp_tiles.choose_mlp(10**5, width, 4 * width, 2, device, always=True)
     assert tile is not None
     assert mlp_tiles.mlp_shared_bytes(tile, width, 2, 1) <= device.shared_memory
-    assert mlp_tiles.choose_mlp(10**5, 385, 1536, 2, device) is None
+    assert mlp_tiles.choose_mlp(10**5, width, 4 * width, 2, device) == (tile if width <= 192 else None)
+    assert mlp_tiles.choose_mlp(10**5, 385, 1536, 2, device, always=True) is None
     assert mlp_tiles.choose_mlp(10**5, width, 4 * width, 4, device) is None, "fp32 runs two GEMMs"
     assert mlp_tiles.choose_mlp(10**5, width, 4 * width, 4, device, always=True) is not None
+
+
+def test_the_one_kernel_mlp_is_modelled_where_it_was_simulated() -> None:
+    tile = mlp_tiles.MlpTile(64, 32, 8, 2)
+    cycles = [mlp_tiles.mlp_cycles(tile, 64 * 132 * n, 192, 768, H100) for n in (1, 2, 3, 4)]
+    two = 3500 + 24 * 2 * 1380
+    assert cycles == [3500 + 24 * 1760, two, two + 3500 + 24 * 1760, 2 * two]
+    assert mlp_tiles.mlp_cycles(tile, 64 * 132, 192, 768, A100) == 2 * (3500 + 24 * 1730), "one program an SM at a time"
+    older = dataclasses.replace(H100, capability=75)
+    for other in ((mlp_tiles.MlpTile(32, 32, 4, 2), 192, H100), (tile, 384, H100), (tile, 192, older)):
+        assert mlp_tiles.mlp_cycles(other[0], 8448, other[1], 768, other[2]) is None
 
 
 @DEVICES
