@@ -25,7 +25,10 @@ from vit_bench.support_table import replaced
 from vit_engine.config import ViTConfig
 from vit_kernels.device import A100, H100, RTX_4090, Device
 
-MODELS = ("vit_base_patch16_224", "vit_base_patch16_384", "vit_large_patch16_224", "vit_large_patch16_384")
+MODELS = (
+    *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"),
+    *("vit_base_patch16_384", "vit_large_patch16_224", "vit_large_patch16_384"),
+)
 GPUS = (H100, A100, RTX_4090)
 BEGIN = "<!-- modelled table: written by `python -m vit_bench.modelled_table`; do not edit -->"
 END = "<!-- end of modelled table -->"

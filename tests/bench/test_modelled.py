@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from tests.bench.child import run
 from vit_bench import modelled
@@ -62,6 +64,18 @@ def test_the_one_kernel_mlp_is_timed_with_its_tile():
     assert cycles is not None and seconds == cycles / 1.75e9
     for changes in ({"ACTIVATION": "swiglu"}, {"WIDTH": 384}):
         assert modelled.modelled_seconds("mlp_kernel", arguments | changes, 197, 8, 2, H100) is None
+
+
+def test_no_launch_is_modelled_faster_than_its_operands_move():
+    """Attention of short sequences keeps no unit as busy as memory."""
+    q, k, v, o = (torch.empty(256, 64, 12, 64, dtype=torch.bfloat16, device="meta") for _ in range(4))
+    tile = attention_tiles.choose_attention(256 * 12, 64, 64, 64, 2, H100)
+    arguments: dict[str, Any] = {"q_ptr": q, "k_ptr": k, "v_ptr": v, "o_ptr": o, "keys": 64}
+    arguments |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    seconds = modelled.modelled_seconds("attention_kernel", arguments, 1, tile.num_warps, tile.num_stages, H100)
+    moved = 4 * q.numel() * 2 / 3.35e12
+    assert attention_tiles.attention_cycles(tile, 256 * 12, 64, 64, 64, H100) / 1.75e9 < moved
+    assert seconds == pytest.approx(moved)
 
 
 def test_the_model_says_how_far_off_it_is():
