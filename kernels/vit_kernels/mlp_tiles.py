@@ -19,20 +19,25 @@ class MlpTile:
 
 
 MLP_MAX_WIDTH = 384
-# Wider, two products are faster: simulated cycle by cycle on sm_80, 89 and 90, from 7,000 rows on, one kernel takes 0.2
-# to 0.95 of their time at D = 64 and 128, 0.6 to 1.1 at 192, but 1.35 to 1.7 at 256, and 1.6 to 1.9 at 384 (from 12,000
-# rows on). No GPU was measured.
-_FASTER_TO = 192
 TWO_PRODUCTS = "two_products"  # the name of None in tuned files
 
 _HALF_MLP = (MlpTile(64, 32, 8, 2), MlpTile(32, 32, 4, 2), MlpTile(16, 32, 4, 1))
 _FLOAT_MLP = (MlpTile(16, 16, 4, 1),)
+# Before those, by capability: tall tiles where shared memory is large, as every program reads all weights.
+_TALL: dict[int, tuple[MlpTile, ...]] = {
+    80: (MlpTile(128, 32, 8, 3),),
+    86: (),
+    90: (MlpTile(128, 64, 8, 3), MlpTile(128, 32, 8, 3)),
+    120: (),
+}
+# Wider, two products are faster or as fast: simulated cycle by cycle on sm_80, 89 and 90, at 12,608 rows, one kernel
+# takes 0.6 to 0.85 of their time at D = 192, but 1.0 (sm_90) to 1.5 at 256, and 1.2 to 1.8 at 384. No GPU was measured.
+_FASTER_TO = 192
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """Cycles of a program: what a step of 32 hidden features keeps its SM busy, and what it takes alone; resident: so
-    many programs share an SM."""
+    """Cycles of a program: what a step keeps its SM busy, and what it takes alone; resident: so many share an SM."""
 
     resident: int
     step: int
@@ -40,20 +45,21 @@ class _Cost:
 
 
 _START = 3500  # cycles of a program before its first step and behind its last
-# By capability and width, for _HALF_MLP[0]: read off the same simulation.
+# By capability and width, for the first tile there: read off the same simulation.
 _COSTS = {
-    80: {64: _Cost(2, 600, 680), 128: _Cost(2, 1530, 1870), 192: _Cost(1, 1730, 1730)},
-    89: {64: _Cost(2, 1180, 1270), 128: _Cost(2, 2600, 2980), 192: _Cost(1, 3430, 3430)},
-    90: {64: _Cost(3, 560, 840), 128: _Cost(2, 980, 1310), 192: _Cost(2, 1380, 1760)},
+    80: {64: _Cost(2, 1280, 1410), 128: _Cost(1, 2290, 2290), 192: _Cost(1, 3110, 3110)},
+    89: {64: _Cost(2, 1200, 1260), 128: _Cost(2, 2620, 2980), 192: _Cost(1, 3450, 3450)},
+    90: {64: _Cost(2, 1550, 1660), 128: _Cost(1, 2370, 2370), 192: _Cost(1, 3180, 3180)},
 }
 
 
 def mlp_cycles(tile: MlpTile, m: int, width: int, hidden: int, device: Device) -> float | None:
     """Modelled SM cycles of a 16-bit launch without a gate; None where there are no figures."""
     padded = sum(split_width(width, 64))
-    if tile != _HALF_MLP[0] or device.capability < min(_COSTS) or padded not in (64, 128, 192):
+    costs = _COSTS.get(device.capability, {})
+    if padded not in costs or tile != (*nearest(_TALL, device.capability), *_HALF_MLP)[0]:
         return None
-    cost = nearest(_COSTS, device.capability)[padded]
+    cost = costs[padded]
     per_sm = cdiv(cdiv(m, tile.block_m), device.sm_count)
     steps = cdiv(hidden, tile.block_h)
 
@@ -77,7 +83,7 @@ def choose_mlp(
 ) -> MlpTile | None:
     """The one-kernel MLP's tile, or None where two GEMMs serve better.
 
-    Every program reads all weights, so the tallest tile that fits is the best one; with fewer row tiles than SMs the
+    Every program reads all weights, so the tallest tile that fits is the best one; with fewer rows than 64 an SM the
     GEMMs, which also split the columns, keep more of the GPU busy. They also serve better beyond a width of 192, where
     the accumulator leaves no room for a tall tile and a long step, and in fp32, where the registers hold few rows.
     always: whatever serves better, up to a width of 384.
@@ -86,8 +92,8 @@ def choose_mlp(
         return None
     if device == INTERPRETED:
         return MlpTile(interpreted_block(m), interpreted_block(hidden), 4, 1)
-    for tile in _HALF_MLP if itemsize == 2 else _FLOAT_MLP:
+    for tile in (*nearest(_TALL, device.capability), *_HALF_MLP) if itemsize == 2 else _FLOAT_MLP:
         fits = mlp_shared_bytes(tile, width, itemsize, 2 if gated else 1) <= device.shared_memory - 1024
-        if fits and (always or cdiv(m, tile.block_m) >= device.sm_count):
+        if fits and (always or cdiv(m, min(tile.block_m, 64)) >= device.sm_count):
             return tile
     return None

@@ -13,13 +13,14 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .checks import short
 from .device import Device
 
+Entry = TypeVar("Entry")
 # What beside the arguments of a chooser names a problem, as pairs of a name and a value.
 Call = tuple[tuple[str, Hashable], ...]
 
@@ -137,7 +138,7 @@ L2_BYTES_PER_CLOCK = 48
 TENSOR_MEMORY = range(100, 120)
 
 
-def nearest(table: dict[int, int], capability: int) -> int:
+def nearest(table: Mapping[int, Entry], capability: int) -> Entry:
     """The entry of the newest listed GPU that is not newer than this one."""
     return table[max(c for c in table if c <= max(capability, min(table)))]
 

@@ -58,12 +58,12 @@ def test_attention_is_timed_by_what_its_tile_costs():
 
 
 def test_the_one_kernel_mlp_is_timed_with_its_tile():
-    arguments = {"M": 12608, "WIDTH": 192, "HIDDEN": 768, "BLOCK_M": 64, "BLOCK_H": 32, "ACTIVATION": "gelu"}
-    seconds = modelled.modelled_seconds("mlp_kernel", arguments, 197, 8, 2, H100)
-    cycles = mlp_tiles.mlp_cycles(mlp_tiles.MlpTile(64, 32, 8, 2), 12608, 192, 768, H100)
+    arguments = {"M": 12608, "WIDTH": 192, "HIDDEN": 768, "BLOCK_M": 128, "BLOCK_H": 64, "ACTIVATION": "gelu"}
+    seconds = modelled.modelled_seconds("mlp_kernel", arguments, 99, 8, 3, H100)
+    cycles = mlp_tiles.mlp_cycles(mlp_tiles.MlpTile(128, 64, 8, 3), 12608, 192, 768, H100)
     assert cycles is not None and seconds == cycles / 1.75e9
     for changes in ({"ACTIVATION": "swiglu"}, {"WIDTH": 384}):
-        assert modelled.modelled_seconds("mlp_kernel", arguments | changes, 197, 8, 2, H100) is None
+        assert modelled.modelled_seconds("mlp_kernel", arguments | changes, 99, 8, 3, H100) is None
 
 
 def test_no_launch_is_modelled_faster_than_its_operands_move():

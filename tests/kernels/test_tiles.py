@@ -67,14 +67,22 @@ def test_one_kernel_mlp_fits_or_is_left_out(device: Device, width: int) -> None:
     assert mlp_tiles.choose_mlp(10**5, width, 4 * width, 4, device, always=True) is not None
 
 
+def test_the_one_kernel_mlp_takes_tall_tiles_where_shared_memory_is_large() -> None:
+    tiles_of = {device.name: mlp_tiles.choose_mlp(12608, 192, 768, 2, device) for device in KNOWN_DEVICES}
+    assert tiles_of[H100.name] == mlp_tiles.MlpTile(128, 64, 8, 3) and tiles_of[A100.name].block_m == 128  # type: ignore[union-attr]
+    assert tiles_of[RTX_4090.name] == mlp_tiles.MlpTile(64, 32, 8, 2)
+    gated = [mlp_tiles.choose_mlp(12608, 192, 768, 2, device, gated=True) for device in (H100, A100)]
+    assert gated == [mlp_tiles.MlpTile(128, 32, 8, 3), mlp_tiles.MlpTile(64, 32, 8, 2)], "a gate has weights of its own"
+
+
 def test_the_one_kernel_mlp_is_modelled_where_it_was_simulated() -> None:
-    tile = mlp_tiles.MlpTile(64, 32, 8, 2)
-    cycles = [mlp_tiles.mlp_cycles(tile, 64 * 132 * n, 192, 768, H100) for n in (1, 2, 3, 4)]
-    two = 3500 + 24 * 2 * 1380
-    assert cycles == [3500 + 24 * 1760, two, two + 3500 + 24 * 1760, 2 * two]
-    assert mlp_tiles.mlp_cycles(tile, 64 * 132, 192, 768, A100) == 2 * (3500 + 24 * 1730), "one program an SM at a time"
-    older = dataclasses.replace(H100, capability=75)
-    for other in ((mlp_tiles.MlpTile(32, 32, 4, 2), 192, H100), (tile, 384, H100), (tile, 192, older)):
+    tile = mlp_tiles.MlpTile(128, 64, 8, 3)
+    cycles = [mlp_tiles.mlp_cycles(tile, 128 * 132 * n, 64, 256, H100) for n in (1, 2, 3, 4)]
+    two = 3500 + 4 * 2 * 1550
+    assert cycles == [3500 + 4 * 1660, two, two + 3500 + 4 * 1660, 2 * two]
+    assert mlp_tiles.mlp_cycles(tile, 128 * 132 + 1, 192, 768, H100) == 2 * (3500 + 12 * 3180), "one an SM at a time"
+    shorter, successor = mlp_tiles.MlpTile(64, 32, 8, 2), dataclasses.replace(H100, capability=100)
+    for other in ((shorter, 192, H100), (tile, 384, H100), (tile, 192, successor), (tile, 192, A100)):
         assert mlp_tiles.mlp_cycles(other[0], 8448, other[1], 768, other[2]) is None
 
 
