@@ -28,7 +28,7 @@ from .device import device_of
 from .launch import allocate, describable, describe, launch
 from .linear_kernels import linear_kernel, linear_tma_kernel
 from .norm import emitted_stats
-from .primitives import STATS_COLUMNS
+from .primitives import MANY_PARTIALS, STATS_COLUMNS
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
 NORMS = ("none", "layer", "rms")
@@ -164,13 +164,15 @@ def linear(
             "GROUP_M": tile.group_m, "CHUNK": tile.chunk, "num_warps": tile.num_warps, "num_stages": tile.num_stages,
         }  # fmt: skip
         if tile.tma:
-            halved = gemm_tiles.halved_tiles(tile, m, n, device_of(x).sm_count)
-            x_halves = describe(x, tile.block_m // 2, tile.block_k) if gemm_tiles.may_halve(tile) else None
+            # Code for both, and for a loop over many partials, is more than the registers hold.
+            halves = gemm_tiles.may_halve(tile) and partials <= MANY_PARTIALS.value
+            halved = gemm_tiles.halved_tiles(tile, m, n, device_of(x).sm_count) if halves else 0
+            x_halves = describe(x, tile.block_m // 2, tile.block_k) if halves else None
             x_blocks, w_blocks = describe(x, tile.block_m, tile.block_k), describe(weight, tile.block_n, tile.block_k)
             launch(
                 x, linear_tma_kernel, min(programs + halved, tile.tma * device_of(x).sm_count),
                 x_blocks, x_halves, w_blocks, *tensors, m, n, k, halved, *strides, eps,
-                EARLY=gemm_tiles.loads_early(tile, gated=gated), HALVES=gemm_tiles.may_halve(tile), **constants,
+                EARLY=gemm_tiles.loads_early(tile, gated=gated), HALVES=halves, **constants,
             )  # fmt: skip
         else:
             launch(
