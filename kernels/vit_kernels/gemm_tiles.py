@@ -55,8 +55,9 @@ TO_MEASURE = (
 )
 
 # What the model below adds to the work of the units, in cycles of an SM. Set by hand against a cycle-by-cycle
-# simulation of the compiled kernels (665 launches of ViT-B's and ViT-L's GEMMs, 50 to 12,608 rows): on sm_90, 80 and
-# 89 it is 7, 10 and 7 % off on average, and its choice 1, 1 and 2 % slower than the best. No GPU was measured.
+# simulation of the compiled kernels (665 launches of ViT GEMMs, 50 to 12,608 rows, without halved tiles): on
+# sm_90, 80 and 89 it is 6, 10 and 7 % off on average, and its choice 1, 1 and 2 % slower than the best. No GPU was
+# measured.
 _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes beyond it
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
