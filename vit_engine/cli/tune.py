@@ -132,9 +132,8 @@ def _print_listed(console: Console, problem: Problem, listed: list[Listed]) -> N
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("candidate", "registers", "spilled", "shared memory", "cycles", "verdict"):
         text = name in ("candidate", "verdict")
-        # A verdict can be a sentence: long names of candidates wrap before it is folded to syllables.
-        least = 26 if name == "verdict" else None
-        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text, min_width=least)
+        # Names of candidates wrap, too: beside a long one a verdict, which can be a sentence, would fold to syllables.
+        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for one in listed:
         first = ", default" if one.choice == problem.default else ""
         columns = (
