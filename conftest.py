@@ -30,9 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if RUNG == "sanitized":
         # Without it the sanitizer refuses every launch that uses the hardware's tanh.
-        from vit_bench.sanitizer import teach_assembly
+        from vit_bench.sanitizer import teach_assembly, teach_gluon
 
         teach_assembly()
+        teach_gluon()
 
 
 def pytest_report_header() -> str:

@@ -378,6 +378,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
         return Case(kernel, name, _patches(1, size, 16, tile.block_n + 8, 1), {}, STATS)
     if kernel == "linear":
         m, k, n = tile.block_m + 3, 3 * tile.block_k, tile.block_n + 8
+        if tile.roles:
+            # Five tiles in a row, the last one not whole, for programs that walk from one to the next.
+            m, k, n = tile.block_m - 28, 3 * tile.block_k + 8, 5 * tile.block_n - 64
         if gated:
             return Case(
                 kernel,

@@ -19,9 +19,9 @@ import contextlib
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from vit_bench import records
 from vit_bench.cases import Case, cases_for, run_case, tile_case
 from vit_bench.recording import gpu
 from vit_bench.sanitizer import sanitized
-from vit_bench.tile_choices import forced, shipped_choices
+from vit_bench.tile_choices import forced, on_few_sms, shipped_choices
 from vit_engine.config import PRESETS
 from vit_kernels.device import interpreting
 
@@ -48,13 +48,29 @@ def load_driver(name: str) -> Callable[..., AbstractContextManager[Any]]:
     return getattr(importlib.import_module(module), attribute)
 
 
+# Five tiles: three and two of them whole on two SMs, one on each of four with a piece of the fifth.
+WALKED_BY = (2, 4)
+
+
+def _walked(case: Case, tile: Any, sms: int) -> Work:
+    @contextlib.contextmanager
+    def choice() -> Iterator[None]:
+        with forced(case.kernel, tile), on_few_sms(sms):
+            yield
+
+    return replace(case, name=f"{case.name}, on {sms} SMs"), choice()
+
+
 def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Work]:
     """The cases of a kernel, and one per tile that the presets get on this GPU generation."""
     work: list[Work] = [(case, contextlib.nullcontext()) for case in cases_for(kernel)]
     if capability is not None:
         for choice in shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)):
             case = tile_case(kernel, choice.tile, choice.width, choice.gated)
-            work.append((case, forced(kernel, choice.tile)))
+            if getattr(choice.tile, "roles", False):
+                work += [_walked(case, choice.tile, sms) for sms in WALKED_BY]
+            else:
+                work.append((case, forced(kernel, choice.tile)))
     return work
 
 

@@ -238,12 +238,13 @@ def _repeated(kernel: Kernel, arguments: Mapping[str, Any], num_warps: int) -> f
 
 
 def _multiplying_warps(kernel: Kernel, arguments: Mapping[str, Any]) -> int | None:
-    """How many of a warp-specialised kernel's warps multiply, and so hold results: from their share of a trip's FLOP.
+    """How many of a warp-specialised kernel's warps multiply, and so hold results: from their share of a trip's FLOP,
+    in the loop of its whole tiles where others do pieces of tiles.
 
     None where the share gives no whole number, as with a loop that the compiler unrolled.
     """
-    per_warp = {section.flops for section in kernel.main_loops}
-    if len(per_warp) != 1 or not (share := per_warp.pop()):
+    share = max((section.flops for section in kernel.main_loops), default=0)
+    if not share:
         return None
     warps, rest = divmod(trip_flops(arguments), share)
     return warps if not rest and warps % 4 == 0 else None

@@ -107,6 +107,10 @@ def _by_the_tile_choice(
         walk = -(-programs // device.sm_count) if kernel == "linear_tma_kernel" else 0
         tile = GemmTile(*blocks, num_warps, num_stages, a["GROUP_M"], a["CHUNK"], walk)
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, operands=2 if a["ACTIVATION"] == "swiglu" else 1)
+    if kernel == "linear_roles_kernel":
+        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
+        tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
+        return gemm_seconds(tile, a["M"], a["N"], a["K"], device)
     if kernel == "patch_embed_kernel":
         # A product like the others, but for how its rows are gathered. Class and register tokens are no patches.
         patches = a["M"] // a["T"] * (a["T"] - a["PREFIX"])

@@ -98,7 +98,7 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
     """
     a = arguments
     gated = a.get("ACTIVATION") == "swiglu"
-    if kernel in ("linear_kernel", "linear_tma_kernel"):
+    if kernel in ("linear_kernel", "linear_tma_kernel", "linear_roles_kernel"):
         return gemm_flops(a["M"], a["N"] * (2 if gated else 1), a["K"])
     if kernel == "patch_embed_kernel":
         # The class and register tokens of each image are no patches.

@@ -9,11 +9,13 @@ numbers to bf16, and the wait for the launch before, which is over when ttsem be
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 TANH = "tanh.approx.f32 $0, $1;"
 ROUND = "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;"
@@ -48,6 +50,44 @@ def teach_assembly() -> None:
         raise RuntimeError(f"this ttsem keeps its PTX fragments elsewhere ({error}); 0.1.0 is what is known") from error
 
 
+def teach_gluon() -> None:
+    """Let ttsem 0.1.0 run kernels in Gluon. Calling it again changes nothing.
+
+    It knows their operations, roles and barriers among them, but asks every kernel for its Triton IR, of which these
+    have none, and it leaves what was written through a tensor descriptor unwritten.
+    """
+    harness: Any = importlib.import_module("ttsem.harness")
+    sanitize: Any = importlib.import_module("ttsem.sanitize")
+    # `python -m ttsem.sanitize` runs a second copy of that module.
+    running: Any = sys.modules["__main__"]
+    copies = [module for module in (sanitize, running) if getattr(module, "__package__", "") == "ttsem"]
+    try:
+        ir_for_launch, write_back = harness.ir_for_launch, sanitize._write_back
+        flattened, is_descriptor = harness._flat_args, harness._is_descriptor
+    except AttributeError as error:
+        raise RuntimeError(f"this ttsem executes launches elsewhere ({error}); 0.1.0 is what is known") from error
+    if getattr(ir_for_launch, "knows_gluon", False):
+        return
+
+    def ir(record: Any, stage: str, *rest: Any, **options: Any) -> str:
+        gluon = getattr(record.fn, "is_gluon", lambda: False)()
+        return ir_for_launch(record, "ttgir" if gluon else stage, *rest, **options)
+
+    def write(record: Any, execution: Any) -> None:
+        write_back(record, execution)
+        for name, value in record.bound.items():
+            for leaf, described in flattened(name, value):
+                if is_descriptor(described):
+                    storage = torch.empty(0, dtype=torch.uint8).set_(described.base.untyped_storage())
+                    raw = np.ascontiguousarray(execution.buffer(record, leaf)).view(np.uint8).reshape(-1)
+                    storage[: raw.size].copy_(torch.from_numpy(raw.copy()))
+
+    ir.knows_gluon = True  # type: ignore[attr-defined]
+    harness.ir_for_launch = ir
+    for module in copies:
+        module._write_back = write
+
+
 @contextmanager
 def sanitized(capability: int) -> Iterator[None]:
     """Every Triton launch in this block runs under ttsem, compiled for `capability`.
@@ -55,6 +95,7 @@ def sanitized(capability: int) -> Iterator[None]:
     Raises AssertionError at the end when a launch was too large for the race check: it would claim more than was done.
     """
     teach_assembly()
+    teach_gluon()
     sanitize = importlib.import_module("ttsem.sanitize")
     with sanitize.session(cc=capability) as state:
         yield

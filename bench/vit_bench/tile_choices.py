@@ -6,6 +6,8 @@ same, a small case is run with the choice replaced by that tile.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from vit_bench.plan import BATCHES, all_calls
 from vit_bench.recording import recording
 from vit_kernels import attention_tiles, gemm_tiles, mlp_tiles, qk_rope_tiles, tiles
 from vit_kernels.device import Device
+
+# `vit_kernels.linear` is the launcher; this is the module it comes from.
+linear_module = importlib.import_module("vit_kernels.linear")
 
 CHOOSERS = {
     "patch_embed": (gemm_tiles, "choose_patch_embed"),
@@ -68,6 +73,15 @@ def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Seq
             if call.kernel in launchers:
                 call.run()
     return list(found)
+
+
+@contextmanager
+def on_few_sms(count: int) -> Iterator[None]:
+    """The launcher of `linear` believes in a GPU with so many SMs, so that a program has several tiles of a small
+    problem to walk over."""
+    device_of = linear_module.device_of
+    with mock.patch.object(linear_module, "device_of", lambda x: dataclasses.replace(device_of(x), sm_count=count)):
+        yield
 
 
 @contextmanager

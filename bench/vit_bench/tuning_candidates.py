@@ -86,7 +86,8 @@ _NEAR: dict[str, Callable[[int], tuple[int, ...]]] = {
 
 def _near(tile: Any) -> Iterator[Any]:
     for name, values in _NEAR.items():
-        if name in vars(tile):
+        # Where warps have roles, how many there are and what they share out is part of the kernel.
+        if name in vars(tile) and not (getattr(tile, "roles", False) and name != "num_stages"):
             for value in values(getattr(tile, name)):
                 if value > 0 or name == "tma":
                     yield dataclasses.replace(tile, **{name: value})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .device import INTERPRETED, Device
+from .linear_roles_ring import NARROW
 from .tiles import FP32_RATE, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_block, nearest, tuned_first
 
 
@@ -14,7 +15,9 @@ class GemmTile:
     of them, for small batches: with one division less before the first load).
 
     chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
-    so many programs an SM walk the tiles (0: through pointers, one program a tile).
+    so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
+    (`linear_roles`): num_warps of them multiply the upper half of a tile, as many the lower one, and others load;
+    num_stages is the slots of their ring.
     """
 
     block_m: int
@@ -25,13 +28,16 @@ class GemmTile:
     group_m: int = 8
     chunk: int = 256
     tma: int = 0
+    roles: bool = False
 
 
 _SMALL_TILES = (GemmTile(64, 64, 64, 4, 4), GemmTile(32, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4))
 _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 3, chunk=64), *_SMALL_TILES)
 # Two programs an SM, so that one multiplies while the other finishes its tile. The small ones are for small batches,
 # which wait for data more than for anything else.
+_ROLES_TILE = GemmTile(128, 256, 64, 4, 4, tma=1, roles=True)
 _TMA_TILES = (
+    _ROLES_TILE,
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
     GemmTile(64, 128, 128, 4, 3, group_m=0, chunk=64, tma=1),
     GemmTile(64, 64, 128, 4, 3, group_m=0, chunk=64, tma=2),
@@ -64,6 +70,12 @@ _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conve
 _EARLY_EPILOGUE = 2000  # the same where all of that was loaded before the product
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
+# The same where warps have roles, set by hand against a simulation of 13 launches with 384 to 4,096 columns (1 to 9 %
+# off): a step waits for little, once in a launch for the first one, and of what follows the last one this much is left
+# that nobody multiplies under, a quarter of it for a narrow tile.
+_ROLES_STEP = 36
+_ROLES_FILL = 5000
+_ROLES_EPILOGUE = 6000
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
@@ -73,6 +85,9 @@ _REGISTERS = 65536
 def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
     """Shared memory: num_stages slices of x and of one or two weight tiles, and a chunk on its way out."""
     slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
+    if tile.roles:
+        # Twice the vectors that finish a tile, and the barriers. Results leave from the ring.
+        return slices + 2 * (2 * tile.block_m + 3 * tile.block_n) * 4 + 512
     out = tile.block_m * min(tile.chunk, tile.block_n) * itemsize
     return slices + out if tile.tma else slices
 
@@ -97,7 +112,7 @@ def loads_early(tile: GemmTile, *, gated: bool) -> bool:
 
 def may_halve(tile: GemmTile) -> bool:
     """Whether a launch with this tile can share out its last tiles as halves: the kernel then holds code for both."""
-    return tile.tma > 0 and tile.block_m >= 128
+    return tile.tma > 0 and tile.block_m >= 128 and not tile.roles
 
 
 def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
@@ -105,6 +120,31 @@ def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
     most half as many. Whole, they would keep so few SMs busy for a whole tile's time; halved, all for half of it."""
     left_over = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) % sm_count
     return left_over if may_halve(tile) and 2 * left_over <= sm_count else 0
+
+
+def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
+    """With roles, how many of the last tiles are shared out in narrow pieces: all beyond a multiple of the SMs, where
+    each SM then gets one piece at most. Less than one round is not split: other tiles are better there."""
+    rounds, left_over = divmod(cdiv(m, tile.block_m) * cdiv(n, tile.block_n), sm_count)
+    return left_over if rounds and left_over * (tile.block_n // NARROW.value) <= sm_count else 0
+
+
+def may_have_roles(n: int, itemsize: int, device: Device, *, gated: bool, described: bool) -> bool:
+    """Whether `linear_roles_kernel` can compute it: sm_90's instructions, 16 bits, and whole narrow tiles."""
+    return described and 90 <= device.capability < 100 and itemsize == 2 and not gated and n % NARROW.value == 0
+
+
+def _roles_cycles(tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device) -> float:
+    """`gemm_cycles` where warps have roles: the busiest SM does its whole tiles and then its narrow ones."""
+    steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
+    split = split_tiles(tile, m, n, device.sm_count)
+    busy_sms = min(tiles + 3 * split, device.sm_count)
+    cycles = float(_ROLES_FILL)
+    for columns, number in ((tile.block_n, tiles - split), (NARROW.value, split * tile.block_n // NARROW.value)):
+        step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + _ROLES_STEP
+        finish = _ROLES_EPILOGUE * columns / tile.block_n
+        cycles += cdiv(number, device.sm_count) * (steps * step + finish)
+    return cycles
 
 
 def step_cycles(
@@ -149,6 +189,8 @@ def gemm_cycles(
     Those at a time share its units: a step takes the longer of all their work and of one program's work and wait; the
     same goes for what follows the last step.
     """
+    if tile.roles:
+        return _roles_cycles(tile, m, n, k, itemsize, device)
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
     halved = halved_tiles(tile, m, n, device.sm_count)
     busy_sms = min(tiles + halved, device.sm_count)
@@ -183,7 +225,7 @@ def choose_gemm(
 ) -> GemmTile:
     """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated).
 
-    described: x and the weights can be loaded through tensor descriptors.
+    described: x, the weights and a residual can be loaded through tensor descriptors.
     """
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
@@ -198,6 +240,8 @@ def choose_gemm(
         # Rows of y begin anywhere: results are stored one by one, and their addresses fill the registers of large
         # tiles.
         table = _SMALL_TILES
+    if not may_have_roles(n, itemsize, device, gated=gated, described=described):
+        table = tuple(t for t in table if not t.roles)
     candidates = [t for t in table if gemm_shared_bytes(t, itemsize, operands) <= device.shared_memory - 2048]
     return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32))
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton.experimental.gluon import language as gluon_language
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import UnsupportedDeviceError, device_of, interpreting
@@ -130,6 +132,13 @@ def describe(x: torch.Tensor, *block: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), list(block))
 
 
+def describe_in_gluon(x: torch.Tensor, *block: int) -> GluonDescriptor:
+    """The same for a kernel in Gluon, which also wants to know how a block lies in shared memory."""
+    dtype = getattr(gluon_language, str(x.dtype).removeprefix("torch."))
+    layout = gluon_language.NVMMASharedLayout.get_default_for(list(block), dtype)
+    return GluonDescriptor(x, list(x.shape), list(x.stride()), list(block), layout)
+
+
 def describable(x: torch.Tensor) -> bool:
     """Whether the hardware can load blocks of x by a descriptor: elements of the last axis lie side by side, and
     everything else starts at multiples of 16 bytes."""
@@ -138,6 +147,9 @@ def describable(x: torch.Tensor) -> bool:
         and x.data_ptr() % 16 == 0
         and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
     )
+
+
+_DESCRIPTORS = (TensorDescriptor, GluonDescriptor)
 
 
 class _Address(int):
@@ -149,13 +161,13 @@ class _Address(int):
 
 def tensor_behind(argument: object) -> torch.Tensor | None:
     """The tensor that a kernel's argument is, or that it describes; None for everything else."""
-    base = argument.base if isinstance(argument, TensorDescriptor) else argument
+    base = argument.base if isinstance(argument, _DESCRIPTORS) else argument
     return base if isinstance(base, torch.Tensor) else None
 
 
 def at_address(argument: object, address: int) -> object:
     """What takes the place of a tensor, or of the description of one, when the kernel is to work at this address."""
-    if not isinstance(argument, TensorDescriptor):
+    if not isinstance(argument, _DESCRIPTORS):
         return address
     moved = copy.copy(argument)
     moved.base = _Address(address)

@@ -25,8 +25,10 @@ from .checks import (
     check_vector,
 )
 from .device import device_of
-from .launch import allocate, describable, describe, launch
+from .launch import allocate, describable, describe, describe_in_gluon, launch
 from .linear_kernels import linear_kernel, linear_tma_kernel
+from .linear_roles import linear_roles_kernel
+from .linear_roles_ring import NARROW
 from .norm import emitted_stats
 from .primitives import MANY_PARTIALS, STATS_COLUMNS
 
@@ -138,10 +140,10 @@ def linear(
             "linear", x.dtype, norm=norm, partials=partials, activation=activation, bias=bias, layer_scale=layer_scale,
             residual=residual, emit_stats=emit_stats, row_stride=x.stride(0),
         )  # fmt: skip
+        described = describable(x) and describable(weight) and (residual is None or describable(residual))
         tile = gemm_tiles.choose_gemm(
-            m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32,
-            described=describable(x) and describable(weight), call=call,
-        )  # fmt: skip
+            m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32, described=described, call=call
+        )
     if tile is tiles.TORCH:
         y = with_torch.linear(
             x, weight, bias, norm=norm, eps=eps, activation=activation, layer_scale=layer_scale, residual=residual
@@ -163,7 +165,24 @@ def linear(
             "EMIT_STATS": emit_stats, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
             "GROUP_M": tile.group_m, "CHUNK": tile.chunk, "num_warps": tile.num_warps, "num_stages": tile.num_stages,
         }  # fmt: skip
-        if tile.tma:
+        if tile.roles:
+            fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
+            if not fits:
+                raise ValueError(f"a tile whose warps have roles does not fit this problem: {tile}, {m} x {n} x {k}")
+            widths = tile.block_n, NARROW.value
+            weights = [describe_in_gluon(weight, width, tile.block_k) for width in widths]
+            results = [
+                None if t is None else describe_in_gluon(t, tile.block_m // 2, width)
+                for t in (residual, y) for width in widths
+            ]  # fmt: skip
+            del constants["FAST"], constants["CHUNK"]
+            launch(
+                x, linear_roles_kernel, min(programs, device_of(x).sm_count),
+                describe_in_gluon(x, tile.block_m, tile.block_k), *weights, *results, bias, stats, column_sum,
+                layer_scale, y_stats, m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:2],
+                eps, STAGES=tile.num_stages, **constants,
+            )  # fmt: skip
+        elif tile.tma:
             # Code for both, and for a loop over many partials, is more than the registers hold.
             halves = gemm_tiles.may_halve(tile) and partials <= MANY_PARTIALS.value
             halved = gemm_tiles.halved_tiles(tile, m, n, device_of(x).sm_count) if halves else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ def plan(name, batch, device="sm_90", dtype="float16", pixels=None, **changes):
     return {
         "kernels": [launch.kernel for launch in found.launches],
         "grids": [launch.grid for launch in found.launches],
+        "split": [launch.arguments.get("split") for launch in found.launches],
         "halved": [launch.arguments.get("halved") for launch in found.launches],
         "depth": config.depth,
         "other": found.other_work,
@@ -51,8 +53,8 @@ def plans(*calls: str) -> list[dict[str, Any]]:
 
 
 def check(seen: dict[str, Any], block: list[str], tail: list[str]) -> None:
-    # Which of its two kernels `linear` takes is a matter of size.
-    kernels = [kernel.replace("linear_tma_kernel", "linear_kernel") for kernel in seen["kernels"]]
+    # Which of its kernels `linear` takes is a matter of size.
+    kernels = [re.sub("linear_(tma|roles)_kernel", "linear_kernel", kernel) for kernel in seen["kernels"]]
     assert kernels == ["patch_embed_kernel", *block * seen["depth"], *tail]
     assert seen["other"] == [], "something besides the kernels does work on the device"
     for grid in seen["grids"]:
@@ -67,6 +69,7 @@ TAIL = ["layer_norm_kernel", "linear_kernel"]
 
 PLANS = {
     "ViT-B, batch 64": 'plan("vit_base_patch16_224", 64)',
+    "ViT-S, batch 64": 'plan("vit_small_patch16_224", 64, depth=1)',
     "ViT-B, batch 1": 'plan("vit_base_patch16_224", 1)',
     "batch 4096": 'plan("vit_base_patch16_224", 4096, depth=1)',
     "16384 tokens": 'plan("vit_base_patch16_224", 4, pixels=2048, depth=1)',
@@ -96,21 +99,49 @@ def test_grids_of_the_largest_inputs_stay_within_the_hardware(name: str, recorde
 
 def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, dict[str, Any]]) -> None:
     """All but the head's, in the batch that fills the GPU and in the one that leaves most of it idle."""
-    for batch in (1, 64):
-        assert recorded[f"ViT-B, batch {batch}"]["kernels"].count("linear_tma_kernel") == 4 * 12
+    assert recorded["ViT-B, batch 1"]["kernels"].count("linear_tma_kernel") == 4 * 12
+    assert recorded["ViT-B, batch 64"]["kernels"].count("linear_roles_kernel") == 4 * 12
+
+
+def test_the_last_tiles_of_a_product_are_split_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
+    """99 x 9, 3, 12 and 3 tiles on 132 SMs: of the projections', 33 are left over, which make a piece for each."""
+    seen = recorded["ViT-B, batch 64"]
+    block = list(zip(seen["kernels"], seen["split"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
+    roles = "linear_roles_kernel"
+    assert [launch for launch in block if launch[0] == roles] == [(roles, n, 132) for n in (0, 33, 0, 33)]
 
 
 def test_the_last_tiles_of_a_product_are_halved_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
-    """99 x 18, 6, 24 and 6 tiles on 132 SMs: 66 are left over, but for fc1, whose tiles come out even."""
-    seen = recorded["ViT-B, batch 64"]
+    """ViT-S's projections have 99 x 3 tiles for 132 SMs: 33 are left over."""
+    seen = recorded["ViT-S, batch 64"]
     block = list(zip(seen["kernels"], seen["halved"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
     tma = "linear_tma_kernel"
-    assert [launch for launch in block if launch[0] == tma] == [(tma, n, 2 * 132) for n in (66, 66, 0, 66)]
+    assert [launch for launch in block if launch[0] == tma] == [(tma, 33, 2 * 132), (tma, 33, 2 * 132)]
     assert set(recorded["ViT-B, batch 1"]["halved"]) == {0, None}
-    # 129 x 30 and 129 x 40 tiles leave 42 and 12 over, but 20 partial statistics a row take the registers that code for
-    # halves would need; 129 x 10 tiles leave too many over.
-    wide = recorded["1280 wide"]
-    assert [n for kernel, n in zip(wide["kernels"], wide["halved"], strict=True) if kernel == tma] == [0, 0, 0, 0]
+
+
+def test_many_partial_statistics_leave_no_registers_for_halves() -> None:
+    """129 x 30 tiles of 128 x 128 leave 42 over for 132 SMs; up to 16 partials a row they are halved."""
+    seen = run(
+        """
+        import json, torch
+        from vit_bench.recording import gpu, recording
+        from vit_bench.tile_choices import forced
+        from vit_kernels import linear
+        from vit_kernels.gemm_tiles import GemmTile
+
+        def meta(*shape, dtype=torch.bfloat16):
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        with recording(gpu("sm_90"), torch_device="meta", compiles=False) as recorder:
+            with forced("linear", GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2)):
+                for k in (1024, 1280):
+                    stats = meta(2, k // 64, 16448, dtype=torch.float32)
+                    linear(meta(16448, k), meta(3840, k), norm="rms", stats=stats)
+        print(json.dumps([[launch.arguments["HALVES"], launch.arguments["halved"]] for launch in recorder.launches]))
+        """
+    )
+    assert seen == [[True, 42], [False, 0]]
 
 
 def test_registers_and_layer_scale_add_no_work(recorded: dict[str, dict[str, Any]]) -> None:

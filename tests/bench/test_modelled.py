@@ -41,6 +41,15 @@ def test_a_gemm_is_timed_with_the_tile_it_was_launched_with():
     assert seconds("linear_kernel", 2376, M=12608 * 4) > 3 * seconds("linear_kernel", 2376)
 
 
+def test_a_gemm_whose_warps_have_roles_is_timed_with_its_ring():
+    arguments = LINEAR | {"BLOCK_N": 256, "STAGES": 4}
+    seconds = modelled.modelled_seconds("linear_roles_kernel", arguments, 132, 12, 4, H100)
+    tile = gemm_tiles.GemmTile(128, 256, 64, 4, 4, tma=1, roles=True)
+    assert seconds == gemm_tiles.gemm_cycles(tile, 12608, 3072, 768, 2, H100) / 1.75e9
+    without = modelled.modelled_seconds("linear_tma_kernel", LINEAR, 264, 4, 3, H100)
+    assert seconds is not None and without is not None and seconds < without
+
+
 def test_the_stem_is_timed_as_a_product_of_its_patches():
     shape = {"M": 64 * 201, "T": 201, "PREFIX": 5, "N": 768, "K": 768}
     arguments = shape | {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 32}

@@ -58,7 +58,7 @@ def check_all(found: dict[str, list[Any]]) -> None:
             assert (kernel, arguments["q_ptr"], arguments["keys"]) == ("attention_kernel", wanted, shape["tokens"])
         elif case.label in ("qkv", "projection", "head"):
             ((kernel, _, _, arguments),) = launches
-            assert kernel in ("linear_kernel", "linear_tma_kernel")
+            assert kernel in ("linear_kernel", "linear_tma_kernel", "linear_roles_kernel")
             assert arguments == {"M": shape["m"], "N": shape["n"], "K": shape["k"]}, case
 
 

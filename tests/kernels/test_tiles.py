@@ -126,6 +126,49 @@ def test_modelled_time_of_halved_tiles() -> None:
     assert one < half < two
 
 
+ROLES = gemm_tiles.GemmTile(128, 256, 64, 4, 4, tma=1, roles=True)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "split"), [(132, 0), (132 + 33, 33), (132 + 34, 0), (2 * 132 + 1, 1), (33, 0), (131, 0), (7 * 132, 0)]
+)
+def test_the_last_tiles_are_split_where_each_sm_gets_one_piece(tiles: int, split: int) -> None:
+    """Four pieces a tile; a launch that does not fill the SMs once is not split."""
+    assert gemm_tiles.split_tiles(ROLES, 128 * tiles - 100, 256, 132) == split
+    assert gemm_tiles.split_tiles(ROLES, 100, 256 * tiles - 64, 132) == split
+
+
+def test_modelled_time_of_warps_with_roles() -> None:
+    """Every round takes as long; a round of pieces takes as much less as L2 gives their operands out faster."""
+
+    def cycles(tiles: int) -> float:
+        return gemm_tiles.gemm_cycles(ROLES, 128 * tiles, 256, 768, 2, H100)
+
+    one, two, three = (cycles(132 * rounds) for rounds in (1, 2, 3))
+    assert two - one == three - two == 12 * (2 * 128 * 256 * 64 / 4096 + 36) + 6000
+    assert cycles(2 * 132 + 33) - two == pytest.approx(12 * ((128 + 64) * 64 * 2 / 48 + 36) + 1500)
+    assert cycles(2 * 132 + 34) == three and cycles(100) == one
+
+
+def test_large_products_get_warps_with_roles_on_hopper() -> None:
+    """All four of ViT-B's at batch 64; none at batch 1, none in fp32, gated, by pointers, or with 8 columns over."""
+    for n, k in ((2304, 768), (768, 768), (3072, 768), (768, 3072)):
+        assert gemm_tiles.choose_gemm(12608, n, k, 2, H100, described=True).roles
+        assert not gemm_tiles.choose_gemm(197, n, k, 2, H100, described=True).roles
+        for other in ({"described": False}, {"described": True, "gated": True}):
+            assert not gemm_tiles.choose_gemm(12608, n, k, 2, H100, **other).roles
+        assert not gemm_tiles.choose_gemm(12608, n, k, 4, H100, described=True).roles
+        assert not gemm_tiles.choose_gemm(12608, n + 16, k, 2, H100, described=True).roles
+        for device in KNOWN_DEVICES:
+            assert gemm_tiles.choose_gemm(12608, n, k, 2, device, described=True).roles == (device is H100)
+
+
+def test_the_ring_and_the_vectors_fit_shared_memory() -> None:
+    ring, vectors = 4 * (128 + 256) * 64 * 2, 2 * (2 * 128 + 3 * 256) * 4
+    assert ring + vectors < gemm_tiles.gemm_shared_bytes(ROLES, 2) < ring + vectors + 1024
+    assert gemm_tiles.gemm_shared_bytes(ROLES, 2) <= H100.shared_memory
+
+
 def test_small_tiles_load_early() -> None:
     """64 sums a thread leave registers for what the epilogue needs; those of a gate count too."""
     for rows, columns, gated, early in ((64, 128, False, True), (128, 128, False, False), (64, 128, True, False)):

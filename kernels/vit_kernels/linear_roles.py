@@ -1,0 +1,124 @@
+"""The kernel of `linear` for large products on sm_90, in Gluon: its warps have roles.
+
+One warp loads operands, two load the vectors that finish a tile, and two warpgroups multiply, 64 rows of a tile each.
+The two go through the ring of operands one behind the other, so that one multiplies while the other finishes its rows.
+Behind the last step of a tile each of the two gets a slot of the ring for itself: its residual arrives there, and its
+results leave from there.
+
+A barrier's n-th use is waited for by its parity, n & 1. Nobody fills a slot before everybody has let go of it:
+
+    full[slot]   operands of a step, or a residual, have arrived     empty[slot]  who uses them has used them
+    ready[turn]  vectors of a tile have been written                 spent[turn]  both warpgroups have read them
+
+A tile is 128 rows, and a step BLOCK_K = 64 columns: only then is a slot's place for weights that of a result.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
+
+from .linear_roles_load import VECTOR_WARPS, load_operands, load_vectors
+from .linear_roles_multiply import multiply
+from .linear_roles_ring import TURNS, barriers
+from .primitives import follow
+
+# Registers a thread of the second multiplying warpgroup, of the loading warps; the first has what is left, as many as
+# the second.
+_MULTIPLYING = gl.constexpr(224)
+_LOADING = gl.constexpr(56)
+
+
+# One compiled kernel for every number of rows, as `linear_kernel`.
+@gluon.jit(do_not_specialize=["M", "split"])
+def linear_roles_kernel(
+    x_desc,  # [M, K] in blocks of [BLOCK_M, BLOCK_K]
+    w_desc,  # [N, K] in blocks of [BLOCK_N, BLOCK_K]
+    narrow_w_desc,  # [N, K] in blocks of [NARROW, BLOCK_K]
+    residual_desc,  # [M, N] in blocks of [BLOCK_M / 2, BLOCK_N]
+    narrow_residual_desc,  # [M, N] in blocks of [BLOCK_M / 2, NARROW]
+    y_desc,  # as residual_desc
+    narrow_y_desc,  # as narrow_residual_desc
+    bias_ptr,  # [N]
+    stats_ptr,  # [2, partials, M]: row statistics of x
+    column_sum_ptr,  # [N], fp32
+    scale_ptr,  # [N]: LayerScale
+    y_stats_ptr,  # [2, N / 64, M]: row statistics of y
+    M,
+    N,
+    K,
+    split,
+    stride_bias,
+    stride_scale,
+    eps,
+    NORM: gl.constexpr,
+    PARTIALS: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    HAS_BIAS: gl.constexpr,
+    HAS_SCALE: gl.constexpr,
+    HAS_RESIDUAL: gl.constexpr,
+    EMIT_STATS: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    BLOCK_K: gl.constexpr,
+    GROUP_M: gl.constexpr,
+    STAGES: gl.constexpr,
+    OVERLAP: gl.constexpr,
+):
+    """This program computes every so-manieth tile of y, as `linear_kernel` would, and of the last `split` tiles its
+    share in pieces of NARROW columns. Operands are of 16 bits, and N is a multiple of NARROW.
+    """
+    follow(OVERLAP)
+    # Activations are fed half their input: see `activate_fast`.
+    TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
+    FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
+    x_s = gl.allocate_shared_memory(x_desc.dtype, [STAGES, BLOCK_M, BLOCK_K], x_desc.layout)
+    w_s = gl.allocate_shared_memory(w_desc.dtype, [STAGES, BLOCK_N, BLOCK_K], w_desc.layout)
+    ring = (x_s, w_s, barriers(STAGES, 1), barriers(STAGES, 2))
+    vectors = (
+        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_M], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_M], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_N], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_N], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_N], FLOATS),
+    )
+    vector_bars = (barriers(TURNS, 1), barriers(TURNS, 2))
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (
+                multiply,
+                (
+                    0, y_desc, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, M, N, K,
+                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                    HAS_RESIDUAL, EMIT_STATS,
+                ),
+            ),
+            (
+                multiply,
+                (
+                    1, y_desc, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, M, N, K,
+                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                    HAS_RESIDUAL, EMIT_STATS,
+                ),
+            ),
+            (
+                load_operands,
+                (
+                    x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, M, N, K,
+                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, HAS_RESIDUAL,
+                ),
+            ),
+            (
+                load_vectors,
+                (
+                    (bias_ptr, stats_ptr, column_sum_ptr, scale_ptr), vectors, vector_bars, M, N, K, split,
+                    stride_bias, stride_scale, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS, TIMES, HAS_BIAS,
+                    HAS_SCALE,
+                ),
+            ),
+        ],
+        [4, 1, VECTOR_WARPS],
+        [_MULTIPLYING, _LOADING, _LOADING],
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""`linear` with the kernel whose warps have roles. It is in Gluon, which has no interpreter: sanitized, or executed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import pytest
+import torch
+
+from vit_kernels import gemm_tiles, reference, row_stats
+from vit_kernels.gemm_tiles import GemmTile
+
+from ..rung import RUNG
+from ..weights import Draw
+from .common import judge, judge_stats, sanitize_bfloat16, sanitize_half
+from .test_linear import FULL, draw_linear, run_linear
+
+linear_module = importlib.import_module("vit_kernels.linear")
+
+# The columns of half of what the tile choice takes: the sanitizer computes whole tiles, however few rows there are.
+TILE = GemmTile(128, 128, 64, 4, 3, group_m=2, tma=1, roles=True)
+
+compiled_code = pytest.mark.skipif(
+    RUNG == "interpreted" or (RUNG == "executed" and torch.cuda.get_device_capability() != (9, 0)),
+    reason="a kernel in Gluon for sm_90: no interpreter runs it, and no other GPU",
+)
+
+
+@pytest.fixture
+def sms(monkeypatch):
+    """Makes launches take TILE, on a GPU of so many SMs."""
+    device_of = linear_module.device_of
+
+    def pretend(count, tile=TILE):
+        monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+        monkeypatch.setattr(linear_module, "device_of", lambda x: dataclasses.replace(device_of(x), sm_count=count))
+
+    return pretend
+
+
+@compiled_code
+@sanitize_half
+def test_everything_at_once_in_two_tiles_of_one_program(dtype, sms):
+    """Neither rows nor columns nor steps fill the last tile; the second tile's residual comes where the first's results
+    left."""
+    sms(1)
+    arguments = draw_linear(Draw(dtype, seed=41), 70, 72, 192, **FULL)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@compiled_code
+@sanitize_bfloat16
+def test_one_step_a_tile_and_no_vectors(dtype, sms):
+    """The ring goes round with one step and two results a tile: 2 tiles of rows, one program."""
+    sms(1)
+    arguments = draw_linear(Draw(dtype, seed=42), 130, 64, 64)
+    arguments["bias"] = None
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+@compiled_code
+@sanitize_bfloat16
+def test_the_last_tile_is_shared_out_in_narrow_ones(dtype, sms):
+    """3 tiles on 2 SMs: each does one, and then half of the columns of the third."""
+    sms(2)
+    assert gemm_tiles.split_tiles(TILE, 40, 384, 2) == 1
+    arguments = draw_linear(Draw(dtype, seed=43), 40, 64, 384, norm="rms", activation="silu", residual=True)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@compiled_code
+@sanitize_bfloat16
+def test_partial_statistics_of_rows_are_merged(dtype, sms):
+    """Three partials a row, the last of 8 columns, from the kernel itself."""
+    sms(1)
+    draw = Draw(dtype, seed=44)
+    arguments = draw_linear(draw, 20, 136, 64, norm="layer")
+    whole = row_stats(arguments["x"])
+    parts = torch.empty(2, 3, 20, device=whole.device)
+    for t in range(3):
+        parts[:, t : t + 1] = row_stats(arguments["x"][:, 64 * t : 64 * (t + 1)].contiguous())
+    judge(run_linear(arguments, stats=parts), reference.linear, arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"n": 100}, id="columns"),
+        pytest.param({"activation": "swiglu"}, id="gate"),
+        pytest.param({"dtype": torch.float32}, id="dtype"),
+        pytest.param({"k": 70}, id="row pitch"),
+        pytest.param({}, id="gpu"),
+    ],
+)
+def test_a_problem_that_it_cannot_compute_is_refused(change, monkeypatch):
+    """The tile choice never asks for it; a tuned file might."""
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: TILE)
+    device_of, capability = linear_module.device_of, 90 if change else 80
+    monkeypatch.setattr(
+        linear_module, "device_of", lambda x: dataclasses.replace(device_of(x), capability=capability, sm_count=1)
+    )
+    options = {"n": 128, "k": 64, "dtype": torch.float16, "activation": "none"} | change
+    arguments = draw_linear(
+        Draw(options["dtype"], seed=45), 3, options["k"], options["n"], activation=options["activation"]
+    )
+    with pytest.raises(ValueError, match="a tile whose warps have roles does not fit"):
+        run_linear(arguments)
+
