@@ -81,20 +81,21 @@ DRAW = Draw(torch.float16, seed=1)
 
 
 @pytest.mark.parametrize(
-    ("options", "gated"),
+    ("options", "gated", "described"),
     [
-        pytest.param({}, False, id="plain"),
-        pytest.param({"activation": "swiglu"}, True, id="gated"),
-        pytest.param({"residual": True}, False, id="residual"),
-        pytest.param({"emit_stats": True}, False, id="statistics"),
+        pytest.param({}, False, True, id="plain"),
+        pytest.param({"activation": "swiglu"}, True, True, id="gated"),
+        pytest.param({"residual": DRAW.rows(40, 144)}, False, True, id="residual"),
+        pytest.param({"residual": DRAW.rows(40, 145)[:, :144]}, False, False, id="residual whose rows begin anywhere"),
+        pytest.param({"emit_stats": True}, False, True, id="statistics"),
     ],
 )
-def test_linear(launches, choose, options, gated):
+def test_linear(launches, choose, options, gated, described):
     asked = choose("choose_gemm", GEMM)
-    x, weight = DRAW.normal(40, 24), DRAW.weight(140, 24)
-    n = 70 if gated else 140
-    linear(x, weight, **options | ({"residual": DRAW.rows(40, n)} if "residual" in options else {}))
-    options = {"gated": gated, "tf32": False, "described": True}
+    x, weight = DRAW.normal(40, 24), DRAW.weight(144, 24)
+    n = 72 if gated else 144
+    linear(x, weight, **options)
+    options = {"gated": gated, "tf32": False, "described": described}
     assert asked == [(40, n, 24, 2, device_of(x), options)]
     expect(launches[0], "linear_kernel", x, 3 * (2 if gated else 3), EVEN_K=False, FAST=True, **GEMM_CONSTANTS)
 
@@ -330,3 +331,13 @@ def test_a_tape_holds_the_launches_and_memory_of_its_block():
     (launch,) = outer.launches
     assert launch.grid[1:] == (1, 1) and launch.arguments[0] is x and launch.arguments[3] is y is outer.allocated[0]
     assert len(launch.arguments) == len(importlib.import_module("vit_kernels.norm").layer_norm_kernel.arg_names)
+
+
+def test_a_descriptor_for_gluon_names_its_tensor_and_moves_like_the_others():
+    x = torch.zeros(40, 64, dtype=torch.float16)
+    described: Any = launch_module.describe_in_gluon(x, 16, 64)
+    assert described.block_shape == [16, 64] and described.layout.swizzle_byte_width == 128
+    assert launch_module.tensor_behind(described) is x
+    moved: Any = launch_module.at_address(described, 4096)
+    assert moved.base.data_ptr() == 4096 and moved.layout == described.layout and described.base is x
+    assert launch_module.at_address(x, 4096) == 4096
