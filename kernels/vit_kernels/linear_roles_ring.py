@@ -10,6 +10,7 @@ from .primitives import grouped_tile, tiles_over
 
 # Triton 3.9 has only the new names, 3.6 and 3.7 only the old ones.
 load_block = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+_REINTERPRETS = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 store_block = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
 # Vectors are written for one tile while those of the tile before are being read.
@@ -31,7 +32,12 @@ def own_slot(ring, slot, y_desc, WIDTH: gl.constexpr):
     """A slot's place for weights, as that of the results of a warpgroup."""
     x_s, w_s, _, _ = ring
     ROWS: gl.constexpr = x_s.shape[1] // 2
-    return w_s.index(slot)._reinterpret(y_desc.dtype, [ROWS, w_s.shape[1]], y_desc.layout).slice(0, WIDTH, 1)
+    place = w_s.index(slot)
+    if _REINTERPRETS:
+        place = place.reinterpret(y_desc.dtype, [ROWS, w_s.shape[1]], y_desc.layout)
+    else:
+        place = place._reinterpret(y_desc.dtype, [ROWS, w_s.shape[1]], y_desc.layout)
+    return place.slice(0, WIDTH, 1)
 
 
 @gluon.jit

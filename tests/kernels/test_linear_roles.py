@@ -41,11 +41,11 @@ def sms(monkeypatch):
 
 @compiled_code
 @sanitize_half
-def test_everything_at_once_in_two_tiles_of_one_program(dtype, sms):
-    """Neither rows nor columns nor steps fill the last tile; the second tile's residual comes where the first's results
-    left."""
+def test_everything_at_once_in_three_tiles_of_one_program(dtype, sms):
+    """Neither rows nor columns nor steps fill the last tile; residuals come where results left, and vectors where those
+    of two tiles before were."""
     sms(1)
-    arguments = draw_linear(Draw(dtype, seed=41), 70, 72, 192, **FULL)
+    arguments = draw_linear(Draw(dtype, seed=41), 70, 72, 320, **FULL)
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)
     judge_stats(stats, y)
