@@ -55,9 +55,11 @@ MEASURED = (
 )
 
 
-def gemm_seconds(tile: GemmTile, m: int, n: int, k: int, device: Device, *, operands: int = 1) -> float:
+def gemm_seconds(
+    tile: GemmTile, m: int, n: int, k: int, device: Device, *, operands: int = 1, residual: bool = False
+) -> float:
     """Modelled seconds of a 16-bit GEMM [m, k] x [k, n * operands]. Raises ValueError for a GPU without a clock."""
-    return gemm_cycles(tile, m, n, k, 2, device, operands=operands) / clock(device)
+    return gemm_cycles(tile, m, n, k, 2, device, operands=operands, residual=residual) / clock(device)
 
 
 def clock(device: Device) -> float:
@@ -106,7 +108,8 @@ def _by_the_tile_choice(
         blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         walk = -(-programs // device.sm_count) if kernel == "linear_tma_kernel" else 0
         tile = GemmTile(*blocks, num_warps, num_stages, a["GROUP_M"], a["CHUNK"], walk)
-        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, operands=2 if a["ACTIVATION"] == "swiglu" else 1)
+        options = {"operands": 2 if a["ACTIVATION"] == "swiglu" else 1, "residual": bool(a.get("HAS_RESIDUAL"))}
+        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
     if kernel == "linear_roles_kernel":
         blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)

@@ -68,14 +68,16 @@ _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes bey
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
 _EARLY_EPILOGUE = 2000  # the same where all of that was loaded before the product
+_RESIDUAL = 3000  # more behind the last where a residual is loaded there: seen on an H100, 8 launches
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
-# The same where warps have roles, set by hand against a simulation of 13 launches with 384 to 4,096 columns (1 to 9 %
-# off): a step waits for little, once in a launch for the first one, and of what follows the last one this much is left
-# that nobody multiplies under, a quarter of it for a narrow tile.
-_ROLES_STEP = 36
-_ROLES_FILL = 5000
-_ROLES_EPILOGUE = 6000
+# The same where warps have roles, set by hand against 12 launches of ViT-S, B and L at batch 64 that were measured on an
+# H100 (Triton 3.6, cold L2, 1.75 GHz assumed; half of them are within 3 %, none is more than 13 % off): what a step waits,
+# what the first one waits in a launch, and how much of what follows the last one nobody multiplies under, a quarter of
+# it for a narrow tile.
+_ROLES_STEP = 160
+_ROLES_FILL = 12_000
+_ROLES_EPILOGUE = 5000
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
@@ -181,8 +183,9 @@ def step_cycles(
 
 
 def gemm_cycles(
-    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False
-) -> float:
+    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False,
+    residual: bool = False,
+) -> float:  # fmt: skip
     """Modelled SM cycles of a GEMM [m, k] x [k, n * operands]: waves of tiles times the cycles of a tile.
 
     The busiest SM computes ceil(tiles / SMs) tiles, as many at a time as it holds, and last a half (`halved_tiles`).
@@ -194,7 +197,8 @@ def gemm_cycles(
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
     halved = halved_tiles(tile, m, n, device.sm_count)
     busy_sms = min(tiles + halved, device.sm_count)
-    waits = _EARLY_EPILOGUE if tile.tma and loads_early(tile, gated=operands > 1) else _EPILOGUE
+    early = tile.tma > 0 and loads_early(tile, gated=operands > 1)
+    waits = _EARLY_EPILOGUE if early else _EPILOGUE + _RESIDUAL * residual
 
     def together(*shapes: GemmTile) -> float:
         busy = [step_cycles(t, itemsize, device, operands=operands, tf32=tf32, busy_sms=busy_sms) for t in shapes]
@@ -222,6 +226,7 @@ def choose_gemm(
     gated: bool = False,
     tf32: bool = False,
     described: bool = False,
+    residual: bool = False,
 ) -> GemmTile:
     """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated).
 
@@ -243,7 +248,8 @@ def choose_gemm(
     if not may_have_roles(n, itemsize, device, gated=gated, described=described):
         table = tuple(t for t in table if not t.roles)
     candidates = [t for t in table if gemm_shared_bytes(t, itemsize, operands) <= device.shared_memory - 2048]
-    return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32))
+    options = {"operands": operands, "tf32": tf32, "residual": residual}
+    return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, **options))
 
 
 _PATCH_TILES_HALF = (GemmTile(64, 128, 32, 8, 3), GemmTile(64, 64, 32, 4, 3), GemmTile(16, 64, 32, 4, 3))

@@ -142,8 +142,9 @@ def linear(
         )  # fmt: skip
         described = describable(x) and describable(weight) and (residual is None or describable(residual))
         tile = gemm_tiles.choose_gemm(
-            m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32, described=described, call=call
-        )
+            m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32, described=described,
+            residual=residual is not None, call=call,
+        )  # fmt: skip
     if tile is tiles.TORCH:
         y = with_torch.linear(
             x, weight, bias, norm=norm, eps=eps, activation=activation, layer_scale=layer_scale, residual=residual

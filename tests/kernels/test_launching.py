@@ -95,7 +95,7 @@ def test_linear(launches, choose, options, gated, described):
     x, weight = DRAW.normal(40, 24), DRAW.weight(144, 24)
     n = 72 if gated else 144
     linear(x, weight, **options)
-    options = {"gated": gated, "tf32": False, "described": described}
+    options = {"gated": gated, "tf32": False, "described": described, "residual": "residual" in options}
     assert asked == [(40, n, 24, 2, device_of(x), options)]
     expect(launches[0], "linear_kernel", x, 3 * (2 if gated else 3), EVEN_K=False, FAST=True, **GEMM_CONSTANTS)
 
