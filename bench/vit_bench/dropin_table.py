@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import vit_engine
-from vit_bench.records import without_docstrings
+from vit_bench.records import tree_text, without_docstrings
 from vit_bench.support_table import replaced
 
 BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
@@ -39,7 +39,7 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     for path in sorted([*(engine / "dropin").glob("*.py"), *(engine / f"{name}.py" for name in _BESIDE)]):
         digest.update(path.name.encode())
-        digest.update(ast.dump(without_docstrings(ast.parse(path.read_text()))).encode())
+        digest.update(tree_text(without_docstrings(ast.parse(path.read_text()))).encode())
     return digest.hexdigest()[:16]
 
 

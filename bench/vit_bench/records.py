@@ -85,6 +85,17 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+def tree_text(node: Any) -> str:
+    """A syntax tree as text that is the same under every version of Python: without fields that hold nothing, of which
+    newer ones have more. (`ast.dump` shows them, or not, as its version likes.)"""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({', '.join(f'{name}={tree_text(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{', '.join(tree_text(member) for member in node)}]"
+    return repr(node)
+
+
 def operation_module(kernel: str, folder: Path) -> str:
     """Name of the module whose top level defines the launcher `kernel`."""
     for path in sorted(folder.glob("*.py")):
@@ -109,7 +120,7 @@ def source_hash(kernel: str, folder: Path | None = None) -> str:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         waiting.extend(_imported_modules(tree))
-        trees[name] = ast.dump(without_docstrings(tree))
+        trees[name] = tree_text(without_docstrings(tree))
     digest = hashlib.sha256()
     for name in sorted(trees):
         digest.update(f"{name}\n{trees[name]}\n".encode())

@@ -62,8 +62,7 @@ TO_MEASURE = (
 
 # What the model below adds to the work of the units, in cycles of an SM. Set by hand against a cycle-by-cycle
 # simulation of the compiled kernels (665 launches of ViT GEMMs, 50 to 12,608 rows, without halved tiles): on
-# sm_90, 80 and 89 it is 6, 10 and 7 % off on average, and its choice 1, 1 and 2 % slower than the best. No GPU was
-# measured.
+# sm_90, 80 and 89 it is 6, 10 and 7 % off on average, and its choice 1, 1 and 2 % slower than the best.
 _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes beyond it
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
@@ -71,10 +70,10 @@ _EARLY_EPILOGUE = 2000  # the same where all of that was loaded before the produ
 _RESIDUAL = 3000  # more behind the last where a residual is loaded there: seen on an H100, 8 launches
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
-# The same where warps have roles, set by hand against 12 launches of ViT-S, B and L at batch 64 that were measured on an
-# H100 (Triton 3.6, cold L2, 1.75 GHz assumed; half of them are within 3 %, none is more than 13 % off): what a step waits,
-# what the first one waits in a launch, and how much of what follows the last one nobody multiplies under, a quarter of
-# it for a narrow tile.
+# The same where warps have roles, set by hand against 12 launches of ViT-S, B and L at batch 64, measured on an H100
+# (Triton 3.6, cold L2, 1.75 GHz assumed; half are within 3 %, none is more than 13 % off): what a step waits, what the
+# first one of a launch waits, and how much of what follows the last one nobody multiplies under, a quarter of it for a
+# narrow tile.
 _ROLES_STEP = 160
 _ROLES_FILL = 12_000
 _ROLES_EPILOGUE = 5000
