@@ -142,8 +142,8 @@ def test_results_of_a_specialised_kernel_are_held_by_the_warps_that_multiply():
     assert _epilogue(kernel, tile, 12, specialized=True) == EpilogueCost(3, 0, 64.0, 3 / 64)
     assert _epilogue(kernel, tile, 8, specialized=False) == EpilogueCost(3, 0, 64.0, 3 / 64)
     # A second loop, over the steps of narrower tiles, changes nothing.
-    pieces = ".L_x_2:\n    HGMMA.64x64x16.F32 R24, gdesc[UR4], R24\n    @P1 BRA `(.L_x_2)\n    EXIT\n    .L_x_1:"
-    narrow = SPECIALIZED.replace(".L_x_1:", pieces)
+    pieces = ".L_x_2:\n    HGMMA.64x64x16.F32 R24, gdesc[UR4], R24\n    @P1 BRA `(.L_x_2)\n    FADD"
+    narrow = SPECIALIZED.replace("FADD", pieces)
     assert _epilogue(Kernel(code(narrow), 90, 12), tile, 12, specialized=True) == EpilogueCost(3, 0, 64.0, 3 / 64)
     # Two K steps in one trip of the loop would look like half the warps, three like none that there are.
     assert _epilogue(kernel, tile | {"BLOCK_K": 5}, 12, specialized=True) == EpilogueCost(3, 0, None, None)
