@@ -91,7 +91,8 @@ def test_a_tuned_file_is_passed_on_and_one_that_cannot_count_is_refused(
         assert result.exit_code == 2 and not (tmp_path / "b").exists()
         assert words in " ".join(result.output.replace("│", " ").split())
     result = invoke(tmp_path / "b", "--tuned", str(tmp_path / "none.json"))
-    assert result.exit_code == 2 and "none.json" in result.output
+    # A long path is broken wherever the box ends.
+    assert result.exit_code == 2 and "none.json" in "".join(result.output.replace("│", " ").split())
 
 
 def test_a_folder_that_is_not_empty_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
