@@ -2,9 +2,9 @@
 
     modelled_seconds("linear_tma_kernel", arguments, programs=264, num_warps=4, num_stages=3, device=H100)
 
-A modelled time is no measurement, and never less than it takes by datasheet to move every operand once. It leaves out
-what a launch itself costs, and it knows no power limit but the clock below. How far it is from what was measured
-elsewhere, `checks` says: print those ratios beside it.
+A modelled time is no measurement, and never less than it takes by datasheet to move every operand once. That of a
+product holds what a launch costs before its first step, as seen on an H100; the others leave it out. It knows no power
+limit but the clock below. How far it is from what was measured elsewhere, `checks` says: print those ratios beside it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _by_the_tile_choice(
     if kernel == "linear_roles_kernel":
         blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
-        return gemm_seconds(tile, a["M"], a["N"], a["K"], device)
+        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, residual=bool(a.get("HAS_RESIDUAL")))
     if kernel == "patch_embed_kernel":
         # A product like the others, but for how its rows are gathered. Class and register tokens are no patches.
         patches = a["M"] // a["T"] * (a["T"] - a["PREFIX"])

@@ -3,7 +3,8 @@
 ttsem executes the IR of every launch on the CPU and checks bounds and races, but it knows inline assembly only by its
 text. The kernels' pieces of it are taught here: the hardware's tanh as an exact tanh (bounds and races do not depend on
 its last bits, and its error on a GPU is covered by tests that inject the 2^-11 that PTX promises), the rounding of two
-numbers to bf16, and the wait for the launch before, which is over when ttsem begins a launch.
+numbers to bf16, the wait for the launch before, which is over when ttsem begins a launch, and what is asked of a cache
+ahead of that wait, which changes no memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ TANH = "tanh.approx.f32 $0, $1;"
 ROUND = "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;"
 WAIT = "griddepcontrol.wait; // dummy $0"
 LAUNCH = "griddepcontrol.launch_dependents; // dummy $0"
+FETCH = (
+    "{ .reg .pred p; .reg .b64 a; mov.u32 $0, %tid.x; mad.wide.u32 a, $0, 32, $1; setp.lt.u32 p, $0, 128; "
+    "shl.b32 $0, $0, 5; setp.lt.and.s32 p, $0, $2, p; @p prefetch.global.L2 [a]; }"
+)
 
 
 def _tanh(x: Any) -> list[np.ndarray]:
@@ -35,7 +40,7 @@ def _round(x: Any) -> list[np.ndarray]:
     return [(kept >> 16).astype(np.uint16), kept.view(np.float32)]
 
 
-def _nothing() -> list[np.ndarray]:
+def _nothing(*operands: Any) -> list[np.ndarray]:
     return [np.zeros((), np.int32)]
 
 
@@ -43,9 +48,10 @@ def teach_assembly() -> None:
     """Give ttsem 0.1.0 a meaning for the kernels' inline assembly. Calling it again changes nothing."""
     ops = importlib.import_module("ttsem.ops")
     try:
-        for text, meaning in ((TANH, (_tanh, "div")), (ROUND, (_round, None)), (WAIT, (_nothing, None))):
+        meanings = dict.fromkeys((WAIT, LAUNCH, FETCH), (_nothing, None))
+        meanings |= {TANH: (_tanh, "div"), ROUND: (_round, None)}
+        for text, meaning in meanings.items():
             ops.PTX_FRAGMENTS.setdefault(ops._norm_asm(text), meaning)
-        ops.PTX_FRAGMENTS.setdefault(ops._norm_asm(LAUNCH), (_nothing, None))
     except AttributeError as error:
         raise RuntimeError(f"this ttsem keeps its PTX fragments elsewhere ({error}); 0.1.0 is what is known") from error
 

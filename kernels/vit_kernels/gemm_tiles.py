@@ -33,11 +33,12 @@ class GemmTile:
 
 _SMALL_TILES = (GemmTile(64, 64, 64, 4, 4), GemmTile(32, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4))
 _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 3, chunk=64), *_SMALL_TILES)
-# Two programs an SM, so that one multiplies while the other finishes its tile. The small ones are for small batches,
-# which wait for data more than for anything else.
-_ROLES_TILE = GemmTile(128, 256, 64, 4, 4, tma=1, roles=True)
+# With roles, a wide tile reads less and a narrow one leaves fewer SMs without work; its ring is longer, for an SM gets
+# no more from memory than it has asked for. Without, two programs an SM, so that one multiplies while the other
+# finishes its tile. The small ones are for small batches, which wait for data more than for anything else.
 _TMA_TILES = (
-    _ROLES_TILE,
+    GemmTile(128, 256, 64, 4, 4, tma=1, roles=True),
+    GemmTile(128, 128, 64, 4, 6, tma=1, roles=True),
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
     GemmTile(64, 128, 128, 4, 3, group_m=0, chunk=64, tma=1),
     GemmTile(64, 64, 128, 4, 3, group_m=0, chunk=64, tma=2),
@@ -61,22 +62,24 @@ TO_MEASURE = (
 )
 
 # What the model below adds to the work of the units, in cycles of an SM. Set by hand against a cycle-by-cycle
-# simulation of the compiled kernels (665 launches of ViT GEMMs, 50 to 12,608 rows, without halved tiles): on
-# sm_90, 80 and 89 it is 6, 10 and 7 % off on average, and its choice 1, 1 and 2 % slower than the best.
+# simulation of the compiled kernels (665 launches of ViT GEMMs, 50 to 12,608 rows, without halved tiles): without
+# _LAUNCH, on sm_90, 80 and 89, 6, 10 and 7 % off on average, and its choice 1, 1 and 2 % slower than the best. With it,
+# of 52 launches on an H100 in tiles that sm_90 may get, 6 to 9 % off, by kind of tile.
 _STEP = 50  # a step of the K loop: barriers, and what a wait for data takes beyond it
 _FILL = 500  # before the first step: the launch of a program and the first loads
 _EPILOGUE = 4000  # behind the last: waits for row statistics and vectors, conversion of layouts
 _EARLY_EPILOGUE = 2000  # the same where all of that was loaded before the product
 _RESIDUAL = 3000  # more behind the last where a residual is loaded there: seen on an H100, 8 launches
+_LAUNCH = 5000  # once, until code, descriptors and the first data are there: seen on an H100
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
-# The same where warps have roles, set by hand against 12 launches of ViT-S, B and L at batch 64, measured on an H100
-# (Triton 3.6, cold L2, 1.75 GHz assumed; half are within 3 %, none is more than 13 % off): what a step waits, what the
-# first one of a launch waits, and how much of what follows the last one nobody multiplies under, a quarter of it for a
-# narrow tile.
-_ROLES_STEP = 160
-_ROLES_FILL = 12_000
-_ROLES_EPILOGUE = 5000
+# The same where warps have roles, fitted to 20 launches of ViT-S, B and L at batches 8 and 64, 16 of them in tiles of
+# 256 columns and 4 of 128, on an H100 (Triton 3.6, cold L2, 1.75 GHz assumed; 6 % off on average, none more than 13 %):
+# what a step waits, and how much of what follows the last one nobody multiplies under, in a tile of 256 columns.
+# Narrower ones take their share of the residual, and the square of it of the rest, because their ring goes on.
+_ROLES_STEP = 100
+_ROLES_EPILOGUE = 7000
+_ROLES_RESIDUAL = 2000
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
@@ -135,22 +138,26 @@ def may_have_roles(n: int, itemsize: int, device: Device, *, gated: bool, descri
     return described and 90 <= device.capability < 100 and itemsize == 2 and not gated and n % NARROW.value == 0
 
 
-def _roles_cycles(tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device) -> float:
+def _roles_cycles(
+    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, residual: bool
+) -> float:  # fmt: skip
     """`gemm_cycles` where warps have roles: the busiest SM does its whole tiles and then its narrow ones."""
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
     split = split_tiles(tile, m, n, device.sm_count)
     busy_sms = min(tiles + 3 * split, device.sm_count)
-    cycles = float(_ROLES_FILL)
+    cycles = float(_LAUNCH)
     for columns, number in ((tile.block_n, tiles - split), (NARROW.value, split * tile.block_n // NARROW.value)):
         step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + _ROLES_STEP
-        finish = _ROLES_EPILOGUE * columns / tile.block_n
+        share = columns / 256
+        finish = _ROLES_EPILOGUE * share**2 + _ROLES_RESIDUAL * residual * share
         cycles += cdiv(number, device.sm_count) * (steps * step + finish)
     return cycles
 
 
 def step_cycles(
-    tile: GemmTile, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False, busy_sms: int | None = None
-) -> float:
+    tile: GemmTile, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False,
+    busy_sms: float | None = None,
+) -> float:  # fmt: skip
     """Cycles that a step of the K loop keeps the busiest unit of an SM: matrix unit, shared memory or the way from L2.
 
     busy_sms: how many SMs share L2, all by default; however few, shared memory takes in 64 bytes a clock at most.
@@ -192,10 +199,12 @@ def gemm_cycles(
     same goes for what follows the last step.
     """
     if tile.roles:
-        return _roles_cycles(tile, m, n, k, itemsize, device)
+        return _roles_cycles(tile, m, n, k, itemsize, device, residual=residual)
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
     halved = halved_tiles(tile, m, n, device.sm_count)
-    busy_sms = min(tiles + halved, device.sm_count)
+    resident = resident_programs(tile, itemsize, device, operands)
+    # Where a few SMs have a tile more than the others, they may have more of L2, too.
+    busy_sms = min((tiles + halved) / max(1, min(cdiv(tiles - halved, device.sm_count), resident)), device.sm_count)
     early = tile.tma > 0 and loads_early(tile, gated=operands > 1)
     waits = _EARLY_EPILOGUE if early else _EPILOGUE + _RESIDUAL * residual
 
@@ -204,10 +213,9 @@ def gemm_cycles(
         finish = [t.block_m * t.block_n * _SLOTS / 128 for t in shapes]
         return steps * max(sum(busy), max(busy) + _STEP) + max(sum(finish), max(finish) + waits) + _FILL
 
-    resident = resident_programs(tile, itemsize, device, operands)
     rounds, rest = divmod(cdiv(tiles - halved, device.sm_count), resident)
     last = [tile] * rest + [replace(tile, block_m=tile.block_m // 2)] * (halved > 0)
-    return rounds * together(*[tile] * resident) + (together(*last) if last else 0.0)
+    return _LAUNCH + rounds * together(*[tile] * resident) + (together(*last) if last else 0.0)
 
 
 def _interpreted_gemm(m: int, n: int, k: int) -> GemmTile:

@@ -14,6 +14,7 @@ import torch
 import triton
 
 from . import gemm_tiles, tiles, with_torch
+from .ahead import fetchable
 from .checks import (
     check_choice,
     check_eps,
@@ -154,7 +155,7 @@ def linear(
     y_stats = allocate(x, (2, stats_partials(n), m), torch.float32) if emit_stats else None
     if tile is not None:
         programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
-        tensors = bias, stats, column_sum, layer_scale, residual, y, y_stats
+        ahead, tensors = fetchable(weight), (bias, stats, column_sum, layer_scale, residual, y, y_stats)
         strides = (
             0 if bias is None else bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
             *((0, 0) if residual is None else residual.stride()),
@@ -179,7 +180,7 @@ def linear(
             del constants["FAST"], constants["CHUNK"]
             launch(
                 x, linear_roles_kernel, min(programs, device_of(x).sm_count),
-                describe_in_gluon(x, tile.block_m, tile.block_k), *weights, *results, bias, stats, column_sum,
+                describe_in_gluon(x, tile.block_m, tile.block_k), *weights, *results, ahead, bias, stats, column_sum,
                 layer_scale, y_stats, m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:2],
                 eps, STAGES=tile.num_stages, **constants,
             )  # fmt: skip
@@ -191,12 +192,12 @@ def linear(
             x_blocks, w_blocks = describe(x, tile.block_m, tile.block_k), describe(weight, tile.block_n, tile.block_k)
             launch(
                 x, linear_tma_kernel, min(programs + halved, tile.tma * device_of(x).sm_count),
-                x_blocks, x_halves, w_blocks, *tensors, m, n, k, halved, *strides, eps,
+                x_blocks, x_halves, w_blocks, ahead, *tensors, m, n, k, halved, *strides, eps,
                 EARLY=gemm_tiles.loads_early(tile, gated=gated), HALVES=halves, **constants,
             )  # fmt: skip
         else:
             launch(
-                x, linear_kernel, programs, x, weight, *tensors, m, n, k, *x.stride(), *weight.stride(), *strides, eps,
-                EVEN_K=k % tile.block_k == 0, PRECISION=precision, **constants,
+                x, linear_kernel, programs, x, weight, ahead, *tensors, m, n, k, *x.stride(), *weight.stride(),
+                *strides, eps, EVEN_K=k % tile.block_k == 0, PRECISION=precision, **constants,
             )  # fmt: skip
     return y if y_stats is None else (y, y_stats)

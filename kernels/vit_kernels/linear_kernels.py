@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .ahead import fetch_ahead
 from .linear_epilogue import finish, load_residual
 from .primitives import (
     MANY_PARTIALS,
@@ -28,6 +29,7 @@ from .primitives import (
 def linear_kernel(
     x_ptr,  # [M, K]
     w_ptr,  # [N, K]; swiglu: [2N, K], gate rows first
+    ahead_ptr,  # the same memory, if it can be asked for ahead
     bias_ptr,  # [N]; swiglu: [2N]
     stats_ptr,  # [2, partials, M]: row statistics of x
     column_sum_ptr,  # [N]; swiglu: [2N], fp32
@@ -65,6 +67,8 @@ def linear_kernel(
     OVERLAP: tl.constexpr,
 ):
     """This program computes the BLOCK_M x BLOCK_N tile of y that `grouped_tile` gives it."""
+    if ahead_ptr is not None:
+        fetch_ahead(ahead_ptr, 2 * N if ACTIVATION == "swiglu" else N, K, OVERLAP)
     follow(OVERLAP)
     GATED: tl.constexpr = ACTIVATION == "swiglu"
     tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -193,6 +197,7 @@ def linear_tma_kernel(
     x_desc,  # [M, K] in blocks of [BLOCK_M, BLOCK_K]
     x_half_desc,  # the same in blocks of [BLOCK_M / 2, BLOCK_K], HALVES only
     w_desc,  # [N, K], swiglu [2N, K], in blocks of [BLOCK_N, BLOCK_K]
+    ahead_ptr,  # [N, K], swiglu [2N, K]: the weights, if they can be asked for ahead
     bias_ptr,
     stats_ptr,
     column_sum_ptr,
@@ -231,6 +236,8 @@ def linear_tma_kernel(
     Operands are of 16 bits; what lies past the end of x or of the weights reads as zero. HALVES: the last `halved`
     tiles are shared out as halves of BLOCK_M / 2 rows, where whole ones would leave SMs without work.
     """
+    if ahead_ptr is not None:
+        fetch_ahead(ahead_ptr, 2 * N if ACTIVATION == "swiglu" else N, K, OVERLAP)
     follow(OVERLAP)
     programs = tl.num_programs(0)
     whole = tiles_over(M, BLOCK_M) * tiles_over(N, BLOCK_N) - halved

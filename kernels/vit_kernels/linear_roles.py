@@ -19,6 +19,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
+from .ahead import fetch_ahead
 from .linear_roles_load import VECTOR_WARPS, load_operands, load_vectors
 from .linear_roles_multiply import multiply
 from .linear_roles_ring import TURNS, barriers
@@ -40,6 +41,7 @@ def linear_roles_kernel(
     narrow_residual_desc,  # [M, N] in blocks of [BLOCK_M / 2, NARROW]
     y_desc,  # as residual_desc
     narrow_y_desc,  # as narrow_residual_desc
+    ahead_ptr,  # [N, K]: the weights, if they can be asked for ahead
     bias_ptr,  # [N]
     stats_ptr,  # [2, partials, M]: row statistics of x
     column_sum_ptr,  # [N], fp32
@@ -69,6 +71,8 @@ def linear_roles_kernel(
     """This program computes every so-manieth tile of y, as `linear_kernel` would, and of the last `split` tiles its
     share in pieces of NARROW columns. Operands are of 16 bits, and N is a multiple of NARROW.
     """
+    if ahead_ptr is not None:
+        fetch_ahead(ahead_ptr, N, K, OVERLAP)
     follow(OVERLAP)
     # Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]

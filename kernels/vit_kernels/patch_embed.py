@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from . import gemm_tiles, tiles
+from .ahead import fetch_ahead, fetchable
 from .checks import check_floating, check_same_device, check_same_dtype, check_shape, check_tf32, check_vector, short
 from .device import device_of
 from .launch import allocate, launch
@@ -24,6 +25,7 @@ from .primitives import accumulate, follow, grouped_tile, store_partial_moments
 def patch_embed_kernel(
     image_ptr,  # [B, C, H, W]
     w_ptr,  # [D, C * PH * PW], any row stride
+    ahead_ptr,  # the same memory, if it can be asked for ahead
     bias_ptr,  # [D]
     prefix_ptr,  # [PREFIX, D]
     position_ptr,  # [T, D], or [T - PREFIX, D] for patches only
@@ -61,6 +63,8 @@ def patch_embed_kernel(
     OVERLAP: tl.constexpr,
 ):
     """This program computes the BLOCK_M tokens x BLOCK_N features tile that `grouped_tile` gives it."""
+    if ahead_ptr is not None:
+        fetch_ahead(ahead_ptr, N, K, OVERLAP)
     follow(OVERLAP)
     tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -220,7 +224,7 @@ def patch_embed(
         )
         launch(
             images, patch_embed_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),
-            images, matrix, bias, prefix, position, mean, std, tokens, stats,
+            images, matrix, fetchable(matrix), bias, prefix, position, mean, std, tokens, stats,
             m, tokens_per_image, features, k, grid_w, *images.stride(), matrix.stride(0),
             0 if bias is None else bias.stride(0), 0 if prefix is None else prefix.stride(0),
             0 if position is None else position.stride(0),

@@ -17,11 +17,11 @@ MANY_PARTIALS = tl.constexpr(16)
 
 @triton.jit
 def follow(OVERLAP: tl.constexpr):
-    """First thing a kernel does: waits until the launch before it has ended and its results can be read.
+    """First thing a kernel does (but for `fetch_ahead`): waits until the launch before has ended, results and all.
 
     OVERLAP: the launch was allowed to begin before that (programmatic dependent launch, sm_90 and newer), so that the
     next one is being set up while this one runs; the next may now begin likewise. As every kernel waits before it
-    touches memory, nothing else changes.
+    reads or writes memory, nothing else changes.
     """
     if OVERLAP:
         tl.extra.cuda.gdc_wait()

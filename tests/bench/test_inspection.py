@@ -66,7 +66,9 @@ def test_main_loops_and_epilogues(found):
     for name in ("stem", "qkv", "projection"):
         launch = by_label[name]
         tile, cost = launch["tile"], launch["epilogue"]
-        assert cost["outputs_per_thread"] == tile["m"] * tile["n"] / (32 * launch["num_warps"])
+        # Of twelve warps that have roles, eight multiply.
+        multiplying = 8 if "roles" in launch["kernel"] else launch["num_warps"]
+        assert cost["outputs_per_thread"] == tile["m"] * tile["n"] / (32 * multiplying)
         assert cost["slots_per_output"] == cost["instructions"] / cost["outputs_per_thread"]
         # A store of 16 bytes holds eight results, and nothing of this size needs a hundred instructions each.
         assert 1 < cost["slots_per_output"] < 100
@@ -79,7 +81,10 @@ def test_main_loops_and_epilogues(found):
     # all hidden features of its rows, because it multiplies them next.
     repeated = {name: launch["repeated"] for name, launch in by_label.items()}
     assert repeated.pop("mlp") in (1.0, 1.5) and repeated.pop("final norm, class token") is None
-    assert set(repeated.values()) == {1.0}
+    # Nor is it asked where warps have roles: of those, some multiply.
+    roles = {name for name, launch in by_label.items() if "roles" in launch["kernel"]}
+    assert roles and {repeated.pop(name) for name in roles} == {None}
+    assert repeated and set(repeated.values()) == {1.0}
 
 
 @pytest.mark.compiled

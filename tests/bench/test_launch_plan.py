@@ -104,44 +104,37 @@ def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, d
 
 
 def test_the_last_tiles_of_a_product_are_split_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
-    """99 x 9, 3, 12 and 3 tiles on 132 SMs: of the projections', 33 are left over, which make a piece for each."""
-    seen = recorded["ViT-B, batch 64"]
-    block = list(zip(seen["kernels"], seen["split"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
-    roles = "linear_roles_kernel"
-    assert [launch for launch in block if launch[0] == roles] == [(roles, n, 132) for n in (0, 33, 0, 33)]
+    """99 x 9, 3, 12 and 3 tiles on 132 SMs: of the projections', 33 are left over, which make a piece for each. ViT-S
+    has as many tiles, of half the columns, and so half the pieces."""
+    for name in ("ViT-B, batch 64", "ViT-S, batch 64"):
+        seen = recorded[name]
+        block = list(zip(seen["kernels"], seen["split"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
+        roles = "linear_roles_kernel"
+        assert [launch for launch in block if launch[0] == roles] == [(roles, n, 132) for n in (0, 33, 0, 33)], name
 
 
-def test_the_last_tiles_of_a_product_are_halved_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
-    """ViT-S has 99 x 9, 3, 12 and 3 tiles for 132 SMs: of the projections', 33 are left over, of qkv's too many."""
-    seen = recorded["ViT-S, batch 64"]
-    block = list(zip(seen["kernels"], seen["halved"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
-    tma = "linear_tma_kernel"
-    assert [launch for launch in block if launch[0] == tma] == [(tma, n, 2 * 132) for n in (0, 33, 0, 33)]
-    assert set(recorded["ViT-B, batch 1"]["halved"]) == {0, None}
-
-
-def test_many_partial_statistics_leave_no_registers_for_halves() -> None:
-    """129 x 30 tiles of 128 x 128 leave 42 over for 132 SMs; up to 16 partials a row they are halved."""
+def test_the_last_tiles_are_halved_where_that_keeps_all_sms_busy_and_registers_hold_both() -> None:
+    """Where columns do not suit the kernel whose warps have roles. 129 x 31 tiles of 128 x 128 leave 39 over for 132
+    SMs, which are halved with up to 16 partial statistics a row; a row of tiles less leaves 8, and 45 x 8 leave 96."""
     seen = run(
         """
         import json, torch
         from vit_bench.recording import gpu, recording
-        from vit_bench.tile_choices import forced
         from vit_kernels import linear
-        from vit_kernels.gemm_tiles import GemmTile
 
         def meta(*shape, dtype=torch.bfloat16):
             return torch.empty(shape, dtype=dtype, device="meta")
 
         with recording(gpu("sm_90"), torch_device="meta", compiles=False) as recorder:
-            with forced("linear", GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2)):
-                for k in (1024, 1280):
-                    stats = meta(2, k // 64, 16448, dtype=torch.float32)
-                    linear(meta(16448, k), meta(3840, k), norm="rms", stats=stats)
-        print(json.dumps([[launch.arguments["HALVES"], launch.arguments["halved"]] for launch in recorder.launches]))
+            for m, n, k in ((16448, 3856, 1024), (16448, 3856, 1280), (16320, 3856, 1024), (5760, 1008, 1024)):
+                stats = meta(2, k // 64, m, dtype=torch.float32)
+                linear(meta(m, k), meta(n, k), norm="rms", stats=stats)
+        found = [(launch, launch.arguments) for launch in recorder.launches]
+        print(json.dumps([[launch.kernel, a["HALVES"], a["halved"], launch.grid[0]] for launch, a in found]))
         """
     )
-    assert seen == [[True, 42], [False, 0]]
+    tma = "linear_tma_kernel"
+    assert seen == [[tma, True, 39, 264], [tma, False, 0, 264], [tma, True, 8, 264], [tma, True, 0, 264]]
 
 
 def test_registers_and_layer_scale_add_no_work(recorded: dict[str, dict[str, Any]]) -> None:

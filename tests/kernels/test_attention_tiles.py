@@ -52,7 +52,8 @@ def test_cycles_of_programs_that_wait_for_each_other_and_of_one_alone() -> None:
     ("device", "heads", "tokens", "width", "tile"),
     [
         (H100, 768, 197, 64, (64, 64, 4, 2)),
-        (H100, 128, 4096, 64, (128, 64, 8, 3)),
+        (H100, 768, 577, 64, (64, 64, 4, 3)),
+        (H100, 128, 4096, 64, (64, 64, 4, 3)),
         (H100, 768, 197, 128, (128, 32, 8, 3)),
         (A100, 768, 197, 64, (128, 32, 4, 3)),
         (A100, 768, 197, 128, (128, 32, 8, 3)),
@@ -61,7 +62,8 @@ def test_cycles_of_programs_that_wait_for_each_other_and_of_one_alone() -> None:
     ids=str,
 )
 def test_what_the_model_was_made_for(device: Device, heads: int, tokens: int, width: int, tile: tuple) -> None:
-    """Where the simulated launches themselves were compared, the choice is the fastest of them."""
+    """Where the launches themselves were compared, simulated or on an H100 at a width of 64, the choice is the fastest of
+    them, but at 577 tokens, where one of 128 queries takes 2 % less."""
     assert choose_attention(heads, tokens, tokens, width, 2, device) == AttentionTile(*tile)
 
 
