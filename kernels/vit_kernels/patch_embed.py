@@ -67,12 +67,15 @@ def patch_embed_kernel(
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
     follow(OVERLAP)
     tile_m, tile_n = grouped_tile(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tile_m.to(tl.int64) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     keep_rows = rows < M
     keep_columns = columns < N
-    image = rows // T
-    token = (rows % T).to(tl.int32)
+    # One division of 64 bits for the tile, and short ones for its rows: with long ones, fewer programs share an SM.
+    row = (first % T).to(tl.int32) + tl.arange(0, BLOCK_M)
+    image = first // T + row // T
+    token = row % T
     is_patch = token >= PREFIX
     patch = tl.maximum(token - PREFIX, 0)
     corner = (
