@@ -32,16 +32,17 @@ from vit_kernels.launch import (
     at_address,
     interpreting,
     launching_on,
-    repeat,
     taped,
     tensor_behind,
 )
+from vit_kernels.repeating import Again, repeat
 
 from .arena import Buffer, pack
 from .derived import optimizer_steps
 
 __all__ = ["Fingerprint", "Replay", "ReplayCache", "repeatable"]
 
+_PLACES = 8  # so many sets of addresses of a launch are remembered
 ARENA = 0  # what an address of a replay is relative to; the results and the inputs have the numbers from 1 on
 
 
@@ -184,31 +185,27 @@ class Replay:
                     self._kept.append(value)
                     fixed[at] = at_address(argument, value.data_ptr())
             self._launches.append((launched.compiled, launched.grid, fixed, moving))
-        # Launches that touch neither inputs nor results stay as they are while the arena comes back at one address.
-        self._inside = {
-            number
-            for number, (*_, moving) in enumerate(self._launches)
-            if all(place == ARENA for _, place, _ in moving)
-        }
-        self._last: tuple[int, list[Launched]] | None = None
+        # Memory tends to come back at the same few addresses: each launch as it was placed there, by address.
+        self._made: list[dict[tuple[int, ...], Again]] = [{} for _ in self._launches]
 
     def __len__(self) -> int:
         return len(self._launches)
 
-    def _placed(self, addresses: list[int]) -> list[Launched]:
+    def _placed(self, addresses: list[int]) -> list[Again]:
         """The launches with their arguments at these addresses of arena, results and inputs."""
-        cached = self._last
-        same_arena = cached is not None and cached[0] == addresses[ARENA]
         placed = []
-        for number, (compiled, grid, fixed, moving) in enumerate(self._launches):
-            if same_arena and number in self._inside:
-                placed.append(cached[1][number])  # type: ignore[index]
-                continue
-            arguments = fixed.copy()
-            for at, place, offset in moving:
-                arguments[at] = at_address(arguments[at], addresses[place] + offset)
-            placed.append(Launched(compiled, grid, tuple(arguments)))
-        self._last = addresses[ARENA], placed
+        for (compiled, grid, fixed, moving), made in zip(self._launches, self._made, strict=True):
+            here = tuple([addresses[place] + offset for _, place, offset in moving])
+            again = made.get(here)
+            if again is None:
+                arguments = fixed.copy()
+                for (at, *_), address in zip(moving, here, strict=True):
+                    arguments[at] = at_address(arguments[at], address)
+                again = Again(Launched(compiled, grid, tuple(arguments)))
+                if len(made) >= _PLACES:
+                    made.clear()
+                made[here] = again
+            placed.append(again)
         return placed
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -375,3 +375,23 @@ def test_hooks_that_only_listen_may_be_left_out() -> None:
     layer[0]._forward_hooks.clear()
     layer[0].register_forward_hook(print)
     assert not fingerprint.holds(), "a hook in the place of another"
+
+
+def test_a_launch_is_placed_once_for_each_set_of_addresses(repeated: list[str]) -> None:
+    """What a launch takes on the host is for new addresses alone, and only so many sets of them are kept."""
+    vit = model()
+    for _ in range(3):
+        vit(images(1))
+    (replay,) = (entry for entry in vit.replays._entries.values() if entry is not None)
+    number = 2 + len(replay._results)
+
+    def placed(arena: int, others: int) -> list[Any]:
+        return replay._placed([arena, *range(others, others + 16 * (number - 1), 16)])
+
+    first, elsewhere, again = placed(4096, 1 << 20), placed(4096, 2 << 20), placed(4096, 1 << 20)
+    assert all(map(lambda a, b: a is b, first, again))
+    moved = [a is not b for a, b in zip(first, elsewhere, strict=True)]
+    assert moved[0] and moved[-1] and not all(moved), "those that take the images or write the logits, and no others"
+    for arena in range(8192, 8192 + 16 * 20, 16):
+        placed(arena, 1 << 20)
+    assert 1 <= max(map(len, replay._made)) <= 8
