@@ -21,6 +21,8 @@ __all__ = ["Again", "repeat"]
 
 # In the place of a stream, to see where in the last call it goes.
 _STREAM = object()
+# What to call, and its arguments in front of the stream and behind it.
+_Call = tuple[Callable[..., object], tuple[Any, ...], tuple[Any, ...]]
 
 
 class Again:
@@ -30,11 +32,11 @@ class Again:
     where there is nothing that looks as it does in Triton 3.6 to 3.9, the launcher itself is called.
     """
 
-    __slots__ = ("_after", "_before", "_call", "launched")
+    __slots__ = ("_call", "launched")
 
     def __init__(self, launched: Launched) -> None:
         self.launched = launched
-        self._call: Callable[..., object] | None = None
+        self._call: _Call | None = None
 
     @property
     def compiled(self) -> Any:
@@ -47,21 +49,19 @@ class Again:
     def make(self, stream: int) -> None:
         """The launch, on this stream of the current device."""
         if self._call is None:
-            self._call, self._before, self._after = _prepared(self.launched)
-        self._call(*self._before, stream, *self._after)
+            self._call = _prepared(self.launched)
+        function, before, after = self._call
+        function(*before, stream, *after)
 
 
-def _prepared(launched: Launched) -> tuple[Callable[..., object], tuple[Any, ...], tuple[Any, ...]]:
-    """What to call, and its arguments in front of the stream and behind it."""
+def _prepared(launched: Launched) -> _Call:
     compiled = launched.compiled
     before = launched.grid
     after = (compiled.function, compiled.packed_metadata, None, None, None, *launched.arguments)
     return _behind(compiled.run, before, after) or (compiled.run, before, after)
 
 
-def _behind(
-    run: Any, before: tuple[Any, ...], after: tuple[Any, ...]
-) -> tuple[Callable[..., object], tuple[Any, ...], tuple[Any, ...]] | None:
+def _behind(run: Any, before: tuple[Any, ...], after: tuple[Any, ...]) -> _Call | None:
     """The same behind Triton's launcher `run`; None if it is of a kind that is not known here, or allocates memory or
     keeps books for each launch."""
     launch = getattr(run, "launch", None)
