@@ -362,6 +362,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
     shape = " ".join(str(value) for value in vars(tile).values())
     name = f"tile {shape}"
     if kernel == "attention":
+        if tile.whole:
+            # Whole blocks of keys and what they leave over; tiles for one program and, or, for several.
+            return Case(kernel, f"{name}, width {width}", attention_inputs.packed(2, 197, 2, width))
         tokens = max(tile.block_m, tile.block_n) + 5
         return Case(
             kernel, f"{name}, width {width}", attention_inputs.packed(1, tokens, 1, width), {}, {"return_lse": True}

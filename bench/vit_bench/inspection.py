@@ -229,6 +229,8 @@ def trip_flops(arguments: Mapping[str, Any]) -> int:
     if "BLOCK_K" in a:
         return 2 * a["BLOCK_M"] * a["BLOCK_N"] * a["BLOCK_K"] * factors
     products = 1 + factors  # scores and results; fc1, twice when gated, and fc2
+    if "BLOCKS" in a:
+        return 2 * products * a["BLOCK_M"] * a["WIDTH"] * (a["BLOCKS"] * a["BLOCK_N"] + a["REST"])
     return 2 * products * a["BLOCK_M"] * (a["MAIN"] + a["TAIL"]) * a.get("BLOCK_H", a.get("BLOCK_N", 0))
 
 

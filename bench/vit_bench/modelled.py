@@ -124,6 +124,10 @@ def _by_the_tile_choice(
         tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, num_stages)
         cycles = attention_cycles(tile, batch * heads, queries, a["keys"], width, device)
         return cycles / clock(device) if cycles < float("inf") else None
+    if kernel == "attention_whole_kernel":
+        batch, queries, _ = a["q_desc"].shape
+        tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, 2, a["tiles_each"])
+        return attention_cycles(tile, batch * a["heads"], queries, a["keys"], a["WIDTH"], device) / clock(device)
     if kernel == "mlp_kernel" and a["ACTIVATION"] != "swiglu":
         tile = MlpTile(a["BLOCK_M"], a["BLOCK_H"], num_warps, num_stages)
         cycles = mlp_cycles(tile, a["M"], a["WIDTH"], a["HIDDEN"], device)

@@ -106,6 +106,9 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
     if kernel == "attention_kernel":
         batch, queries, heads, width = a["q_ptr"].shape
         return attention_flops(batch, heads, queries, a["keys"], width)
+    if kernel == "attention_whole_kernel":
+        batch, queries, columns = a["q_desc"].shape
+        return attention_flops(batch, a["heads"], queries, a["keys"], columns // a["heads"])
     if kernel == "mlp_kernel":
         return mlp_flops(a["M"], a["WIDTH"], a["HIDDEN"], gated=gated)
     if kernel in ("layer_norm_kernel", "row_stats_kernel", "qk_rope_kernel"):

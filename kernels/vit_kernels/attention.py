@@ -16,8 +16,9 @@ import triton.language as tl
 from . import attention_tiles, tiles, with_torch
 from .attention_block import LOG2_E, attend_block
 from .attention_checks import check_attention, expand_mask
+from .attention_whole import attention_whole_kernel
 from .device import device_of
-from .launch import allocate, launch
+from .launch import allocate, describable, describe_in_gluon, launch
 from .primitives import follow, tiles_over
 
 LN_2 = tl.constexpr(math.log(2.0))
@@ -209,6 +210,30 @@ def launch_attention(
     )  # fmt: skip
 
 
+def heads_adjoin(x: torch.Tensor) -> bool:
+    """Whether the heads of x [B, N, H, D] lie side by side in rows that tensor descriptors can load."""
+    return (x.shape[2] == 1 or x.stride(2) == x.shape[3]) and describable(x)
+
+
+def launch_whole(
+    tile: attention_tiles.AttentionTile, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
+    scale: float,
+) -> None:  # fmt: skip
+    """Launches the kernel that keeps all keys of a head in shared memory, for tensors that `heads_adjoin`."""
+    batch, queries, heads, width = q.shape
+    keys = k.shape[1]
+    rest = attention_tiles.rest_block(keys, tile.block_n)
+    rows = [x.as_strided((batch, x.shape[1], heads * width), (*x.stride()[:2], 1)) for x in (q, k, v, o)]
+    blocks = [describe_in_gluon(x, 1, tile.block_m, width) for x in rows]
+    rests = [describe_in_gluon(x, 1, rest, width) if rest else None for x in rows[1:3]]
+    programs = triton.cdiv(triton.cdiv(queries, tile.block_m), tile.whole) * batch * heads
+    launch(
+        q, attention_whole_kernel, programs, *blocks[:3], *rests, blocks[3], heads, queries, keys, tile.whole,
+        scale * LOG2_E.value, BLOCKS=keys // tile.block_n, REST=rest, WIDTH=width, BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n, num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -242,19 +267,27 @@ def attention(
     keys = k.shape[1]
     kind, mask = expand_mask(mask, (batch, heads, queries, keys))
     tile = None
+    plain = mask is None and not causal and key_lengths is None and not return_lse and k.shape[2] == heads
+    described = plain and all(map(heads_adjoin, (q, k, v)))
     if q.numel() > 0:
         call = tiles.described(
             "attention", q.dtype, mask=kind, causal=causal, key_lengths=key_lengths, return_lse=return_lse,
             heads_q=heads, heads_k=k.shape[2], q_stride=q.stride(1), tf32=tf32,
         )  # fmt: skip
         tile = attention_tiles.choose_attention(
-            batch * heads, queries, keys, width, q.element_size(), device_of(q), masked=kind != "none", call=call
-        )
+            batch * heads, queries, keys, width, q.element_size(), device_of(q), masked=kind != "none",
+            described=described, call=call,
+        )  # fmt: skip
         if tile is tiles.TORCH:
             return with_torch.attention(q, k, v, scale=scale, causal=causal)
     o = allocate(q, (batch, queries, heads, width))
     lse = allocate(q, (batch, heads, queries), torch.float32) if return_lse else None
-    if tile is not None:
+    if tile is not None and tile.whole:
+        size, device = q.element_size(), device_of(q)
+        if not attention_tiles.may_be_whole(keys, width, size, device, described=described):
+            raise ValueError(f"a tile with all keys in shared memory does not fit this problem: {tile}")
+        launch_whole(tile, q, k, v, o, scale)
+    elif tile is not None:
         launch_attention(
             tile, q, k, v, key_lengths, mask, o, lse, scale, sequences=batch, queries=queries, keys=keys,
             mask_kind=kind, causal=causal, packed=False, precision=precision,

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AttentionTile:
-    """One program computes block_m queries of one head against block_n keys at a time."""
+    """One program computes block_m queries of one head against block_n keys at a time.
+
+    whole: all keys and values of the head are in shared memory (`attention_whole`), and a program goes through so many
+    tiles of block_m queries; 0 where they come block by block.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,3 +146,20 @@ HOPPER: Costs = {
 
 # By compute capability; B200 takes the figures of its predecessor.
 COSTS = {80: AMPERE, 86: SMALL, 90: HOPPER, 120: SMALL}
+
+
+@dataclass(frozen=True)
+class WholeCost:
+    """SM cycles of a program with all keys in shared memory, of which two share an SM: start before the first tile of
+    queries, and of each tile: all but its whole blocks of keys, each of these, and what they leave over."""
+
+    start: int
+    tile: int
+    block: int
+    rest: int
+
+
+# Simulated on sm_90 for a program alone on its SM, at 64 to 256 keys, and made 1.25 times as long: so much longer did
+# the programs of the other kernel take on an H100 than simulated. Not measured.
+WHOLE = WholeCost(3500, 1800, 560, 500)
+WHOLE_TILES = tuple(AttentionTile(64, 64, 4, 2, whole) for whole in (4, 2, 1))

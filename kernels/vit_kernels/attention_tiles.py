@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .attention_costs import COSTS, AttentionTile, Cost
+from .attention_costs import COSTS, WHOLE, WHOLE_TILES, AttentionTile, Cost
 from .device import INTERPRETED, Device
 from .tiles import cdiv, interpreted_block, nearest, next_power_of_2, split_width, tuned_first
 
@@ -14,10 +14,11 @@ __all__ = [
     "attention_cycles",
     "attention_shared_bytes",
     "choose_attention",
+    "may_be_whole",
     "rest_block",
 ]
 
-CANDIDATES = tuple(dict.fromkeys(tile for table in COSTS.values() for tile in table))
+CANDIDATES = (*dict.fromkeys(tile for table in COSTS.values() for tile in table), *WHOLE_TILES)
 
 # With a mask to add, wider heads than this spill: padded head width by tile, 128 where none is named.
 _WIDEST_MASKED = {
@@ -41,9 +42,27 @@ def attention_shared_bytes(
     tile: AttentionTile, width: int, itemsize: int, keys: int = 0, *, masked: bool = False
 ) -> int:
     """At most so much shared memory: q, num_stages slices of keys and values, those of a mask in fp32, and the rest."""
+    if tile.whole:
+        # Two tiles of queries, and 64 bytes of barriers.
+        whole = keys // tile.block_n * tile.block_n + rest_block(keys, tile.block_n)
+        return (2 * tile.block_m + 2 * whole) * width * itemsize + 64
     rows = tile.block_m + 2 * tile.num_stages * tile.block_n + 2 * rest_block(keys, tile.block_n)
     mask = 4 * tile.block_m * tile.block_n * (tile.num_stages - 1) if masked else 0
     return rows * sum(split_width(width)) * itemsize + mask
+
+
+def may_be_whole(keys: int, width: int, itemsize: int, device: Device, *, described: bool) -> bool:
+    """Whether `attention_whole_kernel` can compute it: sm_90's instructions, 16 bits, heads 64 wide, and as many keys
+    as registers hold scores of."""
+    return described and 90 <= device.capability < 100 and itemsize == 2 and width == 64 and 64 <= keys <= 256
+
+
+def _whole_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, device: Device) -> float:
+    tiles = cdiv(queries, tile.block_m)
+    each = min(tile.whole, tiles)
+    blocks, rest = divmod(keys, tile.block_n)
+    rounds = cdiv(cdiv(cdiv(tiles, each) * heads, device.sm_count), 2)
+    return rounds * (WHOLE.start + each * (WHOLE.tile + blocks * WHOLE.block + WHOLE.rest * (rest > 0)))
 
 
 def _cost(tile: AttentionTile, width: int, device: Device) -> Cost | None:
@@ -58,6 +77,8 @@ def attention_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, w
 
     For 16-bit tensors; infinite for a tile without figures.
     """
+    if tile.whole:
+        return _whole_cycles(tile, heads, queries, keys, device)
     cost = _cost(tile, width, device)
     if cost is None:
         return math.inf
@@ -69,9 +90,13 @@ def attention_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, w
 
 @tuned_first(AttentionTile)
 def choose_attention(
-    heads: int, queries: int, keys: int, width: int, itemsize: int, device: Device, *, masked: bool = False
-) -> AttentionTile:
-    """The candidate with the least modelled time for `heads` independent heads (batch included)."""
+    heads: int, queries: int, keys: int, width: int, itemsize: int, device: Device, *, masked: bool = False,
+    described: bool = False,
+) -> AttentionTile:  # fmt: skip
+    """The candidate with the least modelled time for `heads` independent heads (batch included).
+
+    described: q, k and v can be loaded through tensor descriptors, and nothing but o = softmax(scale q k^T) v is asked.
+    """
     if device == INTERPRETED:
         return AttentionTile(interpreted_block(queries), interpreted_block(keys), 4, 1)
     padded = sum(split_width(width))
@@ -89,4 +114,6 @@ def choose_attention(
     # Small tiles read all keys again for every few queries: for launches that leave SMs without a program otherwise.
     spread = cdiv(queries, 64) * heads < device.sm_count
     candidates = [tile for tile in fitting if spread or tile.block_m >= 64] or fitting
+    if may_be_whole(keys, width, itemsize, device, described=described):
+        candidates = [*candidates, *WHOLE_TILES]
     return min(candidates, key=lambda tile: attention_cycles(tile, heads, queries, keys, width, device))

@@ -53,8 +53,8 @@ def plans(*calls: str) -> list[dict[str, Any]]:
 
 
 def check(seen: dict[str, Any], block: list[str], tail: list[str]) -> None:
-    # Which of its kernels `linear` takes is a matter of size.
-    kernels = [re.sub("linear_(tma|roles)_kernel", "linear_kernel", kernel) for kernel in seen["kernels"]]
+    # Which of their kernels `linear` and `attention` take is a matter of size.
+    kernels = [re.sub("_(tma|roles|whole)_kernel", "_kernel", kernel) for kernel in seen["kernels"]]
     assert kernels == ["patch_embed_kernel", *block * seen["depth"], *tail]
     assert seen["other"] == [], "something besides the kernels does work on the device"
     for grid in seen["grids"]:
@@ -101,6 +101,15 @@ def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, d
     """All but the head's, in the batch that fills the GPU and in the one that leaves most of it idle."""
     assert recorded["ViT-B, batch 1"]["kernels"].count("linear_tma_kernel") == 4 * 12
     assert recorded["ViT-B, batch 64"]["kernels"].count("linear_roles_kernel") == 4 * 12
+
+
+def test_attention_of_many_short_sequences_keeps_their_keys_in_shared_memory(recorded: dict[str, Any]) -> None:
+    """197 tokens: not at batch 1, where a head a program would leave SMs without."""
+    seen = recorded["ViT-B, batch 64"]
+    whole = [grid for kernel, grid in zip(seen["kernels"], seen["grids"], strict=True) if "whole" in kernel]
+    assert whole == [[64 * 12, 1, 1]] * 12
+    for other in ("ViT-B, batch 1", "16384 tokens"):
+        assert recorded[other]["kernels"].count("attention_kernel") == recorded[other]["depth"]
 
 
 def test_the_last_tiles_of_a_product_are_split_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ RECORD = """
             (launch.kernel, launch.grid, launch.num_warps, {{
                 name: list(value.shape) if hasattr(value, "shape") else value
                 for name, value in zip(launch.names, launch.values)
-                if name in ("M", "N", "K", "q_ptr", "keys") and value is not None
+                if name in ("M", "N", "K", "q_ptr", "q_desc", "keys") and value is not None
             }})
             for launch in launches(case, {dtype!r}, gpu({gpu!r}))
         ]
@@ -51,11 +51,16 @@ def check_all(found: dict[str, list[Any]]) -> None:
             one_kernel_mlp = sum(kernel == "mlp_kernel" for kernel, *_ in launches) == 2
             assert len(launches) == 1 + 2 * (4 if one_kernel_mlp else 5) + 1 + head, case
             assert launches[0][3]["M"] == shape["batch"] * shape["tokens"], case
-            assert launches[0][0] == "patch_embed_kernel" and launches[2][0] == "attention_kernel"
+            assert launches[0][0] == "patch_embed_kernel"
+            assert launches[2][0] in ("attention_kernel", "attention_whole_kernel")
         elif case.label == "attention":
             ((kernel, _, _, arguments),) = launches
-            wanted = [shape[name] for name in ("batch", "tokens", "heads", "head_dim")]
-            assert (kernel, arguments["q_ptr"], arguments["keys"]) == ("attention_kernel", wanted, shape["tokens"])
+            batch, tokens, heads, width = (shape[name] for name in ("batch", "tokens", "heads", "head_dim"))
+            assert arguments["keys"] == tokens, case
+            if kernel == "attention_whole_kernel":
+                assert arguments["q_desc"] == [batch, tokens, heads * width] and tokens <= 256, case
+            else:
+                assert kernel == "attention_kernel" and arguments["q_ptr"] == [batch, tokens, heads, width], case
         elif case.label in ("qkv", "projection", "head"):
             ((kernel, _, _, arguments),) = launches
             assert kernel in ("linear_kernel", "linear_tma_kernel", "linear_roles_kernel")

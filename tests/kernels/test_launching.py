@@ -117,7 +117,7 @@ def test_attention(launches, choose, masked):
     asked = choose("choose_attention", ATTENTION)
     q, k, v = DRAW.normal(2, 20, 6, 40), DRAW.normal(2, 50, 3, 40), DRAW.normal(2, 50, 3, 40)
     attention(q, k, v, mask=DRAW.normal(50) if masked else None)
-    assert asked == [(12, 20, 50, 40, 2, device_of(q), {"masked": masked})]
+    assert asked == [(12, 20, 50, 40, 2, device_of(q), {"masked": masked, "described": False})]
     expect(
         launches[0], "attention_kernel", q, 2 * 2 * 6,
         BLOCK_M=16, BLOCK_N=32, num_warps=2, num_stages=7, MAIN=32, TAIL=16, GROUP=2, HAS_LENGTHS=False,

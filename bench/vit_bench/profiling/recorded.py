@@ -93,7 +93,7 @@ def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
         ctas=ctas,
         ctas_per_sm=resident,
         waves=ctas / (resident * device.sm_count),
-        waste=tile_waste(arguments) if launch.kernel == "attention_kernel" else None,
+        waste=tile_waste(arguments) if launch.kernel in ("attention_kernel", "attention_whole_kernel") else None,
         roofline=roofline(launch_flops(launch.kernel, arguments), size, dtype, device),
         modelled_s=modelled,
     )
@@ -109,4 +109,4 @@ def tile_waste(arguments: dict[str, Any]) -> float:
     queries, keys, width = a["queries"], a["keys"], a["WIDTH"]
     rows = -(-queries // a["BLOCK_M"]) * a["BLOCK_M"]
     columns = keys // a["BLOCK_N"] * a["BLOCK_N"] + a["REST"]
-    return rows * columns * (a["MAIN"] + a["TAIL"]) / (queries * keys * width)
+    return rows * columns * (a.get("MAIN", width) + a.get("TAIL", 0)) / (queries * keys * width)
