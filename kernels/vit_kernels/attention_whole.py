@@ -25,6 +25,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .linear_roles_ring import barriers, load_block, store_block
 from .primitives import follow, rounded
 
+# Triton 3.6 has only the old name.
+all_warps = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
 # Tiles of queries in shared memory at a time; their results leave from there.
 SLOTS = gl.constexpr(2)
 
@@ -33,23 +36,27 @@ SLOTS = gl.constexpr(2)
 def _begin_scores(q, k, KEYS: gl.constexpr):
     """Begins q k^T [BLOCK_M, KEYS]; k [1, KEYS, WIDTH]."""
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])  # type: ignore[reportAssignmentType]
-    nothing = gl.zeros((q.shape[0], KEYS), gl.float32, LAYOUT)
-    return warpgroup_mma(q, k.reshape((KEYS, k.shape[2])).permute((1, 0)), nothing, use_acc=False, is_async=True)
+    ROWS: gl.constexpr = q.shape[0]
+    WIDTH: gl.constexpr = k.shape[2]
+    nothing = gl.zeros((ROWS, KEYS), gl.float32, LAYOUT)
+    return warpgroup_mma(q, k.reshape((KEYS, WIDTH)).permute((1, 0)), nothing, use_acc=False, is_async=True)
 
 
 @gluon.jit
 def _begin_results(o, p, v, LAYOUT: gl.constexpr, KEYS: gl.constexpr, ADD: gl.constexpr):
     """Begins p v, added to o or in its place; p [BLOCK_M, KEYS] stays in registers, v [1, KEYS, WIDTH]."""
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)  # type: ignore[reportAssignmentType]
+    WIDTH: gl.constexpr = v.shape[2]
     p, _ = rounded(p, v.dtype)
-    return warpgroup_mma(gl.convert_layout(p, OPERAND), v.reshape((KEYS, v.shape[2])), o, use_acc=ADD, is_async=True)
+    return warpgroup_mma(gl.convert_layout(p, OPERAND), v.reshape((KEYS, WIDTH)), o, use_acc=ADD, is_async=True)
 
 
 @gluon.jit
 def _load_all(desc, rest_desc, image, column, ready, blocks, rest, BLOCKS: gl.constexpr, REST: gl.constexpr):
     """Loads all keys, or all values, of a head: blocks [BLOCKS, 1, BLOCK_N, WIDTH], rest [1, REST, WIDTH]."""
     BLOCK_N: gl.constexpr = blocks.shape[2]
-    mbarrier.expect(ready, (BLOCKS * BLOCK_N + REST) * blocks.shape[3] * 2)
+    BYTES: gl.constexpr = (BLOCKS * BLOCK_N + REST) * blocks.shape[3] * 2
+    mbarrier.expect(ready, BYTES)
     for i in gl.static_range(BLOCKS):  # type: ignore[reportGeneralTypeIssues]
         load_block(desc, [image, i * BLOCK_N, column], ready, blocks.index(i))
     if REST:
@@ -58,8 +65,9 @@ def _load_all(desc, rest_desc, image, column, ready, blocks, rest, BLOCKS: gl.co
 
 @gluon.jit
 def _load_queries(q_desc, image, tile, column, ready, place):
+    BLOCK_M: gl.constexpr = place.shape[1]
     mbarrier.expect(ready, q_desc.block_type.nbytes)
-    load_block(q_desc, [image, tile * place.shape[1], column], ready, place)
+    load_block(q_desc, [image, tile * BLOCK_M, column], ready, place)
 
 
 # One compiled kernel for every number of queries, and of keys that leaves as many blocks.
@@ -158,6 +166,8 @@ def attention_whole_kernel(
             o = _begin_results(o, p, v_rest_s, LAYOUT, REST, True)
         o = warpgroup_mma_wait(0, deps=(o,))
         y, _ = rounded(o * (1.0 / row_sum)[:, None], q_desc.dtype)
+        # All four warps have read the queries whose place the results take.
+        all_warps()
         q.store(y)
         fence_async_shared()
         store_block(o_desc, [image, (first + tile) * BLOCK_M, column], slot)

@@ -4,6 +4,7 @@ executed."""
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def whole(monkeypatch):
     return pretend
 
 
-def packed(dtype, seed, batch, tokens, heads):
+def packed(dtype: torch.dtype, seed: int, batch: int, tokens: int, heads: int) -> dict[str, Any]:
     return dict(zip("qkv", Draw(dtype, seed=seed).normal(batch, tokens, 3, heads, 64).unbind(2), strict=True))
 
 
@@ -63,7 +64,7 @@ def test_several_programs_share_a_head_and_several_heads_an_image(dtype, whole):
 def test_other_queries_than_keys_and_no_key_left_over(dtype, queries, keys, whole):
     whole(2)
     draw = Draw(dtype, seed=53)
-    arguments = {"q": draw.normal(1, queries, 1, 64), "k": draw.normal(1, keys, 1, 64), "v": draw.normal(1, keys, 1, 64)}
+    arguments = {"q": draw.normal(1, queries, 1, 64)} | {name: draw.normal(1, keys, 1, 64) for name in "kv"}
     judge(attention(**arguments), reference.attention, arguments, pick=0)
 
 
