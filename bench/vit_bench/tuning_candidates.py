@@ -85,6 +85,9 @@ _NEAR: dict[str, Callable[[int], tuple[int, ...]]] = {
 
 
 def _near(tile: Any) -> Iterator[Any]:
+    if getattr(tile, "whole", 0):
+        # Its warps and what is in shared memory are part of the kernel, and all that varies is in the table.
+        return
     for name, values in _NEAR.items():
         # Where warps have roles, how many there are and what they share out is part of the kernel.
         if name in vars(tile) and not (getattr(tile, "roles", False) and name != "num_stages"):

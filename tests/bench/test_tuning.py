@@ -322,6 +322,8 @@ def test_neighbours_differ_in_one_field_and_none_is_impossible():
     assert {"num_stages": 2} in differences and {"num_warps": 2} in differences and {"tma": 2} in differences
     assert all(len(difference) <= 1 for difference in differences)
     assert {"num_stages": 0} not in differences and {"num_warps": 0} not in differences
+    whole = [tile for tile in candidates(small("attention"), wide=True) if getattr(tile, "whole", 0)]
+    assert sorted(tile.whole for tile in whole) == [1, 2, 4], "what is whole has no neighbours"
 
 
 def test_pytorchs_attention_is_no_candidate_where_it_computes_something_else():
