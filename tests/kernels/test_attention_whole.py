@@ -60,7 +60,7 @@ def test_several_programs_share_a_head_and_several_heads_an_image(dtype, whole):
 
 @compiled_code
 @sanitize_bfloat16
-@pytest.mark.parametrize(("queries", "keys"), [(130, 64), (20, 256)], ids=str)
+@pytest.mark.parametrize(("queries", "keys"), [(260, 64), (20, 256)], ids=str)
 def test_other_queries_than_keys_and_no_key_left_over(dtype, queries, keys, whole):
     whole(2)
     draw = Draw(dtype, seed=53)
