@@ -78,6 +78,16 @@ def test_the_one_kernel_mlp_is_timed_with_its_tile():
         assert modelled.modelled_seconds("mlp_kernel", arguments | changes, 99, 8, 3, H100) is None
 
 
+@pytest.mark.parametrize("each", [1, 4])
+def test_attention_of_whole_heads_is_timed_by_the_tiles_of_its_programs(each):
+    rows = torch.empty(64, 197, 12 * 64, dtype=torch.bfloat16, device="meta")
+    arguments: dict[str, Any] = {"q_desc": rows, "heads": 12, "keys": 197, "tiles_each": each, "WIDTH": 64}
+    arguments |= {"BLOCK_M": 64, "BLOCK_N": 64}
+    seconds = modelled.modelled_seconds("attention_whole_kernel", arguments, 1, 4, 3, H100)
+    tile = attention_tiles.AttentionTile(64, 64, 4, 2, each)
+    assert seconds == attention_tiles.attention_cycles(tile, 64 * 12, 197, 197, 64, H100) / 1.75e9
+
+
 def test_no_launch_is_modelled_faster_than_its_operands_move():
     """Attention of short sequences with wide heads keeps no unit as busy as memory."""
     q, k, v, o = (torch.empty(256, 64, 12, 128, dtype=torch.bfloat16, device="meta") for _ in range(4))

@@ -70,6 +70,17 @@ def test_other_queries_than_keys_and_no_key_left_over(dtype, queries, keys, whol
 
 @compiled_code
 @sanitize_bfloat16
+@pytest.mark.parametrize("key", [3, 66], ids=["in a block", "left over"])
+def test_one_key_above_all_others(dtype, key, whole):
+    """2^200 is no fp32 number: the maximum must be that of all keys."""
+    whole(2)
+    arguments = packed(dtype, 56, 1, 70, 1)
+    arguments["k"][:, key] = 64 * arguments["q"][:, 5]
+    judge(attention(**arguments), reference.attention, arguments, pick=0)
+
+
+@compiled_code
+@sanitize_bfloat16
 def test_an_images_neighbours_may_hold_anything(dtype, whole):
     """The rows behind the last key are those of the next image: they must not be read even with a weight of 0."""
     whole(2)

@@ -215,6 +215,13 @@ def test_small_tiles_load_early() -> None:
         assert gemm_tiles.loads_early(dataclasses.replace(tile, num_warps=8), gated=gated)
 
 
+@pytest.mark.parametrize(("batch", "tile"), [(1, (32, 64, 64)), (8, (64, 64, 32)), (64, (64, 128, 64))])
+def test_a_wide_tile_of_the_stem_is_for_two_programs_an_sm(batch: int, tile: tuple[int, int, int]) -> None:
+    """ViT-B: at batch 8 wide tiles would give 18 SMs two and the others one."""
+    chosen = gemm_tiles.choose_patch_embed(197 * batch, 768, 768, 2, H100)
+    assert (chosen.block_m, chosen.block_n, chosen.block_k) == tile
+
+
 def test_small_problems_get_small_tiles() -> None:
     small = gemm_tiles.choose_gemm(197, 768, 768, 2, H100)
     large = gemm_tiles.choose_gemm(197 * 256, 3072, 768, 2, H100)
