@@ -72,10 +72,15 @@ def patch_embed_kernel(
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     keep_rows = rows < M
     keep_columns = columns < N
-    # One division of 64 bits for the tile, and short ones for its rows: with long ones, fewer programs share an SM.
-    row = (first % T).to(tl.int32) + tl.arange(0, BLOCK_M)
-    image = first // T + row // T
-    token = row % T
+    if w_ptr.dtype.element_ty == tl.float32:
+        # Short divisions would make a few tiles spill.
+        image = rows // T
+        token = (rows % T).to(tl.int32)
+    else:
+        # One division of 64 bits for the tile, and short ones for its rows: with long ones, fewer programs share an SM.
+        row = (first % T).to(tl.int32) + tl.arange(0, BLOCK_M)
+        image = first // T + row // T
+        token = row % T
     is_patch = token >= PREFIX
     patch = tl.maximum(token - PREFIX, 0)
     corner = (
