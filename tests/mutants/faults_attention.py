@@ -10,8 +10,8 @@ ATTENTION = {
     ),
     "exp2-without-log2e": (
         "exp replaced by exp2, the factor log2(e) forgotten: a softmax of another temperature.",
-        "scale * LOG2_E.value,",
-        "scale,",
+        "scale * LOG2_E.value,\n        WIDTH=",
+        "scale,\n        WIDTH=",
     ),
     "lse-in-base-2": (
         "A backward pass that expects the natural logarithm gets log2.",
