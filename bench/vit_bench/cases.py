@@ -380,8 +380,10 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
         size = 16 * (1 + int(tile.block_m**0.5))
         return Case(kernel, name, _patches(1, size, 16, tile.block_n + 8, 1), {}, STATS)
     if kernel == "linear":
-        m, k, n = tile.block_m + 3, 3 * tile.block_k, tile.block_n + 8
-        if tile.roles:
+        # With a step more or less in some parts than in others.
+        steps = 3 if tile.parts == 1 else 2 * tile.parts + 1
+        m, k, n = tile.block_m + 3, steps * tile.block_k, tile.block_n + 8
+        if tile.roles and tile.parts == 1:
             # Five tiles in a row, the last one not whole, for programs that walk from one to the next.
             m, k, n = tile.block_m - 28, 3 * tile.block_k + 8, 5 * tile.block_n - 64
         if gated:

@@ -18,7 +18,7 @@ from vit_bench import records
 from vit_bench.modelled import modelled_seconds
 from vit_bench.occupancy import ctas_per_sm
 from vit_bench.pipes import Epilogue, Kernel, Section
-from vit_bench.plan import Call, model_calls
+from vit_bench.plan import Call, launch_labels, model_calls
 from vit_bench.recording import Launch, RecordingDriver, gpu, recording
 from vit_bench.roofline import PEAKS, Roofline, launch_flops, operand_bytes, roofline
 from vit_bench.sass import CodeFacts, code_facts, instructions
@@ -33,7 +33,6 @@ NOTE = (
 )
 
 _TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H")
-_PARTS = {("mlp", 2): ("fc1", "fc2")}  # names for the launches of a call that makes several
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,8 @@ def call_reports(call: Call, recorder: RecordingDriver, dtype: torch.dtype) -> I
     recorder.launches.clear()
     call.run()
     launches = list(recorder.launches)
-    count = len(launches)
-    names = _PARTS.get((call.label, count), tuple(f"{call.label} {n + 1}/{count}" for n in range(count)))
-    for name, launch in zip((call.label,) if count == 1 else names, launches, strict=True):
+    names = launch_labels(call.label, [launch.kernel for launch in launches])
+    for name, launch in zip(names, launches, strict=True):
         yield report(launch, name, call.times, recorder.device, dtype)
 
 

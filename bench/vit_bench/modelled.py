@@ -16,7 +16,7 @@ from typing import Any
 from vit_bench.roofline import PEAKS, operand_bytes
 from vit_kernels.attention_tiles import AttentionTile, attention_cycles
 from vit_kernels.device import A100, H100, RTX_4090, Device
-from vit_kernels.gemm_tiles import GemmTile, gemm_cycles
+from vit_kernels.gemm_tiles import GemmTile, gemm_cycles, parts_cycles, sum_cycles
 from vit_kernels.launch import tensor_behind
 from vit_kernels.mlp_tiles import MlpTile, mlp_cycles
 
@@ -114,6 +114,13 @@ def _by_the_tile_choice(
         blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, residual=bool(a.get("HAS_RESIDUAL")))
+    if kernel in ("linear_parts_kernel", "linear_parts_roles_kernel"):
+        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
+        roles = kernel == "linear_parts_roles_kernel"
+        tile = GemmTile(*blocks, num_warps, a["STAGES"] if roles else num_stages, roles=roles, parts=a["parts"])
+        return parts_cycles(tile, a["M"], a["N"], a["K"], device) / clock(device)
+    if kernel == "linear_sum_kernel":
+        return sum_cycles(a["PARTS"], a["M"], a["N"], device) / clock(device)
     if kernel == "patch_embed_kernel":
         # A product like the others, but for how its rows are gathered. Class and register tokens are no patches.
         patches = a["M"] // a["T"] * (a["T"] - a["PREFIX"])

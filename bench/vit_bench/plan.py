@@ -92,6 +92,23 @@ def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str =
         yield Call("linear", "head", partial(vit_kernels.linear, new(batch, width), *head), 1)
 
 
+def launch_labels(label: str, kernels: Sequence[str]) -> list[str]:
+    """What each launch of a call is in the model, from the names of their kernels: an mlp of two products is fc1 and
+    fc2, and a launch that adds up the parts of a product is that product's sums."""
+    adds = [kernel == "linear_sum_kernel" for kernel in kernels]
+    count = len(kernels) - sum(adds)
+    if count == 1:
+        names = [label]
+    elif label == "mlp" and count == 2:
+        names = ["fc1", "fc2"]
+    else:
+        names = [f"{label} {n + 1}/{count}" for n in range(count)]
+    found: list[str] = []
+    for added in adds:
+        found.append(f"{found[-1]} sums" if added else names.pop(0))
+    return found
+
+
 @dataclass(frozen=True)
 class Heads:
     """Queries and keys of a family of models without a preset, as it asks `qk_rope` for them.

@@ -91,6 +91,11 @@ def roofline(flops: int, size: int, dtype: torch.dtype, device: Device) -> Roofl
     return Roofline(flops, size, flops / rate, size / peaks.bandwidth)
 
 
+PRODUCTS = (
+    "linear_kernel", "linear_tma_kernel", "linear_roles_kernel", "linear_parts_kernel", "linear_parts_roles_kernel",
+)  # fmt: skip
+
+
 def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
     """FLOP of one launch, from the kernel's name and its arguments as they were passed.
 
@@ -98,7 +103,7 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
     """
     a = arguments
     gated = a.get("ACTIVATION") == "swiglu"
-    if kernel in ("linear_kernel", "linear_tma_kernel", "linear_roles_kernel"):
+    if kernel in PRODUCTS:
         return gemm_flops(a["M"], a["N"] * (2 if gated else 1), a["K"])
     if kernel == "patch_embed_kernel":
         # The class and register tokens of each image are no patches.
@@ -111,6 +116,6 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
         return attention_flops(batch, a["heads"], queries, a["keys"], columns // a["heads"])
     if kernel == "mlp_kernel":
         return mlp_flops(a["M"], a["WIDTH"], a["HIDDEN"], gated=gated)
-    if kernel in ("layer_norm_kernel", "row_stats_kernel", "qk_rope_kernel"):
+    if kernel in ("layer_norm_kernel", "linear_sum_kernel", "row_stats_kernel", "qk_rope_kernel"):
         return 0
     raise ValueError(f"kernel {kernel!r} has no formula for its FLOP in vit_bench.roofline")

@@ -114,6 +114,15 @@ def _torch_can(problem: Problem) -> bool:
     return problem.kernel in ("linear", "layer_norm")
 
 
+def _shared_out(problem: Problem) -> Iterator[Any]:
+    """The tiles whose programs share out K, as many parts of it as the GPU has room for."""
+    m, n, k = (problem.fields[name] for name in ("m", "n", "k"))
+    for tile in gemm_tiles.SHARED_TILES:
+        shared = gemm_tiles.shared_out(tile, m, n, k, problem.device.sm_count)
+        if shared is not None:
+            yield shared
+
+
 def candidates(problem: Problem, *, with_pytorch: bool = True, wide: bool = False) -> list[Any]:
     """What may serve a problem, the modelled choice first: tiles, `tiles.TORCH`, or None for an MLP of two products.
 
@@ -128,6 +137,8 @@ def candidates(problem: Problem, *, with_pytorch: bool = True, wide: bool = Fals
     else:
         table = _table(problem.kernel)
         found += [*table, *(near for tile in table for near in _near(tile))] if wide else table
+        if problem.kernel == "linear":
+            found += _shared_out(problem)
     if problem.kernel == "mlp":
         found.append(None)
     if with_pytorch and _torch_can(problem):

@@ -44,11 +44,12 @@ class LauncherCall:
 @dataclass
 class Problem:
     """One question to a tile choice. fields: as in tuned files; call: a launcher call that asks it, case: the same with
-    drawn values; default: what the tile choice models; labels: where it came up."""
+    drawn values; default: what the tile choice models; device: the GPU it is asked for; labels: where it came up."""
 
     fields: dict[str, Any]
     call: LauncherCall
     default: Any
+    device: Device
     labels: list[str] = field(default_factory=list)
 
     @property
@@ -162,19 +163,22 @@ def _products_of(call: LauncherCall) -> list[LauncherCall]:
 def _asked(call: LauncherCall) -> list[Problem]:
     """What a launcher call asks its tile choice: one problem, or none where it has nothing to choose."""
     module, name = CHOOSERS[call.kernel]
-    chooser, found = getattr(module, name), []
+    chooser, noted = getattr(module, name), call
+    found: list[Problem] = []
     signature = inspect.signature(chooser)
 
     def note(*arguments: Any, call: Any = (), **options: Any) -> Any:
         default = chooser(*arguments, **options)  # without `call`: what is modelled, whatever is in use
         if call:
-            found.append((problem_of(signature, arguments, options, call), default))
+            device = signature.bind(*arguments, **options).arguments["device"]
+            fields = problem_of(signature, arguments, options, call)
+            found.append(Problem(fields, noted, default, device, [noted.label]))
         return default
 
     with mock.patch.object(module, name, note):
         getattr(vit_kernels, call.kernel)(**call.arguments)
     # A norm may call row_stats, which asks the same tile choice.
-    return [Problem(f, call, default, [call.label]) for f, default in found if f["kernel"] == call.kernel]
+    return [problem for problem in found if problem.fields["kernel"] == call.kernel]
 
 
 def problems_of(calls: Sequence[LauncherCall], device: Device) -> list[Problem]:

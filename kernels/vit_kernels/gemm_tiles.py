@@ -17,7 +17,8 @@ class GemmTile:
     chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
     so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
     (`linear_roles`): num_warps of them multiply the upper half of a tile, as many the lower one, and others load;
-    num_stages is the slots of their ring.
+    num_stages is the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
+    adds up what they summed.
     """
 
     block_m: int
@@ -29,6 +30,7 @@ class GemmTile:
     chunk: int = 256
     tma: int = 0
     roles: bool = False
+    parts: int = 1
 
 
 _SMALL_TILES = (GemmTile(64, 64, 64, 4, 4), GemmTile(32, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4))
@@ -47,6 +49,12 @@ _TMA_TILES = (
 # Gated activations sum two products: half the tile, or twice the threads, for the same registers.
 _GATED_TILES = (GemmTile(64, 128, 64, 8, 3), *_SMALL_TILES)
 _GATED_TMA_TILES = (GemmTile(128, 64, 64, 4, 3, chunk=64, tma=2), *_GATED_TILES)
+# For fewer tiles than SMs, with as many parts of K as that leaves room for (`shared_out`). Operands of 16 bits.
+_SHARED_TILES = (GemmTile(64, 128, 64, 4, 3), GemmTile(64, 64, 64, 4, 4))
+_SHARED_TMA_TILES = (GemmTile(128, 256, 64, 4, 4, tma=1, roles=True), GemmTile(64, 128, 64, 4, 4, tma=1))
+SHARED_TILES = (*_SHARED_TILES, *_SHARED_TMA_TILES)
+# What adds up the parts, so many rows and columns a program: all at once at batch 8 of ViT-B.
+SUM_ROWS, SUM_COLUMNS = 16, 64
 _FLOAT_TILES = (
     GemmTile(64, 64, 32, 8, 3),
     GemmTile(32, 64, 32, 8, 3),
@@ -80,6 +88,11 @@ _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few
 _ROLES_STEP = 100
 _ROLES_EPILOGUE = 7000
 _ROLES_RESIDUAL = 2000
+# What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
+_PART = 1500
+_STORED_BYTES_PER_CLOCK = 32
+_LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
+_MOST_PARTS = 8
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
@@ -136,6 +149,44 @@ def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
 def may_have_roles(n: int, itemsize: int, device: Device, *, gated: bool, described: bool) -> bool:
     """Whether `linear_roles_kernel` can compute it: sm_90's instructions, 16 bits, and whole narrow tiles."""
     return described and 90 <= device.capability < 100 and itemsize == 2 and not gated and n % NARROW.value == 0
+
+
+def shared_out(tile: GemmTile, m: int, n: int, k: int, sm_count: int) -> GemmTile | None:
+    """The tile with so many parts of K that one round of programs does all; None where that leaves K whole, where K is
+    short, or no number of whole steps."""
+    steps, rest = divmod(k, tile.block_k)
+    room = min(sm_count // (cdiv(m, tile.block_m) * cdiv(n, tile.block_n)), steps, _MOST_PARTS)
+    if rest or steps < _LEAST_STEPS or room < 2:
+        return None
+    # No more parts than it takes for the longest to be as short.
+    return replace(tile, parts=cdiv(steps, cdiv(steps, room)))
+
+
+def parts_cycles(tile: GemmTile, m: int, n: int, k: int, device: Device) -> float:
+    """Modelled SM cycles of the launch that sums the parts of K, operands of 16 bits."""
+    programs = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) * tile.parts
+    step = step_cycles(tile, 2, device, busy_sms=min(programs, device.sm_count))
+    step += _ROLES_STEP if tile.roles else _STEP
+    part = cdiv(cdiv(k, tile.block_k), tile.parts) * step + _PART
+    part += 4 * tile.block_m * tile.block_n / _STORED_BYTES_PER_CLOCK
+    return _LAUNCH + cdiv(programs, device.sm_count) * part
+
+
+def sum_cycles(parts: int, m: int, n: int, device: Device) -> float:
+    """Modelled SM cycles of the launch that adds the parts up: the way of sums, residual and results through L2."""
+    return _LAUNCH + (4 * parts + 4) * m * n / device.sm_count / nearest(_L2_BYTES_PER_CLOCK, device.capability)
+
+
+def may_share(
+    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, gated: bool, described: bool
+) -> bool:  # fmt: skip
+    """Whether the kernels of `linear_parts` can compute it with this tile: 16 bits, no gate, whole steps of K, at least
+    one in each part, and what descriptors and roles ask."""
+    if itemsize != 2 or gated or k % tile.block_k or k // tile.block_k < tile.parts:
+        return False
+    if tile.roles and (tile.block_m, tile.num_warps) != (128, 4):
+        return False
+    return not (tile.roles or tile.tma) or (described and 90 <= device.capability < 100)
 
 
 def _roles_cycles(
@@ -198,6 +249,8 @@ def gemm_cycles(
     Those at a time share its units: a step takes the longer of all their work and of one program's work and wait; the
     same goes for what follows the last step.
     """
+    if tile.parts > 1:
+        return parts_cycles(tile, m, n, k, device) + sum_cycles(tile.parts, m, n, device)
     if tile.roles:
         return _roles_cycles(tile, m, n, k, itemsize, device, residual=residual)
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
@@ -252,6 +305,10 @@ def choose_gemm(
         # Rows of y begin anywhere: results are stored one by one, and their addresses fill the registers of large
         # tiles.
         table = _SMALL_TILES
+    elif itemsize == 2 and not gated:
+        few = _SHARED_TMA_TILES if table is _TMA_TILES else _SHARED_TILES
+        shared = [shared_out(tile, m, n, k, device.sm_count) for tile in few]
+        table = (*table, *(tile for tile in shared if tile is not None))
     if not may_have_roles(n, itemsize, device, gated=gated, described=described):
         table = tuple(t for t in table if not t.roles)
     candidates = [t for t in table if gemm_shared_bytes(t, itemsize, operands) <= device.shared_memory - 2048]

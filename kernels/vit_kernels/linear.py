@@ -28,6 +28,8 @@ from .checks import (
 from .device import device_of
 from .launch import allocate, describable, describe, describe_in_gluon, launch
 from .linear_kernels import linear_kernel, linear_tma_kernel
+from .linear_parts import linear_parts_kernel, linear_sum_kernel
+from .linear_parts_roles import linear_parts_roles_kernel
 from .linear_roles import linear_roles_kernel
 from .linear_roles_ring import NARROW
 from .norm import emitted_stats
@@ -167,7 +169,19 @@ def linear(
             "EMIT_STATS": emit_stats, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
             "GROUP_M": tile.group_m, "CHUNK": tile.chunk, "num_warps": tile.num_warps, "num_stages": tile.num_stages,
         }  # fmt: skip
-        if tile.roles:
+        if tile.parts > 1:
+            fits = gemm_tiles.may_share(tile, m, n, k, x.element_size(), device_of(x), gated=gated, described=described)
+            if not fits:
+                raise ValueError(f"a tile that shares out K does not fit this problem: {tile}, {m} x {n} x {k}")
+            sums = _launch_parts(tile, x, weight, ahead)
+            del constants["FAST"], constants["BLOCK_K"], constants["GROUP_M"], constants["CHUNK"]
+            rows, columns = gemm_tiles.SUM_ROWS, gemm_tiles.SUM_COLUMNS
+            constants |= {"PARTS": tile.parts, "BLOCK_M": rows, "BLOCK_N": columns, "num_warps": 4, "num_stages": 1}
+            launch(
+                x, linear_sum_kernel, triton.cdiv(m, rows) * triton.cdiv(n, columns), sums, *tensors, m, n, k, *strides,
+                eps, **constants,
+            )  # fmt: skip
+        elif tile.roles:
             fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
             if not fits:
                 raise ValueError(f"a tile whose warps have roles does not fit this problem: {tile}, {m} x {n} x {k}")
@@ -201,3 +215,31 @@ def linear(
                 *strides, eps, EVEN_K=k % tile.block_k == 0, PRECISION=precision, **constants,
             )  # fmt: skip
     return y if y_stats is None else (y, y_stats)
+
+
+def _launch_parts(
+    tile: gemm_tiles.GemmTile, x: torch.Tensor, weight: torch.Tensor, ahead: torch.Tensor | None
+) -> torch.Tensor:
+    """Launches what sums x W^T over the parts of K; returns the sums [parts, M, N], fp32."""
+    m, k = x.shape
+    n = weight.shape[0]
+    sums = allocate(x, (tile.parts, m, n), torch.float32)
+    programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) * tile.parts
+    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    if tile.roles:
+        operands = (
+            describe_in_gluon(x, tile.block_m, tile.block_k), describe_in_gluon(weight, tile.block_n, tile.block_k)
+        )  # fmt: skip
+        launch(
+            x, linear_parts_roles_kernel, programs, *operands, ahead, sums, m, n, k, tile.parts,
+            STAGES=tile.num_stages, num_warps=tile.num_warps, **blocks,
+        )  # fmt: skip
+        return sums
+    operands = x, weight
+    if tile.tma:
+        operands = describe(x, tile.block_m, tile.block_k), describe(weight, tile.block_n, tile.block_k)
+    launch(
+        x, linear_parts_kernel, programs, *operands, ahead, sums, m, n, k, tile.parts, *x.stride(), *weight.stride(),
+        DESCRIBED=tile.tma > 0, num_warps=tile.num_warps, num_stages=tile.num_stages, **blocks,
+    )  # fmt: skip
+    return sums

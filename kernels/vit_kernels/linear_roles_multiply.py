@@ -89,7 +89,7 @@ def _finish(
 
 
 @gluon.jit
-def _multiply_step(
+def multiply_step(
     acc, ring, step, half: gl.constexpr, ROWS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
     ADD: gl.constexpr,
 ):  # fmt: skip
@@ -119,14 +119,14 @@ def _multiply_tile(
     # The slot of this warpgroup's results of the tile before: given back under the first product of this one, because
     # it takes long to empty.
     held = (step + (STAGES - 2 + half)) % STAGES
-    acc = _multiply_step(acc, ring, step, half, ROWS, WIDTH, STAGES, False)
+    acc = multiply_step(acc, ring, step, half, ROWS, WIDTH, STAGES, False)
     if turn > 0:
         tma.store_wait(0)
     # Twice, for the other warpgroup has no part in this slot.
     mbarrier.arrive(empty.index(held), count=2, pred=turn > 0)
     step += 1
     for _ in range(BLOCK_K, K, BLOCK_K):
-        acc = _multiply_step(acc, ring, step, half, ROWS, WIDTH, STAGES, True)
+        acc = multiply_step(acc, ring, step, half, ROWS, WIDTH, STAGES, True)
         mbarrier.arrive(empty.index((step + (STAGES - 1)) % STAGES), count=1)
         step += 1
     own = step + half

@@ -23,7 +23,7 @@ from vit_engine import replay
 KERNELS = {
     "patch_embed": ["patch_embed_kernel"],
     "attention": ["attention_kernel"],
-    "linear": ["linear_kernel", "linear_tma_kernel"],
+    "linear": ["linear_kernel", "linear_parts_kernel", "linear_sum_kernel", "linear_tma_kernel"],
     "norm": ["layer_norm_kernel", "row_stats_kernel"],
     "mlp": ["mlp_kernel"],
 }

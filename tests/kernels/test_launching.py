@@ -271,7 +271,8 @@ def test_a_launch_happens_while_its_gpu_is_current(monkeypatch, device, overlapp
 def test_every_kernel_waits_for_the_launch_before_it_first():
     """`follow` comes before anything else a kernel does: a launch may begin before the one in front has ended. Only
     weights may be asked for ahead of it, which nobody reads there."""
-    for name in ("attention", "linear_kernels", "linear_roles", "mlp", "norm", "patch_embed", "qk_rope"):
+    products = "linear_kernels", "linear_parts", "linear_parts_roles", "linear_roles"
+    for name in ("attention", *products, "mlp", "norm", "patch_embed", "qk_rope"):
         module = importlib.import_module(f"vit_kernels.{name}")
         kernels = [value for key, value in vars(module).items() if key.endswith("_kernel")]
         assert kernels

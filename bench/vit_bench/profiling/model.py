@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import vit_kernels
 from vit_bench import records
 from vit_bench.inspection import DTYPES
-from vit_bench.plan import model_calls
+from vit_bench.plan import launch_labels, model_calls
 from vit_bench.profiling.attention import MODELLED
 from vit_bench.profiling.recorded import Recorded, recorded
 from vit_bench.profiling.trace import Range
@@ -26,7 +26,6 @@ from vit_engine.config import ViTConfig
 from vit_kernels.device import Device
 
 IN_BLOCK = ("qkv", "attention", "projection", "mlp", "fc1", "fc2")
-_PARTS = {("mlp", 2): ("fc1", "fc2")}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def distinct(config: ViTConfig, device: Device, batch: int, dtype: str) -> list[
                 continue
             recorder.launches.clear()
             call.run()
-            names = _PARTS.get((call.label, len(recorder.launches)), (call.label,))
+            names = launch_labels(call.label, [launch.kernel for launch in recorder.launches])
             for name, launch in zip(names, recorder.launches, strict=True):
                 figures = recorded(launch, DTYPES[dtype], device) if device in PEAKS else None
                 found.append(Known(name, launch.kernel, figures))
@@ -74,7 +73,7 @@ def distinct(config: ViTConfig, device: Device, batch: int, dtype: str) -> list[
 
 def in_order(launches: Sequence[Known], depth: int) -> list[Known]:
     """Every launch of the pass, from the distinct ones."""
-    block = [one for one in launches if one.label in IN_BLOCK]
+    block = [one for one in launches if one.label.removesuffix(" sums") in IN_BLOCK]
     first = launches.index(block[0])
     blocks = [one._replace(block=number) for number in range(depth) for one in block]
     return [*launches[:first], *blocks, *launches[first + len(block) :]]
