@@ -93,6 +93,7 @@ _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32
 _LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
 _MOST_PARTS = 8
+_WORTH = 1.1  # a second launch must promise this much: the model cannot tell less
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
@@ -312,8 +313,12 @@ def choose_gemm(
     if not may_have_roles(n, itemsize, device, gated=gated, described=described):
         table = tuple(t for t in table if not t.roles)
     candidates = [t for t in table if gemm_shared_bytes(t, itemsize, operands) <= device.shared_memory - 2048]
-    options = {"operands": operands, "tf32": tf32, "residual": residual}
-    return min(candidates, key=lambda t: gemm_cycles(t, m, n, k, itemsize, device, **options))
+
+    def cost(t: GemmTile) -> float:
+        cycles = gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32, residual=residual)
+        return cycles * _WORTH if t.parts > 1 else cycles
+
+    return min(candidates, key=cost)
 
 
 # Within 10 % of the fastest of twelve, simulated for ViT-B at batches 1, 8 and 64 on sm_80, 89 and 90.

@@ -11,9 +11,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma_wait
 
 from .ahead import fetch_ahead
+from .linear_roles_load import load_step, load_weights_ahead
 from .linear_roles_multiply import multiply_step
-from .linear_roles_ring import barriers, load_block
-from .primitives import follow, tiles_over
+from .linear_roles_ring import barriers
+from .primitives import tiles_over
 
 ROWS = gl.constexpr(64)  # of a warpgroup
 # Registers a thread of the second multiplying warpgroup and of the loading warp; the first has what is left.
@@ -22,16 +23,14 @@ _LOADING = gl.constexpr(56)
 
 
 @gluon.jit
-def _load(x_desc, w_desc, ring, row, column, first, steps, BLOCK_K: gl.constexpr, STAGES: gl.constexpr):
-    """The role of the loading warp."""
-    x_s, w_s, full, empty = ring
+def _load(
+    x_desc, w_desc, ring, row, column, first, steps, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr
+):  # fmt: skip
+    """The role of the loading warp, which alone waits for the launch before."""
+    WIDTH: gl.constexpr = w_desc.block_shape[0]
+    ahead = load_weights_ahead(x_desc, w_desc, ring, column, first, steps, BLOCK_K, STAGES, OVERLAP)
     for step in range(steps):
-        slot = step % STAGES
-        mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
-        mbarrier.expect(full.index(slot), x_desc.block_type.nbytes + w_desc.block_type.nbytes)
-        k = (first + step) * BLOCK_K
-        load_block(x_desc, [row, k], full.index(slot), x_s.index(slot))
-        load_block(w_desc, [column, k], full.index(slot), w_s.index(slot))
+        load_step(x_desc, w_desc, ring, step, ahead, row, column, (first + step) * BLOCK_K, STAGES, WIDTH)
 
 
 @gluon.jit
@@ -72,7 +71,6 @@ def linear_parts_roles_kernel(
     """This program sums x W^T over one part of K for a BLOCK_M x BLOCK_N tile, as `linear_parts_kernel` would."""
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
-    follow(OVERLAP)
     tiles_m = tiles_over(M, BLOCK_M)
     tiles = tiles_m * tiles_over(N, BLOCK_N)
     tile = gl.program_id(0) % tiles
@@ -91,7 +89,7 @@ def linear_parts_roles_kernel(
         [
             (_multiply, (0, sums_ptr, ring, row, column, steps, M, N, STAGES)),
             (_multiply, (1, sums_ptr, ring, row, column, steps, M, N, STAGES)),
-            (_load, (x_desc, w_desc, ring, row, column, first, steps, BLOCK_K, STAGES)),
+            (_load, (x_desc, w_desc, ring, row, column, first, steps, BLOCK_K, STAGES, OVERLAP)),
         ],
         [4, 1],
         [_MULTIPLYING, _LOADING],

@@ -23,7 +23,6 @@ from .ahead import fetch_ahead
 from .linear_roles_load import VECTOR_WARPS, load_operands, load_vectors
 from .linear_roles_multiply import multiply
 from .linear_roles_ring import TURNS, barriers
-from .primitives import follow
 
 # Registers a thread of the second multiplying warpgroup, of the loading warps; the first has what is left, as many as
 # the second.
@@ -73,7 +72,7 @@ def linear_roles_kernel(
     """
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
-    follow(OVERLAP)
+    # The loading roles wait for the launch before; what the others do, they do with what those have loaded.
     # Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
@@ -111,7 +110,7 @@ def linear_roles_kernel(
                 load_operands,
                 (
                     x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, M, N, K,
-                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, HAS_RESIDUAL,
+                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, HAS_RESIDUAL, OVERLAP,
                 ),
             ),
             (
@@ -119,7 +118,7 @@ def linear_roles_kernel(
                 (
                     (bias_ptr, stats_ptr, column_sum_ptr, scale_ptr), vectors, vector_bars, M, N, K, split,
                     stride_bias, stride_scale, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS, TIMES, HAS_BIAS,
-                    HAS_SCALE,
+                    HAS_SCALE, OVERLAP,
                 ),
             ),
         ],

@@ -7,26 +7,51 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .linear_roles_ring import NARROW, TURNS, load_block, narrow_tile, own_slot, share_of_tiles
-from .primitives import STATS_COLUMNS, grouped_tile, shift_and_scale
+from .primitives import STATS_COLUMNS, follow, grouped_tile, shift_and_scale, tiles_over
 
 # Row statistics are many small loads: two warps wait for them.
 VECTOR_WARPS = gl.constexpr(2)
 
 
 @gluon.jit
+def load_weights_ahead(
+    x_desc, w_desc, ring, column, first, steps, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, OVERLAP: gl.constexpr
+):  # fmt: skip
+    """Loads the weights of the first steps of a program, as many as there are slots, and then waits for the launch
+    before, which they do not depend on; returns how many steps these were. The barriers expect x beside them."""
+    _, w_s, full, _ = ring
+    ahead = gl.minimum(steps, STAGES)
+    for step in range(ahead):
+        mbarrier.expect(full.index(step), x_desc.block_type.nbytes + w_desc.block_type.nbytes)
+        load_block(w_desc, [column, (first + step) * BLOCK_K], full.index(step), w_s.index(step))
+    follow(OVERLAP)
+    return ahead
+
+
+@gluon.jit
+def load_step(
+    x_desc, w_desc, ring, step, ahead, row, column, k, STAGES: gl.constexpr, WIDTH: gl.constexpr
+):  # fmt: skip
+    """Loads the operands of a step, weights only from step number `ahead` on."""
+    x_s, w_s, full, empty = ring
+    slot = step % STAGES
+    if step >= ahead:
+        mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
+        mbarrier.expect(full.index(slot), x_desc.block_type.nbytes + w_desc.block_type.nbytes)
+        load_block(w_desc, [column, k], full.index(slot), w_s.index(slot).slice(0, WIDTH))
+    load_block(x_desc, [row, k], full.index(slot), x_s.index(slot))
+
+
+@gluon.jit
 def _load_tile(
-    x_desc, w_desc, residual_desc, ring, step, row, column, K,
+    x_desc, w_desc, residual_desc, ring, step, ahead, row, column, K,
     BLOCK_M: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, WIDTH: gl.constexpr,
     HAS_RESIDUAL: gl.constexpr,
 ):  # fmt: skip
     """Loads the operands of the tile at (row, column), step by step, and hands out two slots, with its residual."""
-    x_s, w_s, full, empty = ring
+    _, _, full, empty = ring
     for k in range(0, K, BLOCK_K):
-        slot = step % STAGES
-        mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
-        mbarrier.expect(full.index(slot), x_desc.block_type.nbytes + w_desc.block_type.nbytes)
-        load_block(x_desc, [row, k], full.index(slot), x_s.index(slot))
-        load_block(w_desc, [column, k], full.index(slot), w_s.index(slot).slice(0, WIDTH))
+        load_step(x_desc, w_desc, ring, step, ahead, row, column, k, STAGES, WIDTH)
         step += 1
     for half in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
         slot = step % STAGES
@@ -45,22 +70,26 @@ def _load_tile(
 def load_operands(
     x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, M, N, K, split,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
-    HAS_RESIDUAL: gl.constexpr,
+    HAS_RESIDUAL: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """The role of the loading warp: the operands and residuals of all tiles of this program, in order."""
     step = 0
     programs = gl.num_programs(0)
     whole, first, pieces = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
+    # Every program has a whole tile to begin with.
+    _, tile_n = grouped_tile(gl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    steps = tiles_over(K, BLOCK_K)
+    ahead = load_weights_ahead(x_desc, w_desc, ring, tile_n * BLOCK_N, 0, steps, BLOCK_K, STAGES, OVERLAP)
     for tile in range(gl.program_id(0), whole, programs):
         tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _load_tile(
-            x_desc, w_desc, residual_desc, ring, step, tile_m * BLOCK_M, tile_n * BLOCK_N, K,
+            x_desc, w_desc, residual_desc, ring, step, ahead, tile_m * BLOCK_M, tile_n * BLOCK_N, K,
             BLOCK_M, BLOCK_K, STAGES, BLOCK_N, HAS_RESIDUAL,
         )  # fmt: skip
     for piece in range(first, pieces, programs):
         row, column = narrow_tile(piece, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _load_tile(
-            x_desc, narrow_w_desc, narrow_residual_desc, ring, step, row, column, K,
+            x_desc, narrow_w_desc, narrow_residual_desc, ring, step, ahead, row, column, K,
             BLOCK_M, BLOCK_K, STAGES, NARROW, HAS_RESIDUAL,
         )  # fmt: skip
 
@@ -121,9 +150,10 @@ def _write_vectors(
 def load_vectors(
     pointers, vectors, vector_bars, M, N, K, split, stride_bias, stride_scale, eps,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, NORM: gl.constexpr, PARTIALS: gl.constexpr,
-    TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr,
+    TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
     """The role of the warps that load vectors: the vectors of all tiles of this program, in order."""
+    follow(OVERLAP)
     turn = 0
     programs = gl.num_programs(0)
     whole, first, pieces = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)

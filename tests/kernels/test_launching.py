@@ -10,6 +10,7 @@ import ast
 import contextlib
 import importlib
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -271,8 +272,7 @@ def test_a_launch_happens_while_its_gpu_is_current(monkeypatch, device, overlapp
 def test_every_kernel_waits_for_the_launch_before_it_first():
     """`follow` comes before anything else a kernel does: a launch may begin before the one in front has ended. Only
     weights may be asked for ahead of it, which nobody reads there."""
-    products = "linear_kernels", "linear_parts", "linear_parts_roles", "linear_roles"
-    for name in ("attention", *products, "mlp", "norm", "patch_embed", "qk_rope"):
+    for name in ("attention", "linear_kernels", "linear_parts", "mlp", "norm", "patch_embed", "qk_rope"):
         module = importlib.import_module(f"vit_kernels.{name}")
         kernels = [value for key, value in vars(module).items() if key.endswith("_kernel")]
         assert kernels
@@ -284,6 +284,29 @@ def test_every_kernel_waits_for_the_launch_before_it_first():
                 assert first[1].startswith("    fetch_ahead(ahead_ptr, "), kernel.__name__
                 first = second
             assert first == ["follow(OVERLAP)"], kernel.__name__
+
+
+def test_where_warps_have_roles_those_that_load_wait_for_the_launch_before_it():
+    """Only weights are loaded ahead of that, and whoever loads nothing works on what has been loaded."""
+    load, roles, parts = (
+        importlib.import_module(f"vit_kernels.{name}")
+        for name in ("linear_roles_load", "linear_roles", "linear_parts_roles")
+    )
+    kernels = inspect.getsource(roles.linear_roles_kernel.fn), inspect.getsource(parts.linear_parts_roles_kernel.fn)
+    roles_of = [set(re.findall(r"\( ?(_?multiply|_?load\w*),", re.sub(r"\s+", " ", source))) for source in kernels]
+    assert roles_of == [{"multiply", "load_operands", "load_vectors"}, {"_multiply", "_load"}]
+    assert all("load_block" not in source and "gl.load" not in source for source in kernels)
+
+    def before(function, call):
+        lines = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function.fn)))).splitlines()
+        (at,) = (n for n, line in enumerate(lines) if f"{call}(" in line)
+        return "\n".join(lines[:at])
+
+    assert re.findall(r"load_block\((\w+)", before(load.load_weights_ahead, "follow")) == ["w_desc"]
+    for function, call in (
+        (load.load_vectors, "follow"), (load.load_operands, "load_weights_ahead"), (parts._load, "load_weights_ahead"),
+    ):  # fmt: skip
+        assert not re.search(r"load_(block|step|tile)\(|gl\.load|_write", before(function, call)), function.__name__
 
 
 class Compiled:
