@@ -142,16 +142,17 @@ def test_how_many_parts(m, n, k, parts):
 def test_a_long_product_of_few_rows_is_shared_out():
     """fc2 of ViT-B and L at batch 1, of ViT-B at batch 8 with roles; not where there are tiles for all SMs, or where
     the second launch takes what the first gains."""
-    for width, hidden in ((768, 3072), (1024, 4096)):
-        for device in (H100, A100, RTX_4090):
-            tile = choose_gemm(197, width, hidden, 2, device, described=True, residual=True)
-            assert tile.parts > 1 and not tile.roles and (tile.tma > 0) == (device is H100)
+    for width, hidden, device in (
+        (768, 3072, H100), (1024, 4096, H100), (768, 3072, A100), (1024, 4096, A100), (1280, 5120, RTX_4090),
+    ):  # fmt: skip
+        tile = choose_gemm(197, width, hidden, 2, device, described=True, residual=True)
+        assert tile.parts > 1 and not tile.roles and (tile.tma > 0) == (device is H100)
     eight = choose_gemm(1576, 768, 3072, 2, H100, described=True, residual=True)
     assert eight.parts == 3 and eight.roles
     assert choose_gemm(1576, 768, 3072, 2, H100, residual=True).parts == 1, "pointers: as many tiles as SMs"
     for m, n, k, options in (
         (12608, 768, 3072, {}), (197, 768, 768, {}), (197, 2304, 768, {}), (197, 768, 3072, {"gated": True}),
-        (197, 100, 3080, {}),
+        (197, 100, 3080, {}), (788, 768, 3072, {}),
     ):  # fmt: skip
         assert choose_gemm(m, n, k, 2, H100, described=True, **options).parts == 1, (m, n, k, options)
     assert choose_gemm(197, 768, 3072, 4, H100, described=True).parts == 1
