@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 
 from .device import INTERPRETED, Device
 from .linear_roles_ring import NARROW
-from .tiles import FP32_RATE, TENSOR_MEMORY, TENSOR_RATE, cdiv, interpreted_block, nearest, tuned_first
+from .tiles import (
+    FP32_RATE,
+    TENSOR_MEMORY,
+    TENSOR_RATE,
+    cdiv,
+    interpreted_block,
+    nearest,
+    next_power_of_2,
+    tuned_first,
+)
 
 
 @dataclass(frozen=True)
@@ -16,8 +25,8 @@ class GemmTile:
 
     chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
     so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
-    (`linear_roles`): num_warps of them multiply the upper half of a tile, as many the lower one, and others load;
-    num_stages is the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
+    (`linear_roles`): num_warps of them multiply 64 rows of a tile, as many the next ones, and others load; num_stages
+    is the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
     adds up what they summed.
     """
 
@@ -39,6 +48,7 @@ _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 
 # no more from memory than it has asked for. Without, two programs an SM, so that one multiplies while the other
 # finishes its tile. The small ones are for small batches, which wait for data more than for anything else.
 _TMA_TILES = (
+    GemmTile(192, 192, 64, 4, 4, tma=1, roles=True),
     GemmTile(128, 256, 64, 4, 4, tma=1, roles=True),
     GemmTile(128, 128, 64, 4, 6, tma=1, roles=True),
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
@@ -83,9 +93,10 @@ _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
 # The same where warps have roles, fitted to 20 launches of ViT-S, B and L at batches 8 and 64, 16 of them in tiles of
 # 256 columns and 4 of 128, on an H100 (Triton 3.6, cold L2, 1.75 GHz assumed; 6 % off on average, none more than 13 %):
-# what a step waits, and how much of what follows the last one nobody multiplies under, in a tile of 256 columns.
-# Narrower ones take their share of the residual, and the square of it of the rest, because their ring goes on.
-_ROLES_STEP = 100
+# what a step waits, and how much of what follows the last one nobody multiplies under, in a tile of 128 x 256. Narrower
+# ones take their share of the residual, and the square of it of the rest, because their ring goes on; a third
+# warpgroup takes its turn on the same units.
+_ROLES_STEP = 25
 _ROLES_EPILOGUE = 7000
 _ROLES_RESIDUAL = 2000
 # What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
@@ -93,10 +104,13 @@ _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32
 _LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
 _MOST_PARTS = 8
-_WORTH = 1.1  # a second launch must promise this much: the model cannot tell less
+# What a second launch, and a tile that no GPU has run yet, must promise: the model cannot tell less.
+_WORTH_A_LAUNCH = 1.1
+_WORTH_A_TRY = 1.05
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
+_ROLES_L2_BYTES_PER_CLOCK = 44  # fitted with the figures of roles above: these ask for more of it than others
 _REGISTERS = 65536
 
 
@@ -104,8 +118,10 @@ def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
     """Shared memory: num_stages slices of x and of one or two weight tiles, and a chunk on its way out."""
     slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
     if tile.roles:
-        # Twice the vectors that finish a tile, and the barriers. Results leave from the ring.
-        return slices + 2 * (2 * tile.block_m + 3 * tile.block_n) * 4 + 512
+        # Twice the vectors that finish a tile, as long as powers of two, and the barriers. Results leave from the ring,
+        # but those of a third warpgroup.
+        third = 64 * tile.block_n * itemsize if tile.block_m > 128 else 0
+        return slices + third + 2 * (2 * tile.block_m + 3 * next_power_of_2(tile.block_n)) * 4 + 128
     out = tile.block_m * min(tile.chunk, tile.block_n) * itemsize
     return slices + out if tile.tma else slices
 
@@ -138,6 +154,11 @@ def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
     most half as many. Whole, they would keep so few SMs busy for a whole tile's time; halved, all for half of it."""
     left_over = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) % sm_count
     return left_over if may_halve(tile) and 2 * left_over <= sm_count else 0
+
+
+def roles_width(tile: GemmTile) -> int:
+    """Columns of a tile whose warps have roles that are multiplied at once: all, or 128 of 192, before the others."""
+    return 1 << tile.block_n.bit_length() - 1
 
 
 def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
@@ -201,7 +222,7 @@ def _roles_cycles(
     for columns, number in ((tile.block_n, tiles - split), (NARROW.value, split * tile.block_n // NARROW.value)):
         step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + _ROLES_STEP
         share = columns / 256
-        finish = _ROLES_EPILOGUE * share**2 + _ROLES_RESIDUAL * residual * share
+        finish = (_ROLES_EPILOGUE * share**2 + _ROLES_RESIDUAL * residual * share) * tile.block_m / 128
         cycles += cdiv(number, device.sm_count) * (steps * step + finish)
     return cycles
 
@@ -227,12 +248,15 @@ def step_cycles(
     columns = operands * tile.block_n
     taken_in = (tile.block_m + columns) * tile.block_k * itemsize
     if warpgroups:
-        given_out = (tile.block_m + tile.block_m // 64 * columns) * tile.block_k * itemsize
+        # 192 columns are multiplied in two goes, each of which takes x.
+        goes = 2 if columns == 192 else 1
+        given_out = (goes * tile.block_m + tile.block_m // 64 * columns) * tile.block_k * itemsize
     else:
         warps_m = 1 if tile.block_m <= 16 else max(2, tile.num_warps // 2)
         warps_n = tile.num_warps // warps_m
         given_out = (tile.block_m * warps_n + columns * warps_m) * tile.block_k * itemsize
-    from_l2 = nearest(_L2_BYTES_PER_CLOCK, device.capability) * device.sm_count / (busy_sms or device.sm_count)
+    from_l2: float = _ROLES_L2_BYTES_PER_CLOCK if tile.roles else nearest(_L2_BYTES_PER_CLOCK, device.capability)
+    from_l2 *= device.sm_count / (busy_sms or device.sm_count)
     return max(
         2 * tile.block_m * columns * tile.block_k / rate,
         (taken_in + given_out) / _SHARED_BYTES_PER_CLOCK,
@@ -312,11 +336,13 @@ def choose_gemm(
         table = (*table, *(tile for tile in shared if tile is not None))
     if not may_have_roles(n, itemsize, device, gated=gated, described=described):
         table = tuple(t for t in table if not t.roles)
-    candidates = [t for t in table if gemm_shared_bytes(t, itemsize, operands) <= device.shared_memory - 2048]
+    # What tiles with roles take is known to the byte.
+    room = [device.shared_memory - (0 if t.roles else 2048) for t in table]
+    candidates = [t for t, most in zip(table, room, strict=True) if gemm_shared_bytes(t, itemsize, operands) <= most]
 
     def cost(t: GemmTile) -> float:
         cycles = gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32, residual=residual)
-        return cycles * _WORTH if t.parts > 1 else cycles
+        return cycles * (_WORTH_A_LAUNCH if t.parts > 1 else _WORTH_A_TRY if t.block_m == 192 else 1.0)
 
     return min(candidates, key=cost)
 

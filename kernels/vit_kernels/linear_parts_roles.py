@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from .ahead import fetch_ahead
 from .linear_roles_load import load_step, load_weights_ahead
-from .linear_roles_multiply import multiply_step
-from .linear_roles_ring import barriers
+from .linear_roles_multiply import accumulators, end_products, multiply_step
+from .linear_roles_ring import ROWS, barriers
 from .primitives import tiles_over
 
-ROWS = gl.constexpr(64)  # of a warpgroup
 # Registers a thread of the second multiplying warpgroup and of the loading warp; the first has what is left.
 _MULTIPLYING = gl.constexpr(224)
 _LOADING = gl.constexpr(56)
@@ -28,23 +27,24 @@ def _load(
 ):  # fmt: skip
     """The role of the loading warp, which alone waits for the launch before."""
     WIDTH: gl.constexpr = w_desc.block_shape[0]
-    ahead = load_weights_ahead(x_desc, w_desc, ring, column, first, steps, BLOCK_K, STAGES, OVERLAP)
+    ahead = load_weights_ahead(w_desc, w_desc, ring, column, first, steps, BLOCK_K, STAGES, WIDTH, 0, OVERLAP)
     for step in range(steps):
-        load_step(x_desc, w_desc, ring, step, ahead, row, column, (first + step) * BLOCK_K, STAGES, WIDTH)
+        k = (first + step) * BLOCK_K
+        load_step(x_desc, w_desc, w_desc, ring, step, ahead, row, column, k, STAGES, WIDTH, 0)
 
 
 @gluon.jit
 def _multiply(group: gl.constexpr, sums_ptr, ring, row, column, steps, M, N, STAGES: gl.constexpr):
     """The role of a multiplying warpgroup: 64 rows of the tile, summed and stored."""
-    _, w_s, _, empty = ring
+    _, w_s, _, _, empty = ring
     WIDTH: gl.constexpr = w_s.shape[1]
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
-    acc = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
-    acc = multiply_step(acc, ring, 0, group, ROWS, WIDTH, STAGES, False)
+    acc, none = accumulators(WIDTH, 0)
+    acc, none = multiply_step(acc, none, ring, 0, group, WIDTH, 0, STAGES, False)
     for step in range(1, steps):
-        acc = multiply_step(acc, ring, step, group, ROWS, WIDTH, STAGES, True)
+        acc, none = multiply_step(acc, none, ring, step, group, WIDTH, 0, STAGES, True)
         mbarrier.arrive(empty.index((step - 1) % STAGES), count=1)
-    acc = warpgroup_mma_wait(0, deps=(acc,))
+    acc, none = end_products(acc, none, 0)
+    LAYOUT: gl.constexpr = acc.type.layout
     rows = row + group * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
     columns = column + gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))
     at = sums_ptr + rows.to(gl.int64)[:, None] * N + columns[None, :]
@@ -54,7 +54,7 @@ def _multiply(group: gl.constexpr, sums_ptr, ring, row, column, steps, M, N, STA
 # One compiled kernel for every number of rows, as `linear_kernel`.
 @gluon.jit(do_not_specialize=["M", "parts"])
 def linear_parts_roles_kernel(
-    x_desc,  # [M, K] in blocks of [BLOCK_M, BLOCK_K]
+    x_desc,  # [M, K] in blocks of [64, BLOCK_K]
     w_desc,  # [N, K] in blocks of [BLOCK_N, BLOCK_K]
     ahead_ptr,  # [N, K]: the weights, if they can be asked for ahead
     sums_ptr,  # [parts, M, N], fp32
@@ -81,9 +81,9 @@ def linear_parts_roles_kernel(
     steps = (part + 1) * (K // BLOCK_K) // parts - first
     sums_ptr += part.to(gl.int64) * M * N
 
-    x_s = gl.allocate_shared_memory(x_desc.dtype, [STAGES, BLOCK_M, BLOCK_K], x_desc.layout)
+    x_s = gl.allocate_shared_memory(x_desc.dtype, [STAGES * (BLOCK_M // ROWS), ROWS, BLOCK_K], x_desc.layout)
     w_s = gl.allocate_shared_memory(w_desc.dtype, [STAGES, BLOCK_N, BLOCK_K], w_desc.layout)
-    ring = (x_s, w_s, barriers(STAGES, 1), barriers(STAGES, 2))
+    ring = (x_s, w_s, w_s, barriers(STAGES, 1), barriers(STAGES, 2))
     fence_async_shared()
     gl.warp_specialize(
         [

@@ -22,22 +22,23 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 from .ahead import fetch_ahead
 from .linear_roles_load import VECTOR_WARPS, load_operands, load_vectors
 from .linear_roles_multiply import multiply
-from .linear_roles_ring import TURNS, barriers
+from .linear_roles_ring import NARROW, ROWS, TURNS, barriers
 
 # Registers a thread of the second multiplying warpgroup, of the loading warps; the first has what is left, as many as
 # the second.
 _MULTIPLYING = gl.constexpr(224)
+_MULTIPLYING_OF_THREE = gl.constexpr(152)
 _LOADING = gl.constexpr(56)
 
 
 # One compiled kernel for every number of rows, as `linear_kernel`.
 @gluon.jit(do_not_specialize=["M", "split"])
 def linear_roles_kernel(
-    x_desc,  # [M, K] in blocks of [BLOCK_M, BLOCK_K]
-    w_desc,  # [N, K] in blocks of [BLOCK_N, BLOCK_K]
+    x_desc,  # [M, K] in blocks of [64, BLOCK_K]
+    w_desc,  # [N, K] in blocks of [WIDTH, BLOCK_K]
     narrow_w_desc,  # [N, K] in blocks of [NARROW, BLOCK_K]
-    residual_desc,  # [M, N] in blocks of [BLOCK_M / 2, BLOCK_N]
-    narrow_residual_desc,  # [M, N] in blocks of [BLOCK_M / 2, NARROW]
+    residual_desc,  # [M, N] in blocks of [64, WIDTH]
+    narrow_residual_desc,  # [M, N] in blocks of [64, NARROW]
     y_desc,  # as residual_desc
     narrow_y_desc,  # as narrow_residual_desc
     ahead_ptr,  # [N, K]: the weights, if they can be asked for ahead
@@ -76,52 +77,113 @@ def linear_roles_kernel(
     # Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
-    x_s = gl.allocate_shared_memory(x_desc.dtype, [STAGES, BLOCK_M, BLOCK_K], x_desc.layout)
-    w_s = gl.allocate_shared_memory(w_desc.dtype, [STAGES, BLOCK_N, BLOCK_K], w_desc.layout)
-    ring = (x_s, w_s, barriers(STAGES, 1), barriers(STAGES, 2))
+    GROUPS: gl.constexpr = BLOCK_M // ROWS
+    WIDTH: gl.constexpr = w_desc.block_shape[0]
+    COLUMNS: gl.constexpr = WIDTH if BLOCK_N == WIDTH else 2 * WIDTH  # type: ignore[reportAssignmentType]
+    x_s = gl.allocate_shared_memory(x_desc.dtype, [STAGES * GROUPS, ROWS, BLOCK_K], x_desc.layout)
+    w_s = gl.allocate_shared_memory(w_desc.dtype, [STAGES, WIDTH, BLOCK_K], w_desc.layout)
+    bars = barriers(STAGES, 1), barriers(STAGES, GROUPS)
+    # Without a tail, and without a third warpgroup, their places are never used.
+    tail_s = w_s
+    if BLOCK_N > WIDTH:
+        tail_s = gl.allocate_shared_memory(w_desc.dtype, [STAGES, NARROW, BLOCK_K], narrow_w_desc.layout)
+    ring = (x_s, w_s, tail_s, bars[0], bars[1])
+    third = (x_s.index(0), x_s.index(0), bars[0].index(0), bars[0].index(0))
+    if GROUPS == 3:
+        third_s = gl.allocate_shared_memory(y_desc.dtype, [1, ROWS, WIDTH], y_desc.layout)
+        third_tail_s = gl.allocate_shared_memory(y_desc.dtype, [1, ROWS, NARROW], narrow_y_desc.layout)
+        third_bars = barriers(2, 1)
+        third = (third_s.index(0), third_tail_s.index(0), third_bars.index(0), third_bars.index(1))
     vectors = (
-        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_M], FLOATS),
-        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_M], FLOATS),
-        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_N], FLOATS),
-        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_N], FLOATS),
-        gl.allocate_shared_memory(gl.float32, [TURNS, BLOCK_N], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS * GROUPS, ROWS], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS * GROUPS, ROWS], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS, COLUMNS], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS, COLUMNS], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS, COLUMNS], FLOATS),
     )
-    vector_bars = (barriers(TURNS, 1), barriers(TURNS, 2))
+    vector_bars = (barriers(TURNS, 1), barriers(TURNS, GROUPS))
     fence_async_shared()
-    gl.warp_specialize(
-        [
-            (
-                multiply,
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [
                 (
-                    0, y_desc, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, M, N, K,
-                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
-                    HAS_RESIDUAL, EMIT_STATS,
+                    multiply,
+                    (
+                        0, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                        HAS_RESIDUAL, EMIT_STATS,
+                    ),
                 ),
-            ),
-            (
-                multiply,
                 (
-                    1, y_desc, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, M, N, K,
-                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
-                    HAS_RESIDUAL, EMIT_STATS,
+                    multiply,
+                    (
+                        1, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                        HAS_RESIDUAL, EMIT_STATS,
+                    ),
                 ),
-            ),
-            (
-                load_operands,
                 (
-                    x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, M, N, K,
-                    split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, HAS_RESIDUAL, OVERLAP,
+                    load_operands,
+                    (
+                        x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, third, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, HAS_RESIDUAL, OVERLAP,
+                    ),
                 ),
-            ),
-            (
-                load_vectors,
                 (
-                    (bias_ptr, stats_ptr, column_sum_ptr, scale_ptr), vectors, vector_bars, M, N, K, split,
-                    stride_bias, stride_scale, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS, TIMES, HAS_BIAS,
-                    HAS_SCALE, OVERLAP,
+                    load_vectors,
+                    (
+                        (bias_ptr, stats_ptr, column_sum_ptr, scale_ptr), vectors, vector_bars, M, N, K, split,
+                        stride_bias, stride_scale, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS, TIMES, HAS_BIAS,
+                        HAS_SCALE, OVERLAP,
+                    ),
                 ),
-            ),
-        ],
-        [4, 1, VECTOR_WARPS],
-        [_MULTIPLYING, _LOADING, _LOADING],
-    )  # fmt: skip
+            ],
+            [4, 1, VECTOR_WARPS],
+            [_MULTIPLYING, _LOADING, _LOADING],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    multiply,
+                    (
+                        0, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                        HAS_RESIDUAL, EMIT_STATS,
+                    ),
+                ),
+                (
+                    multiply,
+                    (
+                        1, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                        HAS_RESIDUAL, EMIT_STATS,
+                    ),
+                ),
+                (
+                    multiply,
+                    (
+                        2, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                        HAS_RESIDUAL, EMIT_STATS,
+                    ),
+                ),
+                (
+                    load_operands,
+                    (
+                        x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, third, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, HAS_RESIDUAL, OVERLAP,
+                    ),
+                ),
+                (
+                    load_vectors,
+                    (
+                        (bias_ptr, stats_ptr, column_sum_ptr, scale_ptr), vectors, vector_bars, M, N, K, split,
+                        stride_bias, stride_scale, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS, TIMES, HAS_BIAS,
+                        HAS_SCALE, OVERLAP,
+                    ),
+                ),
+            ],
+            [4, 4, 1, VECTOR_WARPS],
+            [_MULTIPLYING_OF_THREE, _MULTIPLYING_OF_THREE, _LOADING, _LOADING],
+        )  # fmt: skip

@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .linear_roles_ring import NARROW, TURNS, narrow_tile, own_slot, share_of_tiles, store_block
+from .linear_roles_ring import NARROW, ROWS, TURNS, narrow_tile, own_slot, share_of_tiles, store_block
 from .primitives import STATS_COLUMNS, activate_fast, grouped_tile, product, rounded
 
 
@@ -35,111 +35,154 @@ def _store_stats(y_stats_ptr, y, row, column, M, N):
 
 
 @gluon.jit
-def _row_vectors(
-    vectors, turn, half: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr, NORM: gl.constexpr
-):  # fmt: skip
+def _row_vectors(vectors, turn, group: gl.constexpr, GROUPS: gl.constexpr, LAYOUT: gl.constexpr, NORM: gl.constexpr):
     """What the rows of a warpgroup are multiplied by, and what is added to them per weight sum."""
     rstd_s, shift_s, _, _, _ = vectors
     BY_ROW: gl.constexpr = gl.SliceLayout(1, LAYOUT)  # type: ignore[reportAssignmentType]
     rstd = gl.zeros((ROWS,), gl.float32, BY_ROW)
     shift = rstd
     if NORM != "none":
-        rstd = rstd_s.index(turn % TURNS).slice(half * ROWS, ROWS).load(BY_ROW)
+        rstd = rstd_s.index(turn % TURNS * GROUPS + group).load(BY_ROW)
     if NORM == "layer":
-        shift = shift_s.index(turn % TURNS).slice(half * ROWS, ROWS).load(BY_ROW)
+        shift = shift_s.index(turn % TURNS * GROUPS + group).load(BY_ROW)
     return rstd, shift
 
 
 @gluon.jit
 def _finish(
-    acc, rstd, shift, y_desc, y_stats_ptr, place, vectors, turn, row, column, M, N, NORM: gl.constexpr,
-    ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr,
-    HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
+    acc, y_desc, y_stats_ptr, place, vectors, turn, group: gl.constexpr, row, column, M, N, FIRST: gl.constexpr,
+    GROUPS: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
+    HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """Everything behind the product of 64 rows: folded norm, bias, activation, LayerScale, residual, store, moments."""
+    """Everything behind the product of 64 rows: folded norm, bias, activation, LayerScale, residual, store, moments.
+
+    FIRST: the column of the tile that acc begins at.
+    """
     _, _, bias_s, column_sum_s, scale_s = vectors
     WIDTH: gl.constexpr = acc.shape[1]
-    BY_COLUMN: gl.constexpr = gl.SliceLayout(0, acc.type.layout)  # type: ignore[reportAssignmentType]
+    LAYOUT: gl.constexpr = acc.type.layout
+    rstd, shift = _row_vectors(vectors, turn, group, GROUPS, LAYOUT, NORM)
+    BY_COLUMN: gl.constexpr = gl.SliceLayout(0, LAYOUT)  # type: ignore[reportAssignmentType]
     slot = turn % TURNS
     if NORM == "none":
         acc = acc * TIMES
     else:
         acc = acc * rstd[:, None]
     if NORM == "layer":
-        column_sum = column_sum_s.index(slot).slice(0, WIDTH).load(BY_COLUMN)
+        column_sum = column_sum_s.index(slot).slice(FIRST, WIDTH).load(BY_COLUMN)
         if HAS_BIAS:
-            bias = bias_s.index(slot).slice(0, WIDTH).load(BY_COLUMN)
+            bias = bias_s.index(slot).slice(FIRST, WIDTH).load(BY_COLUMN)
             acc = acc + (shift[:, None] * column_sum[None, :] + bias[None, :])
         else:
             acc = acc + shift[:, None] * column_sum[None, :]
     elif HAS_BIAS:
-        acc = acc + bias_s.index(slot).slice(0, WIDTH).load(BY_COLUMN)[None, :]
+        acc = acc + bias_s.index(slot).slice(FIRST, WIDTH).load(BY_COLUMN)[None, :]
     if ACTIVATION != "none":
         acc = activate_fast(acc, ACTIVATION)
     if HAS_SCALE:
-        acc = acc * scale_s.index(slot).slice(0, WIDTH).load(BY_COLUMN)[None, :]
+        acc = acc * scale_s.index(slot).slice(FIRST, WIDTH).load(BY_COLUMN)[None, :]
     if HAS_RESIDUAL:
         acc = acc + place.load(acc.type.layout).to(gl.float32)
     y, stored = rounded(acc, y_desc.dtype)
     place.store(y)
     fence_async_shared()
-    store_block(y_desc, [row, column], place)
+    store_block(y_desc, [row, column + FIRST], place)
     if EMIT_STATS:
-        _store_stats(y_stats_ptr, stored, row, column, M, N)
+        _store_stats(y_stats_ptr, stored, row, column + FIRST, M, N)
+
+
+@gluon.jit
+def accumulators(WIDTH: gl.constexpr, TAIL: gl.constexpr):
+    """Sums of 64 rows of a tile of WIDTH + TAIL columns; without a tail a number stands for it."""
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
+    tail = 0
+    if TAIL:
+        TAIL_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL, 16])  # type: ignore[reportAssignmentType]
+        tail = gl.zeros((ROWS, TAIL), gl.float32, TAIL_LAYOUT)
+    return gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT), tail
 
 
 @gluon.jit
 def multiply_step(
-    acc, ring, step, half: gl.constexpr, ROWS: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr,
+    acc, tail, ring, step, group: gl.constexpr, WIDTH: gl.constexpr, TAIL: gl.constexpr, STAGES: gl.constexpr,
     ADD: gl.constexpr,
 ):  # fmt: skip
-    """Begins one step's product of 64 rows, added to acc or, in the first step, in its place; ends the one before."""
-    x_s, w_s, full, _ = ring
+    """Begins one step's product of 64 rows, added to the sums or, in the first step, in their place; ends the one
+    before."""
+    x_s, w_s, tail_s, full, _ = ring
+    GROUPS: gl.constexpr = x_s.shape[0] // w_s.shape[0]
     slot = step % STAGES
     mbarrier.wait(full.index(slot), step // STAGES & 1)
-    x = x_s.index(slot).slice(half * ROWS, ROWS)
-    w = w_s.index(slot).slice(0, WIDTH).permute((1, 0))
-    acc = warpgroup_mma(x, w, acc, use_acc=ADD, is_async=True)
-    return warpgroup_mma_wait(1, deps=(acc,))
+    x = x_s.index(slot * GROUPS + group)
+    acc = warpgroup_mma(x, w_s.index(slot).slice(0, WIDTH).permute((1, 0)), acc, use_acc=ADD, is_async=True)
+    if TAIL:
+        tail = warpgroup_mma(x, tail_s.index(slot).permute((1, 0)), tail, use_acc=ADD, is_async=True)
+        acc, tail = warpgroup_mma_wait(2, deps=(acc, tail))
+    else:
+        acc = warpgroup_mma_wait(1, deps=(acc,))
+    return acc, tail
+
+
+@gluon.jit
+def end_products(acc, tail, TAIL: gl.constexpr):
+    """Waits for the last step's."""
+    if TAIL:
+        acc, tail = warpgroup_mma_wait(0, deps=(acc, tail))
+    else:
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+    return acc, tail
 
 
 @gluon.jit
 def _multiply_tile(
-    half: gl.constexpr, y_desc, y_stats_ptr, ring, vectors, vector_bars, step, turn, row, column, M, N, K,
-    BLOCK_M: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, WIDTH: gl.constexpr,
+    group: gl.constexpr, y_desc, tail_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, row, column,
+    M, N, K, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, WIDTH: gl.constexpr, TAIL: gl.constexpr,
     NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """Multiplies and finishes one half, 64 rows, of the tile at (row, column)."""
-    _, _, full, empty = ring
+    """Multiplies and finishes 64 rows of the tile at (row, column)."""
+    x_s, w_s, tail_s, full, empty = ring
+    third_place, third_tail, third_full, third_empty = third
     ready, spent = vector_bars
-    ROWS: gl.constexpr = BLOCK_M // 2
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
-    acc = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
-    # The slot of this warpgroup's results of the tile before: given back under the first product of this one, because
-    # it takes long to empty.
-    held = (step + (STAGES - 2 + half)) % STAGES
-    acc = multiply_step(acc, ring, step, half, ROWS, WIDTH, STAGES, False)
+    GROUPS: gl.constexpr = x_s.shape[0] // w_s.shape[0]
+    acc, tail = accumulators(WIDTH, TAIL)
+    # The place of this warpgroup's results of the tile before is given back under the first product of this one,
+    # because it takes long to empty.
+    acc, tail = multiply_step(acc, tail, ring, step, group, WIDTH, TAIL, STAGES, False)
     if turn > 0:
         tma.store_wait(0)
-    # Twice, for the other warpgroup has no part in this slot.
-    mbarrier.arrive(empty.index(held), count=2, pred=turn > 0)
+    if group < 2:
+        held = (step + (STAGES - 2 + group)) % STAGES
+        # For the other warpgroups, too, which have no part in this slot.
+        mbarrier.arrive(empty.index(held), count=GROUPS, pred=turn > 0)
+    else:
+        mbarrier.arrive(third_empty, count=1, pred=turn > 0)
     step += 1
     for _ in range(BLOCK_K, K, BLOCK_K):
-        acc = multiply_step(acc, ring, step, half, ROWS, WIDTH, STAGES, True)
+        acc, tail = multiply_step(acc, tail, ring, step, group, WIDTH, TAIL, STAGES, True)
         mbarrier.arrive(empty.index((step + (STAGES - 1)) % STAGES), count=1)
         step += 1
-    own = step + half
     mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
-    rstd, shift = _row_vectors(vectors, turn, half, ROWS, LAYOUT, NORM)
-    acc = warpgroup_mma_wait(0, deps=(acc,))
+    acc, tail = end_products(acc, tail, TAIL)
     mbarrier.arrive(empty.index((step + (STAGES - 1)) % STAGES), count=1)
-    mbarrier.wait(full.index(own % STAGES), own // STAGES & 1)
-    place = own_slot(ring, own % STAGES, y_desc, WIDTH)
+    if group < 2:
+        own = (step + group) % STAGES
+        mbarrier.wait(full.index(own), (step + group) // STAGES & 1)
+        place = own_slot(ring, own, y_desc, WIDTH)
+        tail_place = tail_s.index(own)
+    else:
+        mbarrier.wait(third_full, turn & 1)
+        place = third_place.slice(0, WIDTH, 1)
+        tail_place = third_tail
     _finish(
-        acc, rstd, shift, y_desc, y_stats_ptr, place, vectors, turn, row + half * ROWS, column, M, N, NORM, ACTIVATION,
-        TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+        acc, y_desc, y_stats_ptr, place, vectors, turn, group, row + group * ROWS, column, M, N, 0, GROUPS, NORM,
+        ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
     )  # fmt: skip
+    if TAIL:
+        _finish(
+            tail, tail_y_desc, y_stats_ptr, tail_place, vectors, turn, group, row + group * ROWS, column, M, N, WIDTH,
+            GROUPS, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+        )  # fmt: skip
     mbarrier.arrive(spent.index(turn % TURNS), count=1)
     step += 2
     return step
@@ -147,12 +190,13 @@ def _multiply_tile(
 
 @gluon.jit
 def multiply(
-    half: gl.constexpr, y_desc, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, M, N, K,
-    split, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr,
-    STAGES: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
+    group: gl.constexpr, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """The role of a multiplying warpgroup: its half of all tiles of this program, in order."""
+    """The role of a multiplying warpgroup: its rows of all tiles of this program, in order."""
+    WIDTH: gl.constexpr = y_desc.block_shape[1]
     step = 0
     turn = 0
     programs = gl.num_programs(0)
@@ -160,16 +204,16 @@ def multiply(
     for tile in range(gl.program_id(0), whole, programs):
         tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _multiply_tile(
-            half, y_desc, y_stats_ptr, ring, vectors, vector_bars, step, turn, tile_m * BLOCK_M,
-            tile_n * BLOCK_N, M, N, K, BLOCK_M, BLOCK_K, STAGES, BLOCK_N, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
-            HAS_RESIDUAL, EMIT_STATS,
+            group, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, tile_m * BLOCK_M,
+            tile_n * BLOCK_N, M, N, K, BLOCK_K, STAGES, WIDTH, BLOCK_N - WIDTH, NORM, ACTIVATION, TIMES, HAS_BIAS,
+            HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
         )  # fmt: skip
         turn += 1
     for piece in range(first, pieces, programs):
         row, column = narrow_tile(piece, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _multiply_tile(
-            half, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, step, turn, row, column,
-            M, N, K, BLOCK_M, BLOCK_K, STAGES, NARROW, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
+            group, narrow_y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, row,
+            column, M, N, K, BLOCK_K, STAGES, NARROW, 0, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
             EMIT_STATS,
         )  # fmt: skip
         turn += 1

@@ -13,9 +13,11 @@ load_block = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_gl
 _REINTERPRETS = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 store_block = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
+# Rows of a tile that a multiplying warpgroup has.
+ROWS = gl.constexpr(64)
 # Vectors are written for one tile while those of the tile before are being read.
 TURNS = gl.constexpr(2)
-# Columns of the narrow tiles that the last round is shared out in.
+# Columns of the narrow tiles that the last round is shared out in, and of the tail of a tile of 192.
 NARROW = gl.constexpr(64)
 
 
@@ -30,8 +32,7 @@ def barriers(number: gl.constexpr, arrivals: gl.constexpr):
 @gluon.jit
 def own_slot(ring, slot, y_desc, WIDTH: gl.constexpr):
     """A slot's place for weights, as that of the results of a warpgroup."""
-    x_s, w_s, _, _ = ring
-    ROWS: gl.constexpr = x_s.shape[1] // 2
+    _, w_s, _, _, _ = ring
     place = w_s.index(slot)
     if _REINTERPRETS:
         place = place.reinterpret(y_desc.dtype, [ROWS, w_s.shape[1]], y_desc.layout)
