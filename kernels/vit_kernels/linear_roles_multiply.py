@@ -117,7 +117,7 @@ def multiply_step(
     acc = warpgroup_mma(x, w_s.index(slot).slice(0, WIDTH).permute((1, 0)), acc, use_acc=ADD, is_async=True)
     if TAIL:
         tail = warpgroup_mma(x, tail_s.index(slot).permute((1, 0)), tail, use_acc=ADD, is_async=True)
-        acc, tail = warpgroup_mma_wait(2, deps=(acc, tail))
+        acc, tail = warpgroup_mma_wait(2, deps=(acc, tail))  # type: ignore[reportGeneralTypeIssues]
     else:
         acc = warpgroup_mma_wait(1, deps=(acc,))
     return acc, tail
@@ -127,7 +127,7 @@ def multiply_step(
 def end_products(acc, tail, TAIL: gl.constexpr):
     """Waits for the last step's."""
     if TAIL:
-        acc, tail = warpgroup_mma_wait(0, deps=(acc, tail))
+        acc, tail = warpgroup_mma_wait(0, deps=(acc, tail))  # type: ignore[reportGeneralTypeIssues]
     else:
         acc = warpgroup_mma_wait(0, deps=(acc,))
     return acc, tail

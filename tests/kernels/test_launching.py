@@ -302,7 +302,10 @@ def test_where_warps_have_roles_those_that_load_wait_for_the_launch_before_it():
         (at,) = (n for n, line in enumerate(lines) if f"{call}(" in line)
         return "\n".join(lines[:at])
 
-    assert re.findall(r"load_block\((\w+)", before(load.load_weights_ahead, "follow")) == ["w_desc"]
+    assert re.findall(r"(_load\w*|load_\w+)\(", before(load.load_weights_ahead, "follow")) == [
+        "load_weights_ahead", "_load_weights",
+    ]  # fmt: skip
+    assert set(re.findall(r"load_block\((\w+)", inspect.getsource(load._load_weights.fn))) == {"w_desc", "tail_desc"}
     for function, call in (
         (load.load_vectors, "follow"), (load.load_operands, "load_weights_ahead"), (parts._load, "load_weights_ahead"),
     ):  # fmt: skip

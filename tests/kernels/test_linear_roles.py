@@ -20,6 +20,8 @@ linear_module = importlib.import_module("vit_kernels.linear")
 
 # The columns of half of what the tile choice takes: the sanitizer computes whole tiles, however few rows there are.
 TILE = GemmTile(128, 128, 64, 4, 3, group_m=2, tma=1, roles=True)
+# Three warpgroups multiply, 128 columns and then 64; the third has a place of its own for results.
+THREE = GemmTile(192, 192, 64, 4, 3, group_m=2, tma=1, roles=True)
 
 compiled_code = pytest.mark.skipif(
     RUNG == "interpreted" or (RUNG == "executed" and torch.cuda.get_device_capability() != (9, 0)),
@@ -46,6 +48,31 @@ def test_everything_at_once_in_three_tiles_of_one_program(dtype, sms):
     of two tiles before were."""
     sms(1)
     arguments = draw_linear(Draw(dtype, seed=41), 70, 72, 320, **FULL)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@compiled_code
+@sanitize_half
+def test_everything_at_once_where_three_warpgroups_multiply(dtype, sms):
+    """Four tiles of one program, the last of 8 rows; partial statistics of rows and of results."""
+    sms(1, THREE)
+    arguments = draw_linear(Draw(dtype, seed=46), 200, 72, 384, **FULL)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@compiled_code
+@sanitize_bfloat16
+def test_narrow_tiles_of_three_warpgroups_and_one_step_each(dtype, sms):
+    """3 tiles on 2 SMs: each does one, and then its share of the three narrow ones of the third."""
+    sms(2, THREE)
+    assert gemm_tiles.split_tiles(THREE, 150, 576, 2) == 0 and gemm_tiles.split_tiles(THREE, 150, 576 - 64, 2) == 0
+    sms(3, THREE)
+    assert gemm_tiles.split_tiles(THREE, 150, 768, 3) == 1
+    arguments = draw_linear(Draw(dtype, seed=47), 150, 64, 768, residual=True, bias=False)
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)
     judge_stats(stats, y)
