@@ -160,7 +160,7 @@ def _products_of(call: LauncherCall) -> list[LauncherCall]:
     return found
 
 
-def _asked(call: LauncherCall) -> list[Problem]:
+def _asked(call: LauncherCall, device: Device) -> list[Problem]:
     """What a launcher call asks its tile choice: one problem, or none where it has nothing to choose."""
     module, name = CHOOSERS[call.kernel]
     chooser, noted = getattr(module, name), call
@@ -170,7 +170,6 @@ def _asked(call: LauncherCall) -> list[Problem]:
     def note(*arguments: Any, call: Any = (), **options: Any) -> Any:
         default = chooser(*arguments, **options)  # without `call`: what is modelled, whatever is in use
         if call:
-            device = signature.bind(*arguments, **options).arguments["device"]
             fields = problem_of(signature, arguments, options, call)
             found.append(Problem(fields, noted, default, device, [noted.label]))
         return default
@@ -190,7 +189,7 @@ def problems_of(calls: Sequence[LauncherCall], device: Device) -> list[Problem]:
     with recording(device, torch_device="meta"), nothing_launched():
         products = [product for call in calls if call.kernel == "mlp" for product in _products_of(call)]
         for call in (*calls, *products):
-            for problem in _asked(call):
+            for problem in _asked(call, device):
                 known = found.setdefault(key_of(problem.fields), problem)
                 if known is not problem:
                     known.labels.append(call.label)

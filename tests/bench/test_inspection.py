@@ -11,6 +11,7 @@ from tests.bench.listing import code
 from vit_bench import inspection
 from vit_bench.inspection import EpilogueCost, _epilogue, _repeated, inspect_model, trip_flops
 from vit_bench.pipes import Kernel
+from vit_bench.plan import launch_labels
 
 
 def inspected(model: str, gpu: str, batch: int, dtype: str) -> dict[str, Any]:
@@ -26,6 +27,17 @@ def inspected(model: str, gpu: str, batch: int, dtype: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     return inspected("vit_tiny_patch16_224", "h100", 64, "fp16")
+
+
+def test_launches_are_named_by_what_they_are_in_the_model():
+    product, parts, added = "linear_tma_kernel", "linear_parts_kernel", "linear_sum_kernel"
+    assert launch_labels("qkv", [product]) == ["qkv"]
+    assert launch_labels("projection", [parts, added]) == ["projection", "projection sums"]
+    assert launch_labels("mlp", ["mlp_kernel"]) == ["mlp"]
+    assert launch_labels("mlp", [product, parts, added]) == ["fc1", "fc2", "fc2 sums"]
+    assert launch_labels("mlp", [parts, added, parts, added]) == ["fc1", "fc1 sums", "fc2", "fc2 sums"]
+    assert launch_labels("mlp", ["row_stats_kernel", product, product]) == ["mlp 1/3", "mlp 2/3", "mlp 3/3"]
+
 
 
 @pytest.mark.compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,20 @@ def test_a_gemm_whose_warps_have_roles_is_timed_with_its_ring():
     assert more is not None and seconds is not None and more > seconds
     without = modelled.modelled_seconds("linear_tma_kernel", LINEAR, 264, 4, 3, H100)
     assert seconds is not None and without is not None and seconds < without
+
+
+def test_a_shared_out_gemm_is_timed_launch_by_launch():
+    tile = gemm_tiles.GemmTile(64, 128, 64, 4, 4, tma=1, parts=5)
+    shape = {"M": 197, "N": 768, "K": 3072, "parts": 5}
+    blocks = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}
+    parts = modelled.modelled_seconds("linear_parts_kernel", shape | blocks, 120, 4, 4, H100)
+    added = modelled.modelled_seconds("linear_sum_kernel", shape | {"PARTS": 5}, 156, 4, 1, H100)
+    assert parts is not None and added is not None
+    assert parts + added == pytest.approx(gemm_tiles.gemm_cycles(tile, 197, 768, 3072, 2, H100) / 1.75e9)
+    roles = dataclasses.replace(tile, block_m=128, block_n=256, roles=True)
+    arguments = shape | {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "STAGES": 4}
+    with_roles = modelled.modelled_seconds("linear_parts_roles_kernel", arguments, 30, 12, 4, H100)
+    assert with_roles == gemm_tiles.parts_cycles(roles, 197, 768, 3072, H100) / 1.75e9 != parts
 
 
 def test_the_stem_is_timed_as_a_product_of_its_patches():

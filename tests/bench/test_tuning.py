@@ -20,7 +20,7 @@ from vit_bench.tuning_candidates import as_winner, by_model, candidates, modelle
 from vit_bench.tuning_problems import LauncherCall, Problem, preset_calls, problems_of, taken_apart
 from vit_bench.whole_model import SMALL
 from vit_kernels import forget_tuned, gemm_tiles, tiles, use_tuned
-from vit_kernels.device import H100, INTERPRETED
+from vit_kernels.device import A100, H100, INTERPRETED
 from vit_kernels.tuned import Gpu, Tuned, read_tuned, versions_here, write_tuned
 
 from ..weights import Draw
@@ -313,6 +313,18 @@ def test_tiles_that_the_model_cannot_tell_from_others_are_measured():
         for batch in (1, 8, 64, 256) for n, k in ((768, 768), (3072, 768), (768, 3072)) for described in (True, False)
     }  # fmt: skip
     assert len(chosen) > 2 and not chosen & set(gemm_tiles.TO_MEASURE)
+
+
+def test_tiles_that_share_out_k_are_measured_with_as_many_parts_as_the_gpu_has_room_for():
+    """fc2 of ViT-B at batch 1, 48 steps: 8 x 3 tiles leave room for 16 parts, 24 for 5, 48 for 2."""
+    x, weight = DRAW.normal(197, 3072), DRAW.normal(768, 3072)
+    for device, parts in ((H100, {(128, 256): 8, (64, 128): 5, (64, 64): 2}), (A100, {(64, 128): 4, (64, 64): 2})):
+        (problem,) = problems_of([taken_apart("linear", "", [x, weight], {})], device)
+        shared = [tile for tile in candidates(problem) if getattr(tile, "parts", 1) > 1]
+        assert {(tile.block_m, tile.block_n): tile.parts for tile in shared}.items() >= parts.items()
+        assert len(shared) == len(gemm_tiles.SHARED_TILES), "those of other GPUs, too, which are refused there"
+    (short,) = problems_of([taken_apart("linear", "", [x[:, :768], weight[:, :768].contiguous()], {})], H100)
+    assert not [tile for tile in candidates(short) if getattr(tile, "parts", 1) > 1]
 
 
 def test_neighbours_differ_in_one_field_and_none_is_impossible():

@@ -85,6 +85,29 @@ LINEAR_KERNELS = {
     ),
 }
 
+LINEAR_PARTS = {
+    "parts-lose-their-last-step": (
+        "Each part of K ends a step before the next begins.",
+        "end = (part + 1) * steps // parts",
+        "end = (part + 1) * steps // parts - 1",
+    ),
+    "every-part-begins-with-the-first-step": (
+        "All parts sum the first columns.",
+        "k = first.to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)",
+        "k = first.to(tl.int64) * 0 + tl.arange(0, BLOCK_K)",
+    ),
+    "one-part-not-added": (
+        "The last part is left out of the sum.",
+        "for part in tl.static_range(1, PARTS):",
+        "for part in tl.static_range(1, PARTS - 1):",
+    ),
+    "parts-of-one-tile-in-one-place": (
+        "Every part is stored over the first.",
+        "part.to(tl.int64) * M * N + rows",
+        "part.to(tl.int64) * 0 + rows",
+    ),
+}
+
 MLP = {
     "first-bias-skipped": (MISSING_BIAS, "h += bias.to(tl.float32)[None, :]", "pass"),
     "second-bias-skipped": (MISSING_BIAS, BIAS, "pass"),
@@ -263,6 +286,7 @@ FAULTS = {
     "kernels/vit_kernels/linear.py": LINEAR,
     "kernels/vit_kernels/linear_epilogue.py": LINEAR_EPILOGUE,
     "kernels/vit_kernels/linear_kernels.py": LINEAR_KERNELS,
+    "kernels/vit_kernels/linear_parts.py": LINEAR_PARTS,
     "kernels/vit_kernels/mlp.py": MLP,
     "kernels/vit_kernels/norm.py": NORM,
     "kernels/vit_kernels/patch_embed.py": PATCH_EMBED,

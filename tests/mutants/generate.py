@@ -18,7 +18,8 @@ from .source import Source
 FOLDER = Path("kernels/vit_kernels")
 MODULES = (
     "attention", "attention_block", "attention_checks", "checks", "folding", "launch", "linear",
-    "linear_epilogue", "linear_kernels", "mlp", "norm", "patch_embed", "primitives", "qk_rope", "qk_rope_checks",
+    "linear_epilogue", "linear_kernels", "linear_parts", "mlp", "norm", "patch_embed", "primitives", "qk_rope",
+    "qk_rope_checks",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "linear_kernels": (
         f"{KERNELS}/test_linear.py", f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
     ),
+    "linear_parts": (f"{KERNELS}/test_linear_parts.py",),
     "mlp": (
         f"{KERNELS}/test_mlp.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
         f"{LARGE}::test_mlp_reads", f"{LARGE}::test_mlp_writes_rows",
