@@ -1,0 +1,192 @@
+"""The multiplying role of `attention_roles_kernel`: a warpgroup attends with 64 queries at a time to all keys."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .attention_whole import all_warps
+from .linear_roles_ring import store_block
+from .primitives import rounded, tiles_over
+
+# Queries of the next tile arrive while those of this one are in use; the results of a tile leave from their place.
+TURNS = gl.constexpr(2)
+# Queries of a warpgroup.
+ROWS = gl.constexpr(64)
+# Sums of a row that are added up at the end: columns 8 apart belong to the same thread.
+SUMS = gl.constexpr(8)
+
+
+@gluon.jit
+def place_of_tile(tile, heads, queries, WIDTH: gl.constexpr, BLOCK_M: gl.constexpr):
+    """(image, first query, first column) of a tile of BLOCK_M queries; the tiles of a head follow each other."""
+    tiles_m = tiles_over(queries, BLOCK_M)
+    head = tile // tiles_m
+    return head // heads, tile % tiles_m * BLOCK_M, head % heads * WIDTH
+
+
+@gluon.jit
+def _begin_scores(q, k, KEYS: gl.constexpr):
+    """Begins q k^T [ROWS, KEYS] with the first KEYS keys of k [1, BLOCK_N, WIDTH]."""
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])  # type: ignore[reportAssignmentType]
+    BLOCK_N: gl.constexpr = k.shape[1]
+    WIDTH: gl.constexpr = k.shape[2]
+    k = k.reshape((BLOCK_N, WIDTH)).slice(0, KEYS).permute((1, 0))
+    return warpgroup_mma(q, k, gl.zeros((ROWS, KEYS), gl.float32, LAYOUT), use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _begin_results(o, p, v):
+    """Begins o + p v; p [ROWS, KEYS] stays in registers and meets the first KEYS values of v [1, BLOCK_N, WIDTH]."""
+    KEYS: gl.constexpr = p.shape[1]
+    BLOCK_N: gl.constexpr = v.shape[1]
+    WIDTH: gl.constexpr = v.shape[2]
+    return warpgroup_mma(p, v.reshape((BLOCK_N, WIDTH)).slice(0, KEYS), o, is_async=True)
+
+
+@gluon.jit
+def _sums(p, LAYOUT: gl.constexpr):
+    """The sums [ROWS, SUMS] over every SUMS-th column of p [ROWS, KEYS]: no thread needs what another has."""
+    KEYS: gl.constexpr = p.shape[1]
+    return gl.convert_layout(gl.sum(p.reshape(ROWS, KEYS // SUMS, SUMS), 1), LAYOUT)
+
+
+@gluon.jit
+def _soften(s, row_max, sums, logit_scale, DTYPE: gl.constexpr, LAYOUT: gl.constexpr):
+    """Scores s [ROWS, KEYS] join the running softmax: (p as the operand of a product, row_max, sums, rescale)."""
+    BY_ROW: gl.constexpr = gl.SliceLayout(1, s.type.layout)  # type: ignore[reportAssignmentType]
+    OPERAND: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)  # type: ignore[reportAssignmentType]
+    largest = gl.convert_layout(gl.max(s, 1), row_max.type.layout)
+    new_max = gl.maximum(row_max, largest * logit_scale)
+    p = gl.exp2(s * logit_scale - gl.convert_layout(new_max, BY_ROW)[:, None])
+    rescale = gl.exp2(row_max - new_max)
+    by_sums = gl.convert_layout(rescale, gl.SliceLayout(1, sums.type.layout))
+    sums = sums * by_sums[:, None] + _sums(p, sums.type.layout)
+    p, _ = rounded(p, DTYPE)
+    return gl.convert_layout(p, OPERAND), new_max, sums, rescale
+
+
+@gluon.jit
+def _attend(
+    o, p, row_max, sums, q, ring, step, key, keys, logit_scale, KEYS: gl.constexpr, MASKED: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    """Scores with the keys of block `step` while the results of the block before are under way."""
+    k_s, v_s, k_full, k_empty, v_full, v_empty = ring
+    slot = step % STAGES
+    before = (step + (STAGES - 1)) % STAGES
+    mbarrier.wait(k_full.index(slot), step // STAGES & 1)
+    s = _begin_scores(q, k_s.index(slot), KEYS)
+    mbarrier.wait(v_full.index(before), (step - 1) // STAGES & 1)
+    o = _begin_results(o, p, v_s.index(before))
+    s = warpgroup_mma_wait(1, deps=(s,))
+    mbarrier.arrive(k_empty.index(slot), count=1)
+    if MASKED:
+        columns = key + gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
+        s = gl.where((columns < keys)[None, :], s, float("-inf"))
+    p, row_max, sums, rescale = _soften(s, row_max, sums, logit_scale, v_s.dtype, row_max.type.layout.parent)
+    o = warpgroup_mma_wait(0, deps=(o,))
+    mbarrier.arrive(v_empty.index(before), count=1)
+    o = o * gl.convert_layout(rescale, gl.SliceLayout(1, o.type.layout))[:, None]
+    return o, p, row_max, sums
+
+
+@gluon.jit
+def _attend_all(
+    o_desc, place, released, turn, image, row, column, ring, step, keys, logit_scale,
+    REST: gl.constexpr, WIDTH: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Results of the queries in `place` [1, ROWS, WIDTH], which they replace there on their way out."""
+    k_s, v_s, k_full, k_empty, v_full, v_empty = ring
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])  # type: ignore[reportAssignmentType]
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
+    ROW: gl.constexpr = gl.SliceLayout(1, LAYOUT)  # type: ignore[reportAssignmentType]
+    q = place.reshape((ROWS, WIDTH))
+    slot = step % STAGES
+    mbarrier.wait(k_full.index(slot), step // STAGES & 1)
+    s = _begin_scores(q, k_s.index(slot), BLOCK_N)
+    # The results of the tile before have left the place of its queries long since.
+    tma.store_wait(0)
+    mbarrier.arrive(released, count=1, pred=turn > 0)
+    s = warpgroup_mma_wait(0, deps=(s,))
+    mbarrier.arrive(k_empty.index(slot), count=1)
+    SUM_LAYOUT: gl.constexpr = gl.sum(s.reshape(ROWS, BLOCK_N // SUMS, SUMS), 1).type.layout
+    row_max = gl.full((ROWS,), float("-inf"), gl.float32, ROW)
+    sums = gl.zeros((ROWS, SUMS), gl.float32, SUM_LAYOUT)
+    p, row_max, sums, _ = _soften(s, row_max, sums, logit_scale, v_s.dtype, LAYOUT)
+    o = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
+    step += 1
+    for key in range(BLOCK_N, keys - (BLOCK_N - 1), BLOCK_N):
+        o, p, row_max, sums = _attend(
+            o, p, row_max, sums, q, ring, step, key, keys, logit_scale, BLOCK_N, False, STAGES
+        )  # fmt: skip
+        step += 1
+    if REST:
+        o, p, row_max, sums = _attend(
+            o, p, row_max, sums, q, ring, step, keys // BLOCK_N * BLOCK_N, keys, logit_scale, REST, True, STAGES
+        )  # fmt: skip
+        step += 1
+    last = (step + (STAGES - 1)) % STAGES
+    mbarrier.wait(v_full.index(last), (step - 1) // STAGES & 1)
+    o = _begin_results(o, p, v_s.index(last))
+    inverse = 1.0 / gl.convert_layout(gl.sum(sums, 1), ROW)
+    o = warpgroup_mma_wait(0, deps=(o,))
+    mbarrier.arrive(v_empty.index(last), count=1)
+    y, _ = rounded(o * inverse[:, None], o_desc.dtype)
+    # All four warps have read the queries whose place the results take.
+    all_warps()
+    q.store(y)
+    fence_async_shared()
+    store_block(o_desc, [image, row, column], place)
+    return step
+
+
+@gluon.jit
+def _pass_by(released, turn, ring, step, blocks, STAGES: gl.constexpr):
+    """Lets go of a tile's keys and values unused, and of the place of the tile before."""
+    _, _, k_full, k_empty, v_full, v_empty = ring
+    tma.store_wait(0)
+    mbarrier.arrive(released, count=1, pred=turn > 0)
+    for _ in range(blocks):
+        slot = step % STAGES
+        mbarrier.wait(k_full.index(slot), step // STAGES & 1)
+        mbarrier.arrive(k_empty.index(slot), count=1)
+        mbarrier.wait(v_full.index(slot), step // STAGES & 1)
+        mbarrier.arrive(v_empty.index(slot), count=1)
+        step += 1
+    return step
+
+
+@gluon.jit
+def multiply(
+    part: gl.constexpr, o_desc, queues, ring, numbers, logit_scale, REST: gl.constexpr,
+    WIDTH: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The role of a multiplying warpgroup: its part, 64 queries, of all tiles of this program, in order."""
+    PARTS: gl.constexpr = BLOCK_M // ROWS
+    sequences, heads, queries, keys = numbers
+    q_s, q_full, q_empty = queues
+    step = 0
+    turn = 0
+    for tile in range(gl.program_id(0), sequences * tiles_over(queries, BLOCK_M), gl.num_programs(0)):
+        image, row, column = place_of_tile(tile, heads, queries, WIDTH, BLOCK_M)
+        row += part * ROWS
+        at = turn % TURNS * PARTS + part
+        released = q_empty.index((turn + 1) % TURNS * PARTS + part)
+        mbarrier.wait(q_full.index(at), turn // TURNS & 1)
+        if row < queries:
+            step = _attend_all(
+                o_desc, q_s.index(at), released, turn, image, row, column, ring, step, keys, logit_scale,
+                REST, WIDTH, BLOCK_N, STAGES,
+            )  # fmt: skip
+        else:
+            step = _pass_by(released, turn, ring, step, keys // BLOCK_N + (REST > 0), STAGES)
+        turn += 1
+    tma.store_wait(0)
