@@ -84,7 +84,6 @@ def _attend(
     before = (step + (STAGES - 1)) % STAGES
     mbarrier.wait(k_full.index(slot), step // STAGES & 1)
     s = _begin_scores(q, k_s.index(slot), KEYS)
-    mbarrier.wait(v_full.index(before), (step - 1) // STAGES & 1)
     o = _begin_results(o, p, v_s.index(before))
     s = warpgroup_mma_wait(1, deps=(s,))
     mbarrier.arrive(k_empty.index(slot), count=1)
@@ -92,6 +91,9 @@ def _attend(
         columns = key + gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
         s = gl.where((columns < keys)[None, :], s, float("-inf"))
     p, row_max, sums, rescale = _soften(s, row_max, sums, logit_scale, v_s.dtype, row_max.type.layout.parent)
+    # The wait for values that the next product needs stands here, because the compiler moves nothing across its loop:
+    # it would have the exponentials wait for the product that they are to hide.
+    mbarrier.wait(v_full.index(slot), step // STAGES & 1)
     o = warpgroup_mma_wait(0, deps=(o,))
     mbarrier.arrive(v_empty.index(before), count=1)
     o = o * gl.convert_layout(rescale, gl.SliceLayout(1, o.type.layout))[:, None]
@@ -121,6 +123,7 @@ def _attend_all(
     row_max = gl.full((ROWS,), float("-inf"), gl.float32, ROW)
     sums = gl.zeros((ROWS, SUMS), gl.float32, SUM_LAYOUT)
     p, row_max, sums, _ = _soften(s, row_max, sums, logit_scale, v_s.dtype, LAYOUT)
+    mbarrier.wait(v_full.index(slot), step // STAGES & 1)
     o = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
     step += 1
     for key in range(BLOCK_N, keys - (BLOCK_N - 1), BLOCK_N):
@@ -134,7 +137,6 @@ def _attend_all(
         )  # fmt: skip
         step += 1
     last = (step + (STAGES - 1)) % STAGES
-    mbarrier.wait(v_full.index(last), (step - 1) // STAGES & 1)
     o = _begin_results(o, p, v_s.index(last))
     inverse = 1.0 / gl.convert_layout(gl.sum(sums, 1), ROW)
     o = warpgroup_mma_wait(0, deps=(o,))
