@@ -104,7 +104,16 @@ def attention_roles_kernel(
     )  # fmt: skip
     fence_async_shared()
     numbers = (sequences, heads, queries, keys)
-    if PARTS == 2:
+    if PARTS == 1:
+        gl.warp_specialize(
+            [
+                (multiply, (0, o_desc, queues, ring, numbers, logit_scale, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
+                (load, (q_desc, k_desc, v_desc, k_rest_desc, v_rest_desc, queues, ring, numbers, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
+            ],
+            [1],
+            [LOADING],
+        )
+    elif PARTS == 2:
         gl.warp_specialize(
             [
                 (multiply, (0, o_desc, queues, ring, numbers, logit_scale, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
@@ -114,7 +123,7 @@ def attention_roles_kernel(
             [4, 1],
             [MULTIPLYING, LOADING],
         )
-    else:
+    elif PARTS == 3:
         gl.warp_specialize(
             [
                 (multiply, (0, o_desc, queues, ring, numbers, logit_scale, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
@@ -124,4 +133,16 @@ def attention_roles_kernel(
             ],
             [4, 4, 1],
             [MULTIPLYING, MULTIPLYING, LOADING],
+        )
+    elif PARTS == 4:
+        gl.warp_specialize(
+            [
+                (multiply, (0, o_desc, queues, ring, numbers, logit_scale, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
+                (multiply, (1, o_desc, queues, ring, numbers, logit_scale, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
+                (multiply, (2, o_desc, queues, ring, numbers, logit_scale, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
+                (multiply, (3, o_desc, queues, ring, numbers, logit_scale, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
+                (load, (q_desc, k_desc, v_desc, k_rest_desc, v_rest_desc, queues, ring, numbers, REST, WIDTH, BLOCK_M, BLOCK_N, STAGES)),
+            ],
+            [4, 4, 4, 1],
+            [MULTIPLYING, MULTIPLYING, MULTIPLYING, LOADING],
         )

@@ -59,18 +59,24 @@ def _sums(p, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _soften(s, row_max, sums, logit_scale, DTYPE: gl.constexpr, LAYOUT: gl.constexpr):
-    """Scores s [ROWS, KEYS] join the running softmax: (p as the operand of a product, row_max, sums, rescale)."""
+def _soften(s, row_max, sums, logit_scale):
+    """Scores s [ROWS, KEYS] join the running softmax: (p in fp32, row_max, sums, rescale)."""
     BY_ROW: gl.constexpr = gl.SliceLayout(1, s.type.layout)  # type: ignore[reportAssignmentType]
-    OPERAND: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)  # type: ignore[reportAssignmentType]
     largest = gl.convert_layout(gl.max(s, 1), row_max.type.layout)
     new_max = gl.maximum(row_max, largest * logit_scale)
     p = gl.exp2(s * logit_scale - gl.convert_layout(new_max, BY_ROW)[:, None])
     rescale = gl.exp2(row_max - new_max)
     by_sums = gl.convert_layout(rescale, gl.SliceLayout(1, sums.type.layout))
     sums = sums * by_sums[:, None] + _sums(p, sums.type.layout)
+    return p, new_max, sums, rescale
+
+
+@gluon.jit
+def _operand(p, DTYPE: gl.constexpr, LAYOUT: gl.constexpr):
+    """p, rounded, as the left operand of a product with results of this layout."""
+    OPERAND: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)  # type: ignore[reportAssignmentType]
     p, _ = rounded(p, DTYPE)
-    return gl.convert_layout(p, OPERAND), new_max, sums, rescale
+    return gl.convert_layout(p, OPERAND)
 
 
 @gluon.jit
@@ -90,13 +96,15 @@ def _attend(
     if MASKED:
         columns = key + gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
         s = gl.where((columns < keys)[None, :], s, float("-inf"))
-    p, row_max, sums, rescale = _soften(s, row_max, sums, logit_scale, v_s.dtype, row_max.type.layout.parent)
+    p, row_max, sums, rescale = _soften(s, row_max, sums, logit_scale)
     # The wait for values that the next product needs stands here, because the compiler moves nothing across its loop:
     # it would have the exponentials wait for the product that they are to hide.
     mbarrier.wait(v_full.index(slot), step // STAGES & 1)
     o = warpgroup_mma_wait(0, deps=(o,))
     mbarrier.arrive(v_empty.index(before), count=1)
-    o = o * gl.convert_layout(rescale, gl.SliceLayout(1, o.type.layout))[:, None]
+    # Only now are the registers of the p before free.
+    p = _operand(p, v_s.dtype, o.type.layout)
+    o = o * rescale[:, None]
     return o, p, row_max, sums
 
 
@@ -122,7 +130,8 @@ def _attend_all(
     SUM_LAYOUT: gl.constexpr = gl.sum(s.reshape(ROWS, BLOCK_N // SUMS, SUMS), 1).type.layout
     row_max = gl.full((ROWS,), float("-inf"), gl.float32, ROW)
     sums = gl.zeros((ROWS, SUMS), gl.float32, SUM_LAYOUT)
-    p, row_max, sums, _ = _soften(s, row_max, sums, logit_scale, v_s.dtype, LAYOUT)
+    p, row_max, sums, _ = _soften(s, row_max, sums, logit_scale)
+    p = _operand(p, v_s.dtype, LAYOUT)
     mbarrier.wait(v_full.index(slot), step // STAGES & 1)
     o = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
     step += 1
