@@ -1,4 +1,9 @@
-"""The multiplying role of `attention_roles_kernel`: a warpgroup attends with 64 queries at a time to all keys."""
+"""The multiplying role of `attention_roles_kernel`: a warpgroup attends with 64 queries of a tile to all keys.
+
+With the scores of block j, s_j = q k_j^T, a running maximum m of scale s and p_j = 2^(s_j scale - m):
+
+    begin s_j,   begin o += p_(j-1) v_(j-1),   wait for s_j,   m and p_j in fp32,   wait for o,   round p_j, rescale o
+"""
 
 from __future__ import annotations
 
@@ -16,20 +21,34 @@ from .attention_whole import all_warps
 from .linear_roles_ring import store_block
 from .primitives import rounded, tiles_over
 
-# Queries of the next tile arrive while those of this one are in use; the results of a tile leave from their place.
-TURNS = gl.constexpr(2)
 # Queries of a warpgroup.
 ROWS = gl.constexpr(64)
-# Sums of a row that are added up at the end: columns 8 apart belong to the same thread.
-SUMS = gl.constexpr(8)
+# Warpgroups that multiply.
+PARTS = gl.constexpr(3)
+# The queries of the next tile arrive while those of this one are in use.
+TURNS = gl.constexpr(2)
+# A thread has every eighth column of a row, or every eighth and the one beside it.
+COLUMNS = gl.constexpr(8)
 
 
 @gluon.jit
-def place_of_tile(tile, heads, queries, WIDTH: gl.constexpr, BLOCK_M: gl.constexpr):
-    """(image, first query, first column) of a tile of BLOCK_M queries; the tiles of a head follow each other."""
-    tiles_m = tiles_over(queries, BLOCK_M)
+def place_of_tile(tile, heads, queries, WIDTH: gl.constexpr):
+    """(image, first query, first column) of a tile of queries; the tiles of a head follow each other."""
+    tiles_m = tiles_over(queries, PARTS * ROWS)
     head = tile // tiles_m
-    return head // heads, tile % tiles_m * BLOCK_M, head % heads * WIDTH
+    return head // heads, tile % tiles_m * (PARTS * ROWS), head % heads * WIDTH
+
+
+@gluon.jit
+def _await_turn(ring, part: gl.constexpr, step):
+    """Waits until the warpgroup whose turn is before has begun its products of block `step`, or the first of them, of
+    the block before."""
+    mbarrier.wait(ring[6].index(part), (step & 1) ^ (part == 0))
+
+
+@gluon.jit
+def _pass_turn(ring, part: gl.constexpr):
+    mbarrier.arrive(ring[6].index((part + 1) % PARTS), count=1)
 
 
 @gluon.jit
@@ -52,28 +71,46 @@ def _begin_results(o, p, v):
 
 
 @gluon.jit
-def _sums(p, LAYOUT: gl.constexpr):
-    """The sums [ROWS, SUMS] over every SUMS-th column of p [ROWS, KEYS]: no thread needs what another has."""
+def _masked(s, number):
+    """s [ROWS, KEYS] with -inf behind its first `number` columns.
+
+    By groups of columns: which of them a register holds is known to the compiler, where single columns, one number for
+    each register, would be kept in registers all through the kernel.
+    """
+    KEYS: gl.constexpr = s.shape[1]
+    LAYOUT: gl.constexpr = s.type.layout
+    groups = s.reshape(ROWS, KEYS // COLUMNS, COLUMNS)
+    BY_GROUP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, groups.type.layout))  # type: ignore[reportAssignmentType]
+    BY_COLUMN: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, groups.type.layout))  # type: ignore[reportAssignmentType]
+    group = gl.arange(0, KEYS // COLUMNS, BY_GROUP)
+    full = (number + (COLUMNS - 1) - gl.arange(0, COLUMNS, BY_COLUMN)) // COLUMNS
+    groups = gl.where(group[None, :, None] < full[None, None, :], groups, float("-inf"))
+    return gl.convert_layout(groups.reshape(ROWS, KEYS), LAYOUT)
+
+
+@gluon.jit
+def _sums(p):
+    """The sums [ROWS, COLUMNS] over every eighth column of p [ROWS, KEYS]: no thread needs what another has."""
     KEYS: gl.constexpr = p.shape[1]
-    return gl.convert_layout(gl.sum(p.reshape(ROWS, KEYS // SUMS, SUMS), 1), LAYOUT)
+    return gl.sum(p.reshape(ROWS, KEYS // COLUMNS, COLUMNS), 1)
 
 
 @gluon.jit
 def _soften(s, row_max, sums, logit_scale):
-    """Scores s [ROWS, KEYS] join the running softmax: (p in fp32, row_max, sums, rescale)."""
+    """Scores s [ROWS, KEYS] join the running softmax: (p, row_max, sums, what the results before are multiplied by)."""
     BY_ROW: gl.constexpr = gl.SliceLayout(1, s.type.layout)  # type: ignore[reportAssignmentType]
+    BY_SUM: gl.constexpr = gl.SliceLayout(1, sums.type.layout)  # type: ignore[reportAssignmentType]
     largest = gl.convert_layout(gl.max(s, 1), row_max.type.layout)
     new_max = gl.maximum(row_max, largest * logit_scale)
     p = gl.exp2(s * logit_scale - gl.convert_layout(new_max, BY_ROW)[:, None])
     rescale = gl.exp2(row_max - new_max)
-    by_sums = gl.convert_layout(rescale, gl.SliceLayout(1, sums.type.layout))
-    sums = sums * by_sums[:, None] + _sums(p, sums.type.layout)
+    sums = sums * gl.convert_layout(rescale, BY_SUM)[:, None] + gl.convert_layout(_sums(p), sums.type.layout)
     return p, new_max, sums, rescale
 
 
 @gluon.jit
 def _operand(p, DTYPE: gl.constexpr, LAYOUT: gl.constexpr):
-    """p, rounded, as the left operand of a product with results of this layout."""
+    """p, rounded, as the left operand of a product whose results have this layout."""
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)  # type: ignore[reportAssignmentType]
     p, _ = rounded(p, DTYPE)
     return gl.convert_layout(p, OPERAND)
@@ -81,24 +118,25 @@ def _operand(p, DTYPE: gl.constexpr, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def _attend(
-    o, p, row_max, sums, q, ring, step, key, keys, logit_scale, KEYS: gl.constexpr, MASKED: gl.constexpr,
-    STAGES: gl.constexpr,
+    part: gl.constexpr, o, p, row_max, sums, q, ring, step, number, logit_scale, KEYS: gl.constexpr,
+    MASKED: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Scores with the keys of block `step` while the results of the block before are under way."""
-    k_s, v_s, k_full, k_empty, v_full, v_empty = ring
+    """Scores with the KEYS keys of block `step`, or the first `number`, over the results of the block before."""
+    k_s, v_s, k_full, k_empty, v_full, v_empty, _ = ring
     slot = step % STAGES
     before = (step + (STAGES - 1)) % STAGES
     mbarrier.wait(k_full.index(slot), step // STAGES & 1)
+    _await_turn(ring, part, step)
     s = _begin_scores(q, k_s.index(slot), KEYS)
     o = _begin_results(o, p, v_s.index(before))
+    _pass_turn(ring, part)
     s = warpgroup_mma_wait(1, deps=(s,))
     mbarrier.arrive(k_empty.index(slot), count=1)
     if MASKED:
-        columns = key + gl.arange(0, KEYS, gl.SliceLayout(0, s.type.layout))
-        s = gl.where((columns < keys)[None, :], s, float("-inf"))
+        s = _masked(s, number)
     p, row_max, sums, rescale = _soften(s, row_max, sums, logit_scale)
-    # The wait for values that the next product needs stands here, because the compiler moves nothing across its loop:
-    # it would have the exponentials wait for the product that they are to hide.
+    # Stands here because it is a loop, and the compiler moves nothing across one: left alone, it has the exponentials
+    # wait for the very product that they hide.
     mbarrier.wait(v_full.index(slot), step // STAGES & 1)
     o = warpgroup_mma_wait(0, deps=(o,))
     mbarrier.arrive(v_empty.index(before), count=1)
@@ -110,39 +148,44 @@ def _attend(
 
 @gluon.jit
 def _attend_all(
-    o_desc, place, released, turn, image, row, column, ring, step, keys, logit_scale,
-    REST: gl.constexpr, WIDTH: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    part: gl.constexpr, o_desc, place, released, turn, image, row, column, ring, step, keys, logit_scale,
+    HALF: gl.constexpr, REST: gl.constexpr, WIDTH: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Results of the queries in `place` [1, ROWS, WIDTH], which they replace there on their way out."""
-    k_s, v_s, k_full, k_empty, v_full, v_empty = ring
-    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])  # type: ignore[reportAssignmentType]
+    k_s, v_s, k_full, k_empty, v_full, v_empty, _ = ring
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
     ROW: gl.constexpr = gl.SliceLayout(1, LAYOUT)  # type: ignore[reportAssignmentType]
     q = place.reshape((ROWS, WIDTH))
     slot = step % STAGES
     mbarrier.wait(k_full.index(slot), step // STAGES & 1)
+    _await_turn(ring, part, step)
     s = _begin_scores(q, k_s.index(slot), BLOCK_N)
+    _pass_turn(ring, part)
     # The results of the tile before have left the place of its queries long since.
     tma.store_wait(0)
     mbarrier.arrive(released, count=1, pred=turn > 0)
     s = warpgroup_mma_wait(0, deps=(s,))
     mbarrier.arrive(k_empty.index(slot), count=1)
-    SUM_LAYOUT: gl.constexpr = gl.sum(s.reshape(ROWS, BLOCK_N // SUMS, SUMS), 1).type.layout
     row_max = gl.full((ROWS,), float("-inf"), gl.float32, ROW)
-    sums = gl.zeros((ROWS, SUMS), gl.float32, SUM_LAYOUT)
+    sums = _sums(gl.zeros((ROWS, BLOCK_N), gl.float32, s.type.layout))
     p, row_max, sums, _ = _soften(s, row_max, sums, logit_scale)
     p = _operand(p, v_s.dtype, LAYOUT)
     mbarrier.wait(v_full.index(slot), step // STAGES & 1)
     o = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
     step += 1
-    for key in range(BLOCK_N, keys - (BLOCK_N - 1), BLOCK_N):
+    for _ in range(BLOCK_N, keys - (BLOCK_N - 1), BLOCK_N):
         o, p, row_max, sums = _attend(
-            o, p, row_max, sums, q, ring, step, key, keys, logit_scale, BLOCK_N, False, STAGES
+            part, o, p, row_max, sums, q, ring, step, BLOCK_N, logit_scale, BLOCK_N, False, STAGES
+        )  # fmt: skip
+        step += 1
+    if HALF:
+        o, p, row_max, sums = _attend(
+            part, o, p, row_max, sums, q, ring, step, BLOCK_N, logit_scale, BLOCK_N // 2, False, STAGES
         )  # fmt: skip
         step += 1
     if REST:
         o, p, row_max, sums = _attend(
-            o, p, row_max, sums, q, ring, step, keys // BLOCK_N * BLOCK_N, keys, logit_scale, REST, True, STAGES
+            part, o, p, row_max, sums, q, ring, step, keys % (BLOCK_N // 2), logit_scale, REST, True, STAGES
         )  # fmt: skip
         step += 1
     last = (step + (STAGES - 1)) % STAGES
@@ -160,15 +203,17 @@ def _attend_all(
 
 
 @gluon.jit
-def _pass_by(released, turn, ring, step, blocks, STAGES: gl.constexpr):
-    """Lets go of a tile's keys and values unused, and of the place of the tile before."""
-    _, _, k_full, k_empty, v_full, v_empty = ring
+def _pass_by(part: gl.constexpr, released, turn, ring, step, blocks, STAGES: gl.constexpr):
+    """What the other warpgroups, and the loading warp, expect of one that has no queries in a tile."""
+    _, _, k_full, k_empty, v_full, v_empty, _ = ring
     tma.store_wait(0)
     mbarrier.arrive(released, count=1, pred=turn > 0)
     for _ in range(blocks):
         slot = step % STAGES
         mbarrier.wait(k_full.index(slot), step // STAGES & 1)
         mbarrier.arrive(k_empty.index(slot), count=1)
+        _await_turn(ring, part, step)
+        _pass_turn(ring, part)
         mbarrier.wait(v_full.index(slot), step // STAGES & 1)
         mbarrier.arrive(v_empty.index(slot), count=1)
         step += 1
@@ -177,27 +222,26 @@ def _pass_by(released, turn, ring, step, blocks, STAGES: gl.constexpr):
 
 @gluon.jit
 def multiply(
-    part: gl.constexpr, o_desc, queues, ring, numbers, logit_scale, REST: gl.constexpr,
-    WIDTH: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    part: gl.constexpr, o_desc, queues, ring, numbers, logit_scale, HALF: gl.constexpr, REST: gl.constexpr,
+    WIDTH: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """The role of a multiplying warpgroup: its part, 64 queries, of all tiles of this program, in order."""
-    PARTS: gl.constexpr = BLOCK_M // ROWS
     sequences, heads, queries, keys = numbers
     q_s, q_full, q_empty = queues
     step = 0
     turn = 0
-    for tile in range(gl.program_id(0), sequences * tiles_over(queries, BLOCK_M), gl.num_programs(0)):
-        image, row, column = place_of_tile(tile, heads, queries, WIDTH, BLOCK_M)
+    for tile in range(gl.program_id(0), sequences * tiles_over(queries, PARTS * ROWS), gl.num_programs(0)):
+        image, row, column = place_of_tile(tile, heads, queries, WIDTH)
         row += part * ROWS
         at = turn % TURNS * PARTS + part
         released = q_empty.index((turn + 1) % TURNS * PARTS + part)
         mbarrier.wait(q_full.index(at), turn // TURNS & 1)
         if row < queries:
             step = _attend_all(
-                o_desc, q_s.index(at), released, turn, image, row, column, ring, step, keys, logit_scale,
-                REST, WIDTH, BLOCK_N, STAGES,
+                part, o_desc, q_s.index(at), released, turn, image, row, column, ring, step, keys, logit_scale,
+                HALF, REST, WIDTH, BLOCK_N, STAGES,
             )  # fmt: skip
         else:
-            step = _pass_by(released, turn, ring, step, keys // BLOCK_N + (REST > 0), STAGES)
+            step = _pass_by(part, released, turn, ring, step, keys // BLOCK_N + HALF + (REST > 0), STAGES)
         turn += 1
     tma.store_wait(0)
