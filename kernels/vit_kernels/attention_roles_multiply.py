@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .attention_whole import all_warps
 from .linear_roles_ring import store_block
-from .primitives import rounded, tiles_over
+from .primitives import tiles_over
 
 # Queries of a warpgroup.
 ROWS = gl.constexpr(64)
@@ -112,8 +112,7 @@ def _soften(s, row_max, sums, logit_scale):
 def _operand(p, DTYPE: gl.constexpr, LAYOUT: gl.constexpr):
     """p, rounded, as the left operand of a product whose results have this layout."""
     OPERAND: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)  # type: ignore[reportAssignmentType]
-    p, _ = rounded(p, DTYPE)
-    return gl.convert_layout(p, OPERAND)
+    return gl.convert_layout(p.to(DTYPE), OPERAND)
 
 
 @gluon.jit
@@ -172,12 +171,12 @@ def _attend_all(
     p = _operand(p, v_s.dtype, LAYOUT)
     mbarrier.wait(v_full.index(slot), step // STAGES & 1)
     o = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
-    step += 1
-    for _ in range(BLOCK_N, keys - (BLOCK_N - 1), BLOCK_N):
+    whole = step + keys // BLOCK_N
+    for later in range(step + 1, whole):
         o, p, row_max, sums = _attend(
-            part, o, p, row_max, sums, q, ring, step, BLOCK_N, logit_scale, BLOCK_N, False, STAGES
+            part, o, p, row_max, sums, q, ring, later, BLOCK_N, logit_scale, BLOCK_N, False, STAGES
         )  # fmt: skip
-        step += 1
+    step = whole
     if HALF:
         o, p, row_max, sums = _attend(
             part, o, p, row_max, sums, q, ring, step, BLOCK_N, logit_scale, BLOCK_N // 2, False, STAGES
@@ -193,7 +192,7 @@ def _attend_all(
     inverse = 1.0 / gl.convert_layout(gl.sum(sums, 1), ROW)
     o = warpgroup_mma_wait(0, deps=(o,))
     mbarrier.arrive(v_empty.index(last), count=1)
-    y, _ = rounded(o * inverse[:, None], o_desc.dtype)
+    y = (o * inverse[:, None]).to(o_desc.dtype)
     # All four warps have read the queries whose place the results take.
     all_warps()
     q.store(y)
