@@ -22,9 +22,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .attention_roles_multiply import PARTS, ROWS, TURNS, multiply, place_of_tile
+from .attention_roles_multiply import PARTS, ROWS, TURNS, multiply, number_of_tiles, place_of_tile
 from .linear_roles_ring import barriers, load_block
-from .primitives import follow, tiles_over
+from .primitives import follow
 
 # Registers a thread of the second and third multiplying warpgroup, of the loading warp; the first has what is left, as
 # many as the others.
@@ -63,9 +63,8 @@ def load(
     sequences, heads, queries, keys = numbers
     q_s, q_full, q_empty = queues
     step = 0
-    turn = 0
-    for tile in range(gl.program_id(0), sequences * tiles_over(queries, PARTS * ROWS), gl.num_programs(0)):
-        image, row, column = place_of_tile(tile, heads, queries, WIDTH)
+    for turn in range(number_of_tiles(sequences, queries)):
+        image, row, column = place_of_tile(turn, heads, queries, WIDTH)
         for part in gl.static_range(PARTS):  # type: ignore[reportGeneralTypeIssues]
             at = turn % TURNS * PARTS + part
             mbarrier.wait(q_empty.index(at), (turn // TURNS & 1) ^ 1)
@@ -82,7 +81,6 @@ def load(
         if REST:
             _load_keys_and_values(k_rest_desc, v_rest_desc, image, left, column, step, ring, REST, STAGES)
             step += 1
-        turn += 1
 
 
 # One compiled kernel for every number of queries, and of keys that leaves blocks as wide.

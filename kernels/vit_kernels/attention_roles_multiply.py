@@ -32,8 +32,21 @@ COLUMNS = gl.constexpr(8)
 
 
 @gluon.jit
-def place_of_tile(tile, heads, queries, WIDTH: gl.constexpr):
-    """(image, first query, first column) of a tile of queries; the tiles of a head follow each other."""
+def number_of_tiles(sequences, queries):
+    """How many tiles of queries this program computes."""
+    tiles = sequences * tiles_over(queries, PARTS * ROWS)
+    rounds = tiles // gl.num_programs(0)
+    return rounds + ((gl.program_id(0) + rounds) % gl.num_programs(0) < tiles % gl.num_programs(0)).to(gl.int32)
+
+
+@gluon.jit
+def place_of_tile(turn, heads, queries, WIDTH: gl.constexpr):
+    """(image, first query, first column) of a tile of this program; the tiles of a head follow each other.
+
+    A program is one place further on in each round: the last tile of a head may have few queries, and where tiles of a
+    head divide programs, the same programs would always have it.
+    """
+    tile = turn * gl.num_programs(0) + (gl.program_id(0) + turn) % gl.num_programs(0)
     tiles_m = tiles_over(queries, PARTS * ROWS)
     head = tile // tiles_m
     return head // heads, tile % tiles_m * (PARTS * ROWS), head % heads * WIDTH
@@ -228,9 +241,8 @@ def multiply(
     sequences, heads, queries, keys = numbers
     q_s, q_full, q_empty = queues
     step = 0
-    turn = 0
-    for tile in range(gl.program_id(0), sequences * tiles_over(queries, PARTS * ROWS), gl.num_programs(0)):
-        image, row, column = place_of_tile(tile, heads, queries, WIDTH)
+    for turn in range(number_of_tiles(sequences, queries)):
+        image, row, column = place_of_tile(turn, heads, queries, WIDTH)
         row += part * ROWS
         at = turn % TURNS * PARTS + part
         released = q_empty.index((turn + 1) % TURNS * PARTS + part)
@@ -242,5 +254,4 @@ def multiply(
             )  # fmt: skip
         else:
             step = _pass_by(part, released, turn, ring, step, keys // BLOCK_N + HALF + (REST > 0), STAGES)
-        turn += 1
     tma.store_wait(0)
