@@ -27,7 +27,7 @@ ROWS = gl.constexpr(64)
 PARTS = gl.constexpr(3)
 # The queries of the next tile arrive while those of this one are in use.
 TURNS = gl.constexpr(2)
-# A thread has every eighth column of a row, or every eighth and the one beside it.
+# A thread has two columns beside each other of every so many.
 COLUMNS = gl.constexpr(8)
 
 
@@ -103,9 +103,9 @@ def _masked(s, number):
 
 @gluon.jit
 def _sums(p):
-    """The sums [ROWS, COLUMNS] over every eighth column of p [ROWS, KEYS]: no thread needs what another has."""
+    """Sums [ROWS, COLUMNS / 2] of those columns of p [ROWS, KEYS] that the same thread has."""
     KEYS: gl.constexpr = p.shape[1]
-    return gl.sum(p.reshape(ROWS, KEYS // COLUMNS, COLUMNS), 1)
+    return gl.sum(gl.sum(p.reshape(ROWS, KEYS // COLUMNS, COLUMNS // 2, 2), 3), 1)
 
 
 @gluon.jit
