@@ -170,7 +170,7 @@ WHOLE_TILES = tuple(AttentionTile(64, 64, 4, 2, whole) for whole in (4, 2, 1))
 @dataclass(frozen=True)
 class RolesCost:
     """SM cycles of a program whose warps have roles, alone on its SM: start before the first tile of queries, and of
-    each tile: all but its blocks of keys, each whole one of these, one of half the width, and what they leave over. A
+    each tile: all but its blocks of keys, each whole one of these, one of half the width, what they leave over. A
     tile takes `idle` of that less for every warpgroup without queries.
     """
 
@@ -182,7 +182,7 @@ class RolesCost:
     idle: float
 
 
-# Simulated on sm_90, and made so much longer, an eighth, that 4,096 tokens take what a kernel of this kind was published
+# Simulated on sm_90, and made so much longer, a ninth, that 4,096 tokens take what a kernel of this kind was published
 # with (arXiv 2407.08608: 497 TFLOP/s at a head width of 64). Not measured.
 ROLES = RolesCost(2500, 1500, 2700, 1500, 1300, 0.15)
 ROLES_TILES = (AttentionTile(192, 128, 4, 4, roles=True),)

@@ -1,13 +1,13 @@
 """Attention on sm_90 for sequences of more keys than `attention_whole` holds: its kernel, in Gluon.
 
-Its warps have roles. One warp loads queries, keys and values; three warpgroups attend with 64 queries of a tile each, by
-a running softmax over blocks of keys (arXiv 2205.14135, algorithm 1). Each of them has the product of a block's weights
-with its values under way while it softens the scores of the next, and they begin their products in turns, so that one
-multiplies while others take exponentials (arXiv 2407.08608).
+Its warps have roles. One warp loads queries, keys and values; three warpgroups attend with 64 queries of a tile each,
+by a running softmax over blocks of keys (arXiv 2205.14135, algorithm 1). Each of them has the product of a block's
+weights with its values under way while it softens the scores of the next, and they begin their products in turns, so
+that one multiplies while others take exponentials (arXiv 2407.08608).
 
-What whole blocks of 128 keys leave over comes last: a block of 64, and one that is no wider than it must be. 577 keys are
-4 x 128 + 64 + 16. What lies past the last key reads as zero and its scores are replaced; queries past the last are not
-stored, and a warpgroup without any lets a tile pass.
+What whole blocks of 128 keys leave over comes last: a block of 64, and one that is no wider than it must be. 577 keys
+are 4 x 128 + 64 + 16. What lies past the last key reads as zero and its scores are replaced; queries past the last are
+not stored, and a warpgroup without any lets a tile pass.
 
 A barrier's n-th use is waited for by its parity, n & 1. Nobody fills a slot before everybody has let go of it:
 

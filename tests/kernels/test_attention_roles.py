@@ -1,4 +1,5 @@
-"""`attention` by the kernel whose warps have roles. It is in Gluon, which has no interpreter: sanitized, or executed."""
+"""`attention` by the kernel whose warps have roles. It is in Gluon, which has no interpreter: sanitized, or
+executed."""
 
 from __future__ import annotations
 
@@ -62,60 +63,43 @@ def test_whole_blocks_a_half_and_a_rest(dtype, programs):
 
 @compiled_code
 @sanitize_bfloat16
-def test_a_program_goes_through_several_tiles_of_several_heads(dtype, programs):
-    """The second of a head's two tiles has one query, and two warpgroups without any; 2 x 2 programs of 3 images and
-    heads have four tiles each, the last one three; the ring of slots goes round."""
-    programs(2)
-    arguments = inputs(dtype, 62, 193, 257, batch=2)
+def test_programs_go_through_several_tiles_of_several_heads(dtype, programs):
+    """The second of a head's two tiles has one query, and two warpgroups without any. Four programs have ten tiles: the
+    slots for queries and those for keys go round, and not everybody has a tile in the third round."""
+    programs(4)
+    arguments = inputs(dtype, 62, 193, 257, heads=5)
     arguments["scale"] = 0.3
     judge(attention(**arguments), reference.attention, arguments, pick=0)
 
 
 @compiled_code
 @sanitize_bfloat16
-def test_rounds_that_do_not_come_out_even(dtype, programs):
-    """Five tiles of two programs: three of one of them, whose place in its round changes."""
-    programs(2)
-    arguments = inputs(dtype, 65, 3, 258, heads=5)
-    judge(attention(**arguments), reference.attention, arguments, pick=0)
-
-
-@compiled_code
-@sanitize_bfloat16
-@pytest.mark.parametrize("keys", [384, 448], ids=["whole blocks", "and half a one"])
-def test_no_key_left_over(dtype, keys, programs):
+def test_no_key_left_over(dtype, programs):
     programs(1)
-    arguments = inputs(dtype, 63, 20, keys)
+    arguments = inputs(dtype, 63, 20, 384)
     judge(attention(**arguments), reference.attention, arguments, pick=0)
 
 
 @compiled_code
 @sanitize_bfloat16
-@pytest.mark.parametrize("key", [3, 200, 300, 322], ids=["first block", "second block", "half a block", "left over"])
-def test_one_key_above_all_others(dtype, key, programs):
-    """2^200 is no fp32 number: what came before a new maximum has to vanish, and what comes behind it too."""
+def test_one_key_above_all_others(dtype, programs):
+    """2^200 is no fp32 number: what came before a new maximum has to vanish, and what comes behind it too. Every query
+    here has such a key in another block: the first, the second, half a one, and what is left over."""
     programs(1)
     arguments = inputs(dtype, 66, 20, 325)
-    arguments["k"][:, key] = 64 * arguments["q"][:, 5]
-    judge(attention(**arguments), reference.attention, arguments, pick=0)
-
-
-@compiled_code
-@sanitize_bfloat16
-def test_scores_far_below_zero(dtype, programs):
-    """Keys past the last have scores of 0, above all others here."""
-    programs(1)
-    arguments = inputs(dtype, 67, 20, 259)
-    arguments["q"], arguments["k"] = arguments["q"].abs() + 1, -arguments["k"].abs() - 1
+    for query, key in ((5, 3), (7, 200), (9, 300), (11, 322)):
+        arguments["k"][:, key] = 64 * arguments["q"][:, query]
     judge(attention(**arguments), reference.attention, arguments, pick=0)
 
 
 @compiled_code
 @sanitize_bfloat16
 def test_an_images_neighbours_may_hold_anything(dtype, programs):
-    """The rows behind the last key are those of the next image: they must not be read even with a weight of 0."""
+    """The rows behind the last key are those of the next image: they must not be read even with a weight of 0. Their
+    scores of 0 are above all others here."""
     programs(3)
     arguments = inputs(dtype, 64, 66, 266, batch=3)
+    arguments["q"], arguments["k"] = arguments["q"].abs() + 1, -arguments["k"].abs() - 1
     for name in "qkv":
         arguments[name][0], arguments[name][2] = float("nan"), float("inf")
     middle = {name: value[1:2] for name, value in arguments.items()}
