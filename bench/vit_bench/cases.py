@@ -365,6 +365,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
         if tile.whole:
             # Whole blocks of keys and what they leave over; tiles for one program and, or, for several.
             return Case(kernel, f"{name}, width {width}", attention_inputs.packed(2, 197, 2, width))
+        if tile.roles:
+            # Whole blocks of keys, half a one and what they leave over; more than a tile of queries.
+            return Case(kernel, f"{name}, width {width}", attention_inputs.packed(1, 2 * 128 + 64 + 5, 2, width))
         tokens = max(tile.block_m, tile.block_n) + 5
         return Case(
             kernel, f"{name}, width {width}", attention_inputs.packed(1, tokens, 1, width), {}, {"return_lse": True}

@@ -135,6 +135,10 @@ def _by_the_tile_choice(
         batch, queries, _ = a["q_desc"].shape
         tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, 2, a["tiles_each"])
         return attention_cycles(tile, batch * a["heads"], queries, a["keys"], a["WIDTH"], device) / clock(device)
+    if kernel == "attention_roles_kernel":
+        queries = a["q_desc"].shape[1]
+        tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], 4, a["STAGES"], roles=True)
+        return attention_cycles(tile, a["sequences"], queries, a["keys"], a["WIDTH"], device) / clock(device)
     if kernel == "mlp_kernel" and a["ACTIVATION"] != "swiglu":
         tile = MlpTile(a["BLOCK_M"], a["BLOCK_H"], num_warps, num_stages)
         cycles = mlp_cycles(tile, a["M"], a["WIDTH"], a["HIDDEN"], device)

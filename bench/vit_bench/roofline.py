@@ -111,7 +111,7 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
     if kernel == "attention_kernel":
         batch, queries, heads, width = a["q_ptr"].shape
         return attention_flops(batch, heads, queries, a["keys"], width)
-    if kernel == "attention_whole_kernel":
+    if kernel in ("attention_whole_kernel", "attention_roles_kernel"):
         batch, queries, columns = a["q_desc"].shape
         return attention_flops(batch, a["heads"], queries, a["keys"], columns // a["heads"])
     if kernel == "mlp_kernel":

@@ -24,6 +24,7 @@ from vit_kernels.device import Device
 
 # `vit_kernels.linear` is the launcher; this is the module it comes from.
 linear_module = importlib.import_module("vit_kernels.linear")
+attention_module = importlib.import_module("vit_kernels.attention")
 
 CHOOSERS = {
     "patch_embed": (gemm_tiles, "choose_patch_embed"),
@@ -77,10 +78,17 @@ def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Seq
 
 @contextmanager
 def on_few_sms(count: int) -> Iterator[None]:
-    """The launcher of `linear` believes in a GPU with so many SMs, so that a program has several tiles of a small
-    problem to walk over."""
+    """The launchers of `linear` and `attention` believe in a GPU with so many SMs, so that a program has several tiles
+    of a small problem to walk over."""
     device_of = linear_module.device_of
-    with mock.patch.object(linear_module, "device_of", lambda x: dataclasses.replace(device_of(x), sm_count=count)):
+
+    def smaller(x: torch.Tensor) -> Device:
+        return dataclasses.replace(device_of(x), sm_count=count)
+
+    with (
+        mock.patch.object(linear_module, "device_of", smaller),
+        mock.patch.object(attention_module, "device_of", smaller),
+    ):
         yield
 
 

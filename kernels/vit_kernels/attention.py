@@ -16,6 +16,7 @@ import triton.language as tl
 from . import attention_tiles, tiles, with_torch
 from .attention_block import LOG2_E, attend_block
 from .attention_checks import check_attention, expand_mask
+from .attention_roles import attention_roles_kernel
 from .attention_whole import attention_whole_kernel
 from .device import device_of
 from .launch import allocate, describable, describe_in_gluon, launch
@@ -234,6 +235,25 @@ def launch_whole(
     )  # fmt: skip
 
 
+def launch_roles(
+    tile: attention_tiles.AttentionTile, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor,
+    scale: float,
+) -> None:  # fmt: skip
+    """Launches the kernel whose warps have roles, one program an SM, for tensors that `heads_adjoin`."""
+    batch, queries, heads, width = q.shape
+    keys = k.shape[1]
+    _, half, rest = attention_tiles.blocks_of_keys(keys, tile.block_n)
+    rows = [x.as_strided((batch, x.shape[1], heads * width), (*x.stride()[:2], 1)) for x in (q, k, v, o)]
+    narrow = [describe_in_gluon(x, 1, 64, width) for x in rows]
+    rests = [describe_in_gluon(x, 1, rest, width) if rest else None for x in rows[1:3]]
+    programs = min(triton.cdiv(queries, tile.block_m) * batch * heads, device_of(q).sm_count)
+    launch(
+        q, attention_roles_kernel, programs, *narrow[:3], *rests, narrow[3], batch * heads, heads, queries, keys,
+        scale * LOG2_E.value, HALF=half, REST=rest, WIDTH=width, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        STAGES=tile.num_stages, num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -287,6 +307,10 @@ def attention(
         if not attention_tiles.may_be_whole(keys, width, size, device, described=described):
             raise ValueError(f"a tile with all keys in shared memory does not fit this problem: {tile}")
         launch_whole(tile, q, k, v, o, scale)
+    elif tile is not None and tile.roles:
+        if not attention_tiles.may_have_roles(keys, width, q.element_size(), device_of(q), described=described):
+            raise ValueError(f"a tile whose warps have roles does not fit this problem: {tile}")
+        launch_roles(tile, q, k, v, o, scale)
     elif tile is not None:
         launch_attention(
             tile, q, k, v, key_lengths, mask, o, lse, scale, sequences=batch, queries=queries, keys=keys,

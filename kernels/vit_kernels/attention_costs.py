@@ -18,7 +18,8 @@ class AttentionTile:
     """One program computes block_m queries of one head against block_n keys at a time.
 
     whole: all keys and values of the head are in shared memory (`attention_whole`), and a program goes through so many
-    tiles of block_m queries; 0 where they come block by block.
+    tiles of block_m queries; 0 where they come block by block. roles: its warps have roles (`attention_roles`), and
+    num_stages blocks of keys and of values are under way.
     """
 
     block_m: int
@@ -26,6 +27,7 @@ class AttentionTile:
     num_warps: int
     num_stages: int
     whole: int = 0
+    roles: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,3 +165,24 @@ class WholeCost:
 # the programs of the other kernel take on an H100 than simulated. Not measured.
 WHOLE = WholeCost(3500, 1800, 560, 500)
 WHOLE_TILES = tuple(AttentionTile(64, 64, 4, 2, whole) for whole in (4, 2, 1))
+
+
+@dataclass(frozen=True)
+class RolesCost:
+    """SM cycles of a program whose warps have roles, alone on its SM: start before the first tile of queries, and of
+    each tile: all but its blocks of keys, each whole one of these, one of half the width, what they leave over. A
+    tile takes `idle` of that less for every warpgroup without queries.
+    """
+
+    start: int
+    tile: int
+    block: int
+    half: int
+    rest: int
+    idle: float
+
+
+# Simulated on sm_90, and made so much longer, a ninth, that 4,096 tokens take what a kernel of this kind was published
+# with (arXiv 2407.08608: 497 TFLOP/s at a head width of 64). Not measured.
+ROLES = RolesCost(2500, 1500, 2700, 1500, 1300, 0.15)
+ROLES_TILES = (AttentionTile(192, 128, 4, 4, roles=True),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .attention_costs import COSTS, WHOLE, WHOLE_TILES, AttentionTile, Cost
+from .attention_costs import COSTS, ROLES, ROLES_TILES, WHOLE, WHOLE_TILES, AttentionTile, Cost
 from .device import INTERPRETED, Device
 from .tiles import cdiv, interpreted_block, nearest, next_power_of_2, split_width, tuned_first
 
@@ -13,12 +13,14 @@ __all__ = [
     "AttentionTile",
     "attention_cycles",
     "attention_shared_bytes",
+    "blocks_of_keys",
     "choose_attention",
     "may_be_whole",
+    "may_have_roles",
     "rest_block",
 ]
 
-CANDIDATES = (*dict.fromkeys(tile for table in COSTS.values() for tile in table), *WHOLE_TILES)
+CANDIDATES = (*dict.fromkeys(tile for table in COSTS.values() for tile in table), *WHOLE_TILES, *ROLES_TILES)
 
 # With a mask to add, wider heads than this spill: padded head width by tile, 128 where none is named.
 _WIDEST_MASKED = {
@@ -38,6 +40,13 @@ def rest_block(keys: int, block_n: int) -> int:
     return max(next_power_of_2(rest), 16) if rest else 0
 
 
+def blocks_of_keys(keys: int, block_n: int) -> tuple[int, bool, int]:
+    """(whole blocks, whether one of half the width follows, width of the last) in the kernel whose warps have roles."""
+    whole, left = divmod(keys, block_n)
+    half = left >= block_n // 2
+    return whole, half, rest_block(keys, block_n // 2)
+
+
 def attention_shared_bytes(
     tile: AttentionTile, width: int, itemsize: int, keys: int = 0, *, masked: bool = False
 ) -> int:
@@ -46,6 +55,9 @@ def attention_shared_bytes(
         # Two tiles of queries, and 64 bytes of barriers.
         whole = keys // tile.block_n * tile.block_n + rest_block(keys, tile.block_n)
         return (2 * tile.block_m + 2 * whole) * width * itemsize + 64
+    if tile.roles:
+        # Queries of two tiles, and less than 1 KiB of barriers.
+        return (2 * tile.block_m + 2 * tile.num_stages * tile.block_n) * width * itemsize + 1024
     rows = tile.block_m + 2 * tile.num_stages * tile.block_n + 2 * rest_block(keys, tile.block_n)
     mask = 4 * tile.block_m * tile.block_n * (tile.num_stages - 1) if masked else 0
     return rows * sum(split_width(width)) * itemsize + mask
@@ -55,6 +67,22 @@ def may_be_whole(keys: int, width: int, itemsize: int, device: Device, *, descri
     """Whether `attention_whole_kernel` can compute it: sm_90's instructions, 16 bits, heads 64 wide, and as many keys
     as registers hold scores of."""
     return described and 90 <= device.capability < 100 and itemsize == 2 and width == 64 and 64 <= keys <= 256
+
+
+def may_have_roles(keys: int, width: int, itemsize: int, device: Device, *, described: bool) -> bool:
+    """Whether `attention_roles_kernel` can compute it: sm_90's instructions, 16 bits, heads 64 wide, and more keys than
+    `attention_whole_kernel` takes."""
+    return described and 90 <= device.capability < 100 and itemsize == 2 and width == 64 and keys > 256
+
+
+def _roles_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, device: Device) -> float:
+    """What a program of the last round takes: its share of the last tiles of heads, and one whole tile."""
+    whole, half, rest = blocks_of_keys(keys, tile.block_n)
+    full = ROLES.tile + whole * ROLES.block + half * ROLES.half + (rest > 0) * ROLES.rest
+    tiles = cdiv(queries, tile.block_m)
+    idle = tiles * (tile.block_m // 64) - cdiv(queries, 64)
+    first = full if tiles > 1 else full * (1 - idle * ROLES.idle)
+    return ROLES.start + first + (cdiv(tiles * heads, device.sm_count) - 1) * full * (1 - idle * ROLES.idle / tiles)
 
 
 def _whole_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, device: Device) -> float:
@@ -79,6 +107,8 @@ def attention_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, w
     """
     if tile.whole:
         return _whole_cycles(tile, heads, queries, keys, device)
+    if tile.roles:
+        return _roles_cycles(tile, heads, queries, keys, device)
     cost = _cost(tile, width, device)
     if cost is None:
         return math.inf
@@ -116,4 +146,6 @@ def choose_attention(
     candidates = [tile for tile in fitting if spread or tile.block_m >= 64] or fitting
     if may_be_whole(keys, width, itemsize, device, described=described):
         candidates = [*candidates, *WHOLE_TILES]
+    if may_have_roles(keys, width, itemsize, device, described=described):
+        candidates = [*candidates, *ROLES_TILES]
     return min(candidates, key=lambda tile: attention_cycles(tile, heads, queries, keys, width, device))

@@ -103,6 +103,15 @@ def test_attention_of_whole_heads_is_timed_by_the_tiles_of_its_programs(each):
     assert seconds == attention_tiles.attention_cycles(tile, 64 * 12, 197, 197, 64, H100) / 1.75e9
 
 
+def test_attention_whose_warps_have_roles_is_timed_by_its_tile():
+    rows = torch.empty(64, 577, 12 * 64, dtype=torch.bfloat16, device="meta")
+    arguments: dict[str, Any] = {"q_desc": rows, "sequences": 768, "heads": 12, "keys": 577, "WIDTH": 64}
+    arguments |= {"BLOCK_M": 192, "BLOCK_N": 128, "STAGES": 4}
+    seconds = modelled.modelled_seconds("attention_roles_kernel", arguments, 132, 4, 3, H100)
+    tile = attention_tiles.AttentionTile(192, 128, 4, 4, roles=True)
+    assert seconds == attention_tiles.attention_cycles(tile, 768, 577, 577, 64, H100) / 1.75e9
+
+
 def test_no_launch_is_modelled_faster_than_its_operands_move():
     """Attention of short sequences with wide heads keeps no unit as busy as memory."""
     q, k, v, o = (torch.empty(256, 64, 12, 128, dtype=torch.bfloat16, device="meta") for _ in range(4))

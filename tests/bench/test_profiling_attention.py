@@ -179,3 +179,9 @@ def test_who_takes_no_part():
     assert set(without.values()) == {"times are measured on a GPU only"}
     missing = {row.contender: row.reason for row in rows_not_run("bf16", "H100 SXM", 0, "any", gpu=True)}
     assert missing == {one.name: one.missing() for one in ATTENTIONS if one.missing() and one.name != OURS}
+
+
+def test_rows_that_no_warpgroup_computes_are_no_waste():
+    """193 queries are four times 64 rows, and 341 keys 2 x 128 + 64 + 32."""
+    arguments = {"queries": 193, "keys": 341, "WIDTH": 64, "BLOCK_M": 192, "BLOCK_N": 128, "HALF": True, "REST": 32}
+    assert tile_waste(arguments) == 256 * (2 * 128 + 64 + 32) / (193 * 341)

@@ -54,13 +54,15 @@ def check_all(found: dict[str, list[Any]]) -> None:
             assert len(launches) == 1 + 2 * (4 if one_kernel_mlp else 5) + sums + 1 + head, case
             assert launches[0][3]["M"] == shape["batch"] * shape["tokens"], case
             assert launches[0][0] == "patch_embed_kernel"
-            assert launches[2][0] in ("attention_kernel", "attention_whole_kernel")
+            assert launches[2][0] in ("attention_kernel", "attention_whole_kernel", "attention_roles_kernel")
         elif case.label == "attention":
             ((kernel, _, _, arguments),) = launches
             batch, tokens, heads, width = (shape[name] for name in ("batch", "tokens", "heads", "head_dim"))
             assert arguments["keys"] == tokens, case
             if kernel == "attention_whole_kernel":
                 assert arguments["q_desc"] == [batch, tokens, heads * width] and tokens <= 256, case
+            elif kernel == "attention_roles_kernel":
+                assert arguments["q_desc"] == [batch, tokens, heads * width] and tokens > 256, case
             else:
                 assert kernel == "attention_kernel" and arguments["q_ptr"] == [batch, tokens, heads, width], case
         elif case.label in ("qkv", "projection", "head"):

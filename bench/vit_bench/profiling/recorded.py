@@ -70,6 +70,9 @@ class Recorded:
         } | ({} if self.waste is None else {"tile_waste": self.waste})
 
 
+_ATTENTION = ("attention_kernel", "attention_whole_kernel", "attention_roles_kernel")
+
+
 def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
     """The figures of a launch that `vit_bench.recording` recorded for `device`."""
     arguments = dict(zip(launch.names, launch.values, strict=True))
@@ -93,7 +96,7 @@ def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
         ctas=ctas,
         ctas_per_sm=resident,
         waves=ctas / (resident * device.sm_count),
-        waste=tile_waste(arguments) if launch.kernel in ("attention_kernel", "attention_whole_kernel") else None,
+        waste=tile_waste(arguments) if launch.kernel in _ATTENTION else None,
         roofline=roofline(launch_flops(launch.kernel, arguments), size, dtype, device),
         modelled_s=modelled,
     )
@@ -102,11 +105,14 @@ def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
 def tile_waste(arguments: dict[str, Any]) -> float:
     """Scores that attention's tiles compute over those of queries with keys, for a launch that sees all keys.
 
-    Tiles have BLOCK_M rows; keys go in blocks of BLOCK_N, and what whole blocks leave over in one of REST. Columns that
-    pad the head width count as well.
+    Tiles have BLOCK_M rows; keys go in blocks of BLOCK_N, and what whole blocks leave over in one of REST, where warps
+    have roles behind one of HALF the width or not. Columns that pad the head width count as well; rows do not that no
+    warpgroup computes.
     """
     a = arguments
     queries, keys, width = a["queries"], a["keys"], a["WIDTH"]
-    rows = -(-queries // a["BLOCK_M"]) * a["BLOCK_M"]
-    columns = keys // a["BLOCK_N"] * a["BLOCK_N"] + a["REST"]
+    # Where warps have roles, a warpgroup of 64 rows without a query lets the tile pass.
+    block_m = 64 if "HALF" in a else a["BLOCK_M"]
+    rows = -(-queries // block_m) * block_m
+    columns = keys // a["BLOCK_N"] * a["BLOCK_N"] + a.get("HALF", False) * (a["BLOCK_N"] // 2) + a["REST"]
     return rows * columns * (a.get("MAIN", width) + a.get("TAIL", 0)) / (queries * keys * width)
