@@ -153,7 +153,8 @@ def _attend(
     o = warpgroup_mma_wait(0, deps=(o,))
     mbarrier.arrive(v_empty.index(before), count=1)
     # Only now are the registers of the p before free.
-    p = _operand(p, v_s.dtype, o.type.layout)
+    LAYOUT: gl.constexpr = o.type.layout
+    p = _operand(p, v_s.dtype, LAYOUT)
     o = o * rescale[:, None]
     return o, p, row_max, sums
 
@@ -179,7 +180,8 @@ def _attend_all(
     s = warpgroup_mma_wait(0, deps=(s,))
     mbarrier.arrive(k_empty.index(slot), count=1)
     row_max = gl.full((ROWS,), float("-inf"), gl.float32, ROW)
-    sums = _sums(gl.zeros((ROWS, BLOCK_N), gl.float32, s.type.layout))
+    SCORES: gl.constexpr = s.type.layout
+    sums = _sums(gl.zeros((ROWS, BLOCK_N), gl.float32, SCORES))
     p, row_max, sums, _ = _soften(s, row_max, sums, logit_scale)
     p = _operand(p, v_s.dtype, LAYOUT)
     mbarrier.wait(v_full.index(slot), step // STAGES & 1)
