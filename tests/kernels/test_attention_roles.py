@@ -23,7 +23,7 @@ from vit_kernels.device import A100, B200, H100
 
 from ..rung import RUNG
 from ..weights import Draw
-from .common import attention, judge, sanitize_bfloat16, sanitize_half
+from .common import attention, judge, sanitize_bfloat16
 
 attention_module = importlib.import_module("vit_kernels.attention")
 
@@ -52,12 +52,15 @@ def inputs(dtype: torch.dtype, seed: int, queries: int, keys: int, batch: int = 
     return {name: draw.normal(batch, length, heads, 64) for name, length in lengths.items()}
 
 
+# The sanitizer takes a minute for a kernel of this kind: one dtype, and few kinds.
 @compiled_code
-@sanitize_half
+@sanitize_bfloat16
 def test_whole_blocks_a_half_and_a_rest(dtype, programs):
-    """341 keys are 2 x 128 + 64 + 21; of 133 queries the last 5 are alone with their warpgroup."""
+    """341 keys are 2 x 128 + 64 + 21; of 133 queries the last 5 are alone with their warpgroup. One has a key above all
+    others among the 64."""
     programs(1)
     arguments = inputs(dtype, 61, 133, 341)
+    arguments["k"][:, 300] = 64 * arguments["q"][:, 9]
     judge(attention(**arguments), reference.attention, arguments, pick=0)
 
 
@@ -83,11 +86,11 @@ def test_no_key_left_over(dtype, programs):
 @compiled_code
 @sanitize_bfloat16
 def test_one_key_above_all_others(dtype, programs):
-    """2^200 is no fp32 number: what came before a new maximum has to vanish, and what comes behind it too. Every query
-    here has such a key in another block: the first, the second, half a one, and what is left over."""
+    """2^200 is no fp32 number: what came before a new maximum has to vanish, and what comes behind it too. Three queries
+    here have such a key, in the first block, in the second, and in what is left over."""
     programs(1)
-    arguments = inputs(dtype, 66, 20, 325)
-    for query, key in ((5, 3), (7, 200), (9, 300), (11, 322)):
+    arguments = inputs(dtype, 66, 20, 277)
+    for query, key in ((5, 3), (7, 200), (11, 270)):
         arguments["k"][:, key] = 64 * arguments["q"][:, query]
     judge(attention(**arguments), reference.attention, arguments, pick=0)
 
