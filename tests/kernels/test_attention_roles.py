@@ -86,8 +86,8 @@ def test_no_key_left_over(dtype, programs):
 @compiled_code
 @sanitize_bfloat16
 def test_one_key_above_all_others(dtype, programs):
-    """2^200 is no fp32 number: what came before a new maximum has to vanish, and what comes behind it too. Three queries
-    here have such a key, in the first block, in the second, and in what is left over."""
+    """2^200 is no fp32 number: what came before a new maximum has to vanish, and what comes behind it too. Three
+    queries have such a key, in the first block, in the second, and in what is left over."""
     programs(1)
     arguments = inputs(dtype, 66, 20, 277)
     for query, key in ((5, 3), (7, 200), (11, 270)):
