@@ -58,7 +58,8 @@ def _judge(variant: Variant) -> str:
         return f"{variant.stack} bytes of stack per thread: registers are spilled"
     if variant.shared > variant.shared_limit:
         return f"{variant.shared} bytes of shared memory are over the limit of {variant.shared_limit}"
-    if variant.kernel in MATRIX_KERNELS and variant.dtype != "float32" and variant.tensor in ("FFMA", "none"):
+    multiplies = variant.kernel in MATRIX_KERNELS and variant.function != "linear_sum_kernel"
+    if multiplies and variant.dtype != "float32" and variant.tensor in ("FFMA", "none"):
         return "no tensor-core instruction"
     return ""
 

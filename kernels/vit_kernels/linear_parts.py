@@ -64,7 +64,7 @@ def linear_parts_kernel(
         x_at = x + tl.minimum(rows, M - 1)[:, None] * stride_xm + k[None, :] * stride_xk
         w_at = w + safe_columns[None, :] * stride_wn + k[:, None] * stride_wk
         ahead = tl.full((), BLOCK_K, tl.int64)
-        for _ in range(first, end):
+        for _ in range(end - first):
             acc = tl.dot(tl.load(x_at), tl.load(w_at), acc)
             x_at += ahead * stride_xk
             w_at += ahead * stride_wk
