@@ -213,7 +213,7 @@ def _epilogue(kernel: Kernel, arguments: Mapping[str, Any], num_warps: int, spec
     epilogue: Epilogue | None = kernel.epilogue
     if epilogue is None:
         return None
-    columns = arguments["MAIN"] + arguments["TAIL"] if "MAIN" in arguments else arguments["BLOCK_N"]
+    columns = _width(arguments) if "WIDTH" in arguments else arguments["BLOCK_N"]
     warps = _multiplying_warps(kernel, arguments) if specialized else num_warps
     outputs = arguments["BLOCK_M"] * columns / (32 * warps) if warps else None
     slots = epilogue.instructions / outputs if outputs else None
@@ -229,7 +229,12 @@ def trip_flops(arguments: Mapping[str, Any]) -> int:
     products = 1 + factors  # scores and results; fc1, twice when gated, and fc2
     if "BLOCKS" in a:
         return 2 * products * a["BLOCK_M"] * a["WIDTH"] * (a["BLOCKS"] * a["BLOCK_N"] + a["REST"])
-    return 2 * products * a["BLOCK_M"] * (a["MAIN"] + a["TAIL"]) * a.get("BLOCK_H", a.get("BLOCK_N", 0))
+    return 2 * products * a["BLOCK_M"] * _width(a) * a.get("BLOCK_H", a.get("BLOCK_N", 0))
+
+
+def _width(arguments: Mapping[str, Any]) -> int:
+    """Columns of a head, or of the one-kernel MLP, as they are computed: some kernels pad them."""
+    return arguments["MAIN"] + arguments["TAIL"] if "MAIN" in arguments else arguments["WIDTH"]
 
 
 def _repeated(kernel: Kernel, arguments: Mapping[str, Any], num_warps: int) -> float | None:

@@ -134,6 +134,7 @@ def test_trips_of_every_kind_of_kernel():
     assert trip_flops({"BLOCK_M": 2, "BLOCK_N": 3, "BLOCK_K": 5}) == 60
     assert trip_flops({"BLOCK_M": 2, "BLOCK_N": 3, "BLOCK_K": 5, "ACTIVATION": "swiglu"}) == 120
     assert trip_flops({"BLOCK_M": 2, "BLOCK_N": 3, "MAIN": 4, "TAIL": 1}) == 2 * (2 * 2 * 3 * 5)
+    assert trip_flops({"BLOCK_M": 2, "BLOCK_N": 3, "WIDTH": 5, "HALF": True, "REST": 1}) == 2 * (2 * 2 * 3 * 5)
     assert trip_flops({"BLOCK_M": 2, "BLOCK_H": 3, "MAIN": 4, "TAIL": 1, "ACTIVATION": "gelu"}) == 2 * (2 * 2 * 3 * 5)
     assert trip_flops({"BLOCK_M": 2, "BLOCK_H": 3, "MAIN": 4, "TAIL": 1, "ACTIVATION": "swiglu"}) == 3 * (2 * 2 * 3 * 5)
 
