@@ -108,6 +108,8 @@ def linear(
     emit_stats: also returns the row statistics of y as stored, [2, ceil(N / 64), M] fp32, for the next norm.
     tf32: lets fp32 products round their operands to tf32; the default is IEEE fp32.
 
+    One launch, or two where few rows meet a long K (linear_parts.py). The same call gives the same bits every time.
+
     Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the kernels cannot reach.
     Source: arXiv 2010.11929, equations 2 and 3; the fold is derived in folding.py.
     """

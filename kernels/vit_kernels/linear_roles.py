@@ -1,16 +1,18 @@
 """The kernel of `linear` for large products on sm_90, in Gluon: its warps have roles.
 
-One warp loads operands, two load the vectors that finish a tile, and two warpgroups multiply, 64 rows of a tile each.
-The two go through the ring of operands one behind the other, so that one multiplies while the other finishes its rows.
-Behind the last step of a tile each of the two gets a slot of the ring for itself: its residual arrives there, and its
-results leave from there.
+One warp loads operands, two load the vectors that finish a tile, and two or three warpgroups multiply, 64 rows of a
+tile each. They go through the ring of operands one behind the other, so that one multiplies while another finishes its
+rows. Behind the last step of a tile each of the first two gets a slot of the ring for itself: its residual arrives
+there, and its results leave from there. The third has a place of its own for these, because slots must be left to load.
 
 A barrier's n-th use is waited for by its parity, n & 1. Nobody fills a slot before everybody has let go of it:
 
     full[slot]   operands of a step, or a residual, have arrived     empty[slot]  who uses them has used them
-    ready[turn]  vectors of a tile have been written                 spent[turn]  both warpgroups have read them
+    ready[turn]  vectors of a tile have been written                 spent[turn]  all warpgroups have read them
+    third        full and empty, of the third warpgroup's place
 
-A tile is 128 rows, and a step BLOCK_K = 64 columns: only then is a slot's place for weights that of a result.
+A step is BLOCK_K = 64 columns: only then is a slot's place for weights that of the results of 64 rows. Numbers of
+elements are powers of two, so a tile of 192 columns is one of 128 and a tail of 64, with sums and weights of its own.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ def linear_roles_kernel(
     OVERLAP: gl.constexpr,
 ):
     """This program computes every so-manieth tile of y, as `linear_kernel` would, and of the last `split` tiles its
-    share in pieces of NARROW columns. Operands are of 16 bits, and N is a multiple of NARROW.
+    share in pieces of NARROW columns. Operands are of 16 bits, and N is a multiple of NARROW. WIDTH is BLOCK_N without
+    the tail; BLOCK_M is 128 or 192.
     """
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
