@@ -24,7 +24,10 @@ from vit_engine import ViTConfig
 
 def scalars(launch):
     # Of a tensor descriptor the blocks: a repeated launch has an address for its tensor.
-    return {k: str(v).split(" in ")[-1] for k, v in launch.arguments.items() if not k.endswith("_ptr")}
+    pointers = [k for k in launch.arguments if k.endswith("_ptr")]
+    if not launch.arguments.get("DESCRIBED", True):
+        pointers += ["x", "w"]
+    return {k: str(v).split(" in ")[-1] for k, v in launch.arguments.items() if k not in pointers}
 
 def plan(name, batch, device="sm_90", dtype="float16", pixels=None, **changes):
     config = ViTConfig.preset(name, **changes)
