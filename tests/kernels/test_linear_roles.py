@@ -67,9 +67,7 @@ def test_everything_at_once_where_three_warpgroups_multiply(dtype, sms):
 @compiled_code
 @sanitize_bfloat16
 def test_narrow_tiles_of_three_warpgroups_and_one_step_each(dtype, sms):
-    """3 tiles on 2 SMs: each does one, and then its share of the three narrow ones of the third."""
-    sms(2, THREE)
-    assert gemm_tiles.split_tiles(THREE, 150, 576, 2) == 0 and gemm_tiles.split_tiles(THREE, 150, 576 - 64, 2) == 0
+    """4 tiles on 3 SMs: each does one, and then one of the three narrow ones of the fourth."""
     sms(3, THREE)
     assert gemm_tiles.split_tiles(THREE, 150, 768, 3) == 1
     arguments = draw_linear(Draw(dtype, seed=47), 150, 64, 768, residual=True, bias=False)
