@@ -12,9 +12,11 @@ Whatever cannot be captured runs as written, and `why` and `refused` say so.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +50,19 @@ def graph_limit(graphs: bool | int, function: str) -> int:
     if graphs < 1:
         raise ValueError(f"{function}: graphs must be at least 1, or False for none, got {graphs}")
     return graphs
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Python's garbage collector rests in this block: it may come upon the graph of another model, and a graph that is
+    destroyed under a capture spoils it and leaves PyTorch's random numbers unusable (seen on an H100)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def on_gpu(tensor: Tensor) -> bool:
@@ -224,7 +239,8 @@ class GraphCache:
             raise _Refused(reason)
         graph, reads = cuda.CUDAGraph(), Reads(inputs[0].device)
         # Other threads may go on allocating memory and copying meanwhile: only this one may not.
-        with cuda.graph(graph, pool=pool.handle, stream=pool.stream, capture_error_mode="thread_local"), reads:
+        capturing = cuda.graph(graph, pool=pool.handle, stream=pool.stream, capture_error_mode="thread_local")
+        with _nothing_collected(), capturing, reads:
             results = forward(*args, **kwargs)
         if reads.random:
             raise _Refused(f"it draws random numbers: {', '.join(sorted(reads.random))}")

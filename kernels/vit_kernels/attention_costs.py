@@ -5,7 +5,8 @@ The figures come from simulating the compiled machine code of each tile (issue s
 memory, latencies and scoreboards of one SM) in bf16, with keys and values in L2 and 5 keys left over by whole blocks. A
 tile without a figure for a head width is not offered for it: it spills registers, or another is better. Those of sm_90
 at a width of 64, on a full SM, were fitted to 197, 577 and 4,096 tokens on an H100 (Triton 3.6, cold L2, 1.75 GHz and
-5,000 cycles for the launch assumed): of six launches five are within 3 % and one is 8 % off, which were up to 15 % off.
+5,000 cycles for the launch assumed): of six launches five are within 3 % and one is 8 % off, which were up to 15 % off;
+those of 64 x 64 in 3 stages for a program alone on its SM to 197 and 577 tokens of one image.
 """
 
 from __future__ import annotations
@@ -114,11 +115,11 @@ SMALL: Costs = {
 # sm_90 and sm_100, modelled for an H100.
 HOPPER: Costs = {
     AttentionTile(64, 64, 4, 2): {
-        64: Cost(1982, 555, 3406, 1375),
+        64: Cost(2300, 555, 3406, 1375),
         80: Cost(2149, 717, 5381, 1482),
     },
     AttentionTile(64, 64, 4, 3): {
-        64: Cost(2250, 472, 3150, 1180),
+        64: Cost(2250, 472, 1820, 933),
         80: Cost(3112, 615, 4980, 1272),
     },
     AttentionTile(64, 32, 4, 3): {
@@ -161,9 +162,9 @@ class WholeCost:
     rest: int
 
 
-# Simulated on sm_90 for a program alone on its SM, at 64 to 256 keys, and made 1.25 times as long: so much longer did
-# the programs of the other kernel take on an H100 than simulated. Not measured.
-WHOLE = WholeCost(3500, 1800, 560, 500)
+# Simulated on sm_90 for a program alone on its SM, at 64 to 256 keys, and made 1.4 times as long, for 384, 768 and 1,024
+# heads of 197 keys on an H100 (Triton 3.6, cold L2, 1.75 GHz and 5,000 cycles for the launch assumed): 7 % off at most.
+WHOLE = WholeCost(3900, 2000, 630, 560)
 WHOLE_TILES = tuple(AttentionTile(64, 64, 4, 2, whole) for whole in (4, 2, 1))
 
 
@@ -182,7 +183,7 @@ class RolesCost:
     idle: float
 
 
-# Simulated on sm_90, and made so much longer, a ninth, that 4,096 tokens take what a kernel of this kind was published
-# with (arXiv 2407.08608: 497 TFLOP/s at a head width of 64). Not measured.
-ROLES = RolesCost(2500, 1500, 2700, 1500, 1300, 0.15)
+# Fitted to 257, 577, 1,025 and 4,096 tokens on an H100 (as above, 16 to 768 heads): 9 % off at most, where there are
+# more tiles than SMs.
+ROLES = RolesCost(2500, 2500, 2580, 1200, 1500, 0.15)
 ROLES_TILES = (AttentionTile(192, 128, 4, 4, roles=True),)

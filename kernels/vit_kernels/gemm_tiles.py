@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .device import INTERPRETED, Device
-from .linear_roles_ring import NARROW
+from .linear_roles_ring import NARROW, ROWS
 from .tiles import (
     FP32_RATE,
     TENSOR_MEMORY,
@@ -25,7 +25,7 @@ class GemmTile:
 
     chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
     so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
-    (`linear_roles`): num_warps of them multiply 64 rows of a tile, as many the next ones, and others load; num_stages
+    (`linear_roles`): four of them multiply 64 rows of a tile, as many the next ones, and others load; num_stages
     is the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
     adds up what they summed.
     """
@@ -52,7 +52,8 @@ _TMA_TILES = (
     GemmTile(128, 256, 64, 4, 4, tma=1, roles=True),
     GemmTile(128, 128, 64, 4, 6, tma=1, roles=True),
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
-    GemmTile(64, 128, 128, 4, 3, group_m=0, chunk=64, tma=1),
+    GemmTile(64, 128, 128, 4, 4, group_m=0, chunk=64, tma=1),
+    GemmTile(64, 64, 128, 4, 6, group_m=0, chunk=64, tma=1),
     GemmTile(64, 64, 128, 4, 3, group_m=0, chunk=64, tma=2),
     *_HALF_TILES,
 )
@@ -61,7 +62,7 @@ _GATED_TILES = (GemmTile(64, 128, 64, 8, 3), *_SMALL_TILES)
 _GATED_TMA_TILES = (GemmTile(128, 64, 64, 4, 3, chunk=64, tma=2), *_GATED_TILES)
 # For fewer tiles than SMs, with as many parts of K as that leaves room for (`shared_out`). Operands of 16 bits.
 _SHARED_TILES = (GemmTile(64, 128, 64, 4, 3), GemmTile(64, 64, 64, 4, 4))
-_SHARED_TMA_TILES = (GemmTile(128, 256, 64, 4, 4, tma=1, roles=True), GemmTile(64, 128, 64, 4, 4, tma=1))
+_SHARED_TMA_TILES = (GemmTile(64, 128, 64, 4, 6, tma=1),)
 SHARED_TILES = (*_SHARED_TILES, *_SHARED_TMA_TILES)
 # What adds up the parts, so many rows and columns a program: all at once at batch 8 of ViT-B.
 SUM_ROWS, SUM_COLUMNS = 16, 64
@@ -91,22 +92,26 @@ _RESIDUAL = 3000  # more behind the last where a residual is loaded there: seen 
 _LAUNCH = 5000  # once, until code, descriptors and the first data are there: seen on an H100
 _SLOTS = 16  # issue slots an element behind the product
 _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few at a time
-# The same where warps have roles, fitted to 20 launches of ViT-S, B and L at batches 8 and 64, 16 of them in tiles of
-# 256 columns and 4 of 128, on an H100 (Triton 3.6, cold L2, 1.75 GHz assumed; 6 % off on average, none more than 13 %):
-# what a step waits, and how much of what follows the last one nobody multiplies under, in a tile of 128 x 256. Narrower
-# ones take their share of the residual, and the square of it of the rest, because their ring goes on; a third
-# warpgroup takes its turn on the same units.
+# What a slot of a ring takes from being asked for to being full, where warps have no roles, beside its bytes' way from
+# L2: 24 launches of ViT-B at batch 1 on an H100, with rings of 3 to 6 slots of 16 to 48 KB. So a step takes that time
+# by the number of slots.
+_ROUND_TRIP = 1700
+# The same where warps have roles, fitted to 35 launches of ViT-S, B and L at batches 8 and 64 on an H100 (Triton 3.6,
+# cold L2, 1.75 GHz assumed; 7 % off on average, small products of ViT-S up to 30 %): what a step waits, and how much of
+# what follows the last one nobody multiplies under, in a tile of 128 x 256. Narrower ones take their share of the
+# residual, and the square of it of the rest, because their ring goes on; a third warpgroup takes its turn on the same
+# units, and has its own copy of the code to fetch.
 _ROLES_STEP = 25
-_ROLES_EPILOGUE = 7000
+_ROLES_EPILOGUE = 6000
 _ROLES_RESIDUAL = 2000
+_ROLES_THIRD = 3000
 # What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
 _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32
 _LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
 _MOST_PARTS = 8
-# What a second launch, and a tile that no GPU has run yet, must promise: the model cannot tell less.
-_WORTH_A_LAUNCH = 1.1
-_WORTH_A_TRY = 1.05
+# What a second launch must promise: the model cannot tell less.
+_WORTH_A_LAUNCH = 1.25
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
@@ -156,9 +161,14 @@ def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
     return left_over if may_halve(tile) and 2 * left_over <= sm_count else 0
 
 
-def roles_width(tile: GemmTile) -> int:
-    """Columns of a tile whose warps have roles that are multiplied at once: all, or 128 of 192, before the others."""
-    return 1 << tile.block_n.bit_length() - 1
+def roles_blocks(tile: GemmTile) -> tuple[int, int, int]:
+    """Of a tile whose warps have roles: rows that are multiplied together, columns at once (all, or 128 of 192, before
+    the others), and columns of a block of results. Of 256 columns, two warpgroups go together; their blocks are half as
+    wide and twice as high."""
+    if tile.block_n > 192:
+        return 2 * ROWS.value, tile.block_n, tile.block_n // 2
+    width = 1 << tile.block_n.bit_length() - 1
+    return ROWS.value, width, width
 
 
 def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
@@ -188,7 +198,7 @@ def parts_cycles(tile: GemmTile, m: int, n: int, k: int, device: Device) -> floa
     """Modelled SM cycles of the launch that sums the parts of K, operands of 16 bits."""
     programs = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) * tile.parts
     step = step_cycles(tile, 2, device, busy_sms=min(programs, device.sm_count))
-    step += _ROLES_STEP if tile.roles else _STEP
+    step = max(step + _STEP, _turn_cycles(tile, 2, device))
     part = cdiv(cdiv(k, tile.block_k), tile.parts) * step + _PART
     part += 4 * tile.block_m * tile.block_n / _STORED_BYTES_PER_CLOCK
     return _LAUNCH + cdiv(programs, device.sm_count) * part
@@ -203,12 +213,10 @@ def may_share(
     tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, gated: bool, described: bool
 ) -> bool:  # fmt: skip
     """Whether the kernels of `linear_parts` can compute it with this tile: 16 bits, no gate, whole steps of K, at least
-    one in each part, and what descriptors and roles ask."""
+    one in each part, and what descriptors ask."""
     if itemsize != 2 or gated or k % tile.block_k or k // tile.block_k < tile.parts:
         return False
-    if tile.roles and (tile.block_m, tile.num_warps) != (128, 4):
-        return False
-    return not (tile.roles or tile.tma) or (described and 90 <= device.capability < 100)
+    return not tile.roles and (not tile.tma or (described and 90 <= device.capability < 100))
 
 
 def _roles_cycles(
@@ -223,6 +231,7 @@ def _roles_cycles(
         step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + _ROLES_STEP
         share = columns / 256
         finish = (_ROLES_EPILOGUE * share**2 + _ROLES_RESIDUAL * residual * share) * tile.block_m / 128
+        finish += _ROLES_THIRD * (tile.block_m == 192)
         cycles += cdiv(number, device.sm_count) * (steps * step + finish)
     return cycles
 
@@ -264,6 +273,14 @@ def step_cycles(
     )
 
 
+def _turn_cycles(tile: GemmTile, itemsize: int, device: Device, operands: int = 1) -> float:
+    """A step's share of the time that a slot takes to fill, its weights and x cold: known for sm_90 only."""
+    if not 90 <= device.capability < 100:
+        return 0.0
+    slot = (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
+    return (_ROUND_TRIP + slot / _L2_BYTES_PER_CLOCK[90]) / tile.num_stages
+
+
 def gemm_cycles(
     tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False,
     residual: bool = False,
@@ -289,7 +306,8 @@ def gemm_cycles(
     def together(*shapes: GemmTile) -> float:
         busy = [step_cycles(t, itemsize, device, operands=operands, tf32=tf32, busy_sms=busy_sms) for t in shapes]
         finish = [t.block_m * t.block_n * _SLOTS / 128 for t in shapes]
-        return steps * max(sum(busy), max(busy) + _STEP) + max(sum(finish), max(finish) + waits) + _FILL
+        step = max(sum(busy), max(busy) + _STEP, _turn_cycles(tile, itemsize, device, operands))
+        return steps * step + max(sum(finish), max(finish) + waits) + _FILL
 
     rounds, rest = divmod(cdiv(tiles - halved, device.sm_count), resident)
     last = [tile] * rest + [replace(tile, block_m=tile.block_m // 2)] * (halved > 0)
@@ -342,27 +360,28 @@ def choose_gemm(
 
     def cost(t: GemmTile) -> float:
         cycles = gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32, residual=residual)
-        return cycles * (_WORTH_A_LAUNCH if t.parts > 1 else _WORTH_A_TRY if t.block_m == 192 else 1.0)
+        return cycles * (_WORTH_A_LAUNCH if t.parts > 1 else 1.0)
 
     return min(candidates, key=cost)
 
 
-# Within 10 % of the fastest of twelve, simulated for ViT-B at batches 1, 8 and 64 on sm_80, 89 and 90.
+# Within 10 % of the fastest of twelve, simulated for ViT-B at batches 1, 8 and 64 on sm_80, 89 and 90; the fastest of
+# four at batches 1, 8 and 64 on an H100.
 _PATCH_TILES_HALF = (GemmTile(64, 128, 64, 8, 3), GemmTile(64, 64, 32, 4, 3), GemmTile(32, 64, 64, 4, 4))
 _PATCH_TILES_FLOAT = (GemmTile(32, 64, 16, 4, 2), GemmTile(16, 64, 32, 4, 2))
 
 
 @tuned_first(GemmTile)
 def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *, tf32: bool = False) -> GemmTile:
-    """The largest of a few tiles that gives every SM one, or two if it is a wide one, of which a second for some would
-    take long; they leave registers for the gathered addresses of pixels."""
+    """The largest of a few tiles that gives every SM one, or, but for sm_90, two if it is a wide one, of which a second
+    for some would take long; they leave registers for the gathered addresses of pixels."""
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
     candidates = _PATCH_TILES_HALF if itemsize == 2 else _PATCH_TILES_FLOAT
     if device.capability in TENSOR_MEMORY:
         candidates = candidates[1:]
     for tile in candidates:
-        each = 2 if tile.block_n > 64 else 1
+        each = 2 if tile.block_n > 64 and not 90 <= device.capability < 100 else 1
         if cdiv(m, tile.block_m) * cdiv(n, tile.block_n) >= each * device.sm_count:
             return tile
     return candidates[-1]

@@ -29,9 +29,8 @@ from .device import device_of
 from .launch import allocate, describable, describe, describe_in_gluon, launch
 from .linear_kernels import linear_kernel, linear_tma_kernel
 from .linear_parts import linear_parts_kernel, linear_sum_kernel
-from .linear_parts_roles import linear_parts_roles_kernel
 from .linear_roles import linear_roles_kernel
-from .linear_roles_ring import NARROW, ROWS
+from .linear_roles_ring import NARROW
 from .norm import emitted_stats
 from .primitives import MANY_PARTIALS, STATS_COLUMNS
 
@@ -187,16 +186,17 @@ def linear(
             fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
             if not fits:
                 raise ValueError(f"a tile whose warps have roles does not fit this problem: {tile}, {m} x {n} x {k}")
-            widths = gemm_tiles.roles_width(tile), NARROW.value
-            weights = [describe_in_gluon(weight, width, tile.block_k) for width in widths]
+            rows, width, half = gemm_tiles.roles_blocks(tile)
+            weights = [describe_in_gluon(weight, columns, tile.block_k) for columns in (width, NARROW.value)]
             results = [
-                None if t is None else describe_in_gluon(t, ROWS.value, width)
-                for t in (residual, y) for width in widths
+                None if t is None else describe_in_gluon(t, rows, columns)
+                for t in (residual, y) for columns in (half, NARROW.value)
             ]  # fmt: skip
+            constants["num_warps"] = rows // 16
             del constants["FAST"], constants["CHUNK"]
             launch(
                 x, linear_roles_kernel, min(programs, device_of(x).sm_count),
-                describe_in_gluon(x, ROWS.value, tile.block_k), *weights, *results, ahead, bias, stats, column_sum,
+                describe_in_gluon(x, rows, tile.block_k), *weights, *results, ahead, bias, stats, column_sum,
                 layer_scale, y_stats, m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:2],
                 eps, STAGES=tile.num_stages, **constants,
             )  # fmt: skip
@@ -228,15 +228,6 @@ def _launch_parts(
     sums = allocate(x, (tile.parts, m, n), torch.float32)
     programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) * tile.parts
     blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-    if tile.roles:
-        operands = (
-            describe_in_gluon(x, ROWS.value, tile.block_k), describe_in_gluon(weight, tile.block_n, tile.block_k)
-        )  # fmt: skip
-        launch(
-            x, linear_parts_roles_kernel, programs, *operands, ahead, sums, m, n, k, tile.parts,
-            STAGES=tile.num_stages, num_warps=tile.num_warps, **blocks,
-        )  # fmt: skip
-        return sums
     operands = x, weight
     if tile.tma:
         operands = describe(x, tile.block_m, tile.block_k), describe(weight, tile.block_n, tile.block_k)

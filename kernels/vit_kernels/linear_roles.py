@@ -5,6 +5,10 @@ tile each. They go through the ring of operands one behind the other, so that on
 rows. Behind the last step of a tile each of the first two gets a slot of the ring for itself: its residual arrives
 there, and its results leave from there. The third has a place of its own for these, because slots must be left to load.
 
+In tiles of 256 columns, two warpgroups go together, as one role of eight warps: the code that finishes 128 columns and
+64 rows is 20 KB, and an SM that runs a copy for each warpgroup waits for instructions a third of that time (sampled on
+an H100; fc1 of ViT-B at batch 64 took 113 us with two copies, 105 with one). Their two slots have half of the columns.
+
 A barrier's n-th use is waited for by its parity, n & 1. Nobody fills a slot before everybody has let go of it:
 
     full[slot]   operands of a step, or a residual, have arrived     empty[slot]  who uses them has used them
@@ -27,7 +31,7 @@ from .linear_roles_multiply import multiply
 from .linear_roles_ring import NARROW, ROWS, TURNS, barriers
 
 # Registers a thread of the second multiplying warpgroup, of the loading warps; the first has what is left, as many as
-# the second.
+# the second, as have two that go together.
 _MULTIPLYING = gl.constexpr(224)
 _MULTIPLYING_OF_THREE = gl.constexpr(152)
 _LOADING = gl.constexpr(56)
@@ -36,11 +40,11 @@ _LOADING = gl.constexpr(56)
 # One compiled kernel for every number of rows, as `linear_kernel`.
 @gluon.jit(do_not_specialize=["M", "split"])
 def linear_roles_kernel(
-    x_desc,  # [M, K] in blocks of [64, BLOCK_K]
+    x_desc,  # [M, K] in blocks of [TOGETHER, BLOCK_K]
     w_desc,  # [N, K] in blocks of [WIDTH, BLOCK_K]
     narrow_w_desc,  # [N, K] in blocks of [NARROW, BLOCK_K]
-    residual_desc,  # [M, N] in blocks of [64, WIDTH]
-    narrow_residual_desc,  # [M, N] in blocks of [64, NARROW]
+    residual_desc,  # [M, N] in blocks of [64, WIDTH], or of [128, WIDTH / 2]
+    narrow_residual_desc,  # [M, N] in blocks of [TOGETHER, NARROW]
     y_desc,  # as residual_desc
     narrow_y_desc,  # as narrow_residual_desc
     ahead_ptr,  # [N, K]: the weights, if they can be asked for ahead
@@ -72,7 +76,7 @@ def linear_roles_kernel(
 ):
     """This program computes every so-manieth tile of y, as `linear_kernel` would, and of the last `split` tiles its
     share in pieces of NARROW columns. Operands are of 16 bits, and N is a multiple of NARROW. WIDTH is BLOCK_N without
-    the tail; BLOCK_M is 128 or 192.
+    the tail; BLOCK_M is 128 or 192; TOGETHER rows are multiplied together, by TOGETHER / 16 warps: 64, or 128.
     """
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
@@ -80,10 +84,11 @@ def linear_roles_kernel(
     # Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
-    GROUPS: gl.constexpr = BLOCK_M // ROWS
+    TOGETHER: gl.constexpr = x_desc.block_shape[0]
+    GROUPS: gl.constexpr = BLOCK_M // TOGETHER
     WIDTH: gl.constexpr = w_desc.block_shape[0]
     COLUMNS: gl.constexpr = WIDTH if BLOCK_N == WIDTH else 2 * WIDTH  # type: ignore[reportAssignmentType]
-    x_s = gl.allocate_shared_memory(x_desc.dtype, [STAGES * GROUPS, ROWS, BLOCK_K], x_desc.layout)
+    x_s = gl.allocate_shared_memory(x_desc.dtype, [STAGES * GROUPS, TOGETHER, BLOCK_K], x_desc.layout)
     w_s = gl.allocate_shared_memory(w_desc.dtype, [STAGES, WIDTH, BLOCK_K], w_desc.layout)
     bars = barriers(STAGES, 1), barriers(STAGES, GROUPS)
     # Without a tail, and without a third warpgroup, their places are never used.
@@ -98,15 +103,45 @@ def linear_roles_kernel(
         third_bars = barriers(2, 1)
         third = (third_s.index(0), third_tail_s.index(0), third_bars.index(0), third_bars.index(1))
     vectors = (
-        gl.allocate_shared_memory(gl.float32, [TURNS * GROUPS, ROWS], FLOATS),
-        gl.allocate_shared_memory(gl.float32, [TURNS * GROUPS, ROWS], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS * GROUPS, TOGETHER], FLOATS),
+        gl.allocate_shared_memory(gl.float32, [TURNS * GROUPS, TOGETHER], FLOATS),
         gl.allocate_shared_memory(gl.float32, [TURNS, COLUMNS], FLOATS),
         gl.allocate_shared_memory(gl.float32, [TURNS, COLUMNS], FLOATS),
         gl.allocate_shared_memory(gl.float32, [TURNS, COLUMNS], FLOATS),
     )
     vector_bars = (barriers(TURNS, 1), barriers(TURNS, GROUPS))
     fence_async_shared()
-    if GROUPS == 2:
+    if GROUPS == 1:
+        gl.warp_specialize(
+            [
+                (
+                    multiply,
+                    (
+                        0, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                        HAS_RESIDUAL, EMIT_STATS,
+                    ),
+                ),
+                (
+                    load_operands,
+                    (
+                        x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, third, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, HAS_RESIDUAL, OVERLAP,
+                    ),
+                ),
+                (
+                    load_vectors,
+                    (
+                        (bias_ptr, stats_ptr, column_sum_ptr, scale_ptr), vectors, vector_bars, M, N, K, split,
+                        stride_bias, stride_scale, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS, TIMES, HAS_BIAS,
+                        HAS_SCALE, OVERLAP,
+                    ),
+                ),
+            ],
+            [1, VECTOR_WARPS],
+            [_LOADING, _LOADING],
+        )  # fmt: skip
+    elif GROUPS == 2:
         gl.warp_specialize(
             [
                 (

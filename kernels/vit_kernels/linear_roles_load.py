@@ -52,7 +52,7 @@ def load_step(
         mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
         _load_weights(w_desc, tail_desc, ring, slot, column, k, WIDTH, TAIL)
     for group in gl.static_range(GROUPS):  # type: ignore[reportGeneralTypeIssues]
-        load_block(x_desc, [row + group * ROWS, k], full.index(slot), x_s.index(slot * GROUPS + group))
+        load_block(x_desc, [row + group * x_s.shape[1], k], full.index(slot), x_s.index(slot * GROUPS + group))
 
 
 @gluon.jit
@@ -60,9 +60,10 @@ def _load_residual(
     residual_desc, tail_desc, full, place, tail_place, row, column, WIDTH: gl.constexpr, TAIL: gl.constexpr,
     HAS_RESIDUAL: gl.constexpr,
 ):  # fmt: skip
-    """Brings the residual of 64 rows to where their results will be, or only says that these may come."""
+    """Brings a residual to where the results will be, or only says that these may come."""
     if HAS_RESIDUAL:
-        mbarrier.expect(full, ROWS * (WIDTH + TAIL) * 2)
+        TOGETHER: gl.constexpr = residual_desc.block_shape[0]
+        mbarrier.expect(full, TOGETHER * (WIDTH + TAIL) * 2)
         load_block(residual_desc, [row, column], full, place)
         if TAIL:
             load_block(tail_desc, [row, column + WIDTH], full, tail_place)
@@ -82,14 +83,26 @@ def _load_tile(
     for k in range(0, K, BLOCK_K):
         load_step(x_desc, w_desc, tail_w_desc, ring, step, ahead, row, column, k, STAGES, WIDTH, TAIL)
         step += 1
+    # Warpgroups that go together have the columns of a tile in two halves, and those of a narrow one in the first slot.
+    HALF: gl.constexpr = residual_desc.block_shape[1] if HAS_RESIDUAL else WIDTH
     for group in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
         slot = step % STAGES
         mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
-        place = own_slot(ring, slot, residual_desc, WIDTH) if HAS_RESIDUAL else w_s.index(slot)
-        _load_residual(
-            residual_desc, tail_residual_desc, full.index(slot), place, tail_s.index(slot), row + group * ROWS, column,
-            WIDTH, TAIL, HAS_RESIDUAL,
-        )  # fmt: skip
+        if GROUPS == 1:
+            if group * HALF < WIDTH:
+                place = own_slot(ring, slot, residual_desc, HALF) if HAS_RESIDUAL else w_s.index(slot)
+                _load_residual(
+                    residual_desc, tail_residual_desc, full.index(slot), place, tail_s.index(slot), row,
+                    column + group * HALF, HALF, 0, HAS_RESIDUAL,
+                )  # fmt: skip
+            else:
+                mbarrier.arrive(full.index(slot), count=1)
+        else:
+            place = own_slot(ring, slot, residual_desc, WIDTH) if HAS_RESIDUAL else w_s.index(slot)
+            _load_residual(
+                residual_desc, tail_residual_desc, full.index(slot), place, tail_s.index(slot), row + group * ROWS,
+                column, WIDTH, TAIL, HAS_RESIDUAL,
+            )  # fmt: skip
         step += 1
     if GROUPS == 3:
         place, tail_place, third_full, third_empty = third
@@ -163,8 +176,8 @@ def _write_vectors(
     """Writes what finishes the tile at (row, column): TIMES rstd and -TIMES rstd mean of its rows, TIMES bias, weight
     sums and LayerScale of its columns."""
     bias_ptr, stats_ptr, column_sum_ptr, scale_ptr = pointers
-    GROUPS: gl.constexpr = BLOCK_M // ROWS
     rstd_s, shift_s, bias_s, column_sum_s, scale_s = vectors
+    PIECES: gl.constexpr = rstd_s.shape[1] // ROWS
     ready, spent = vector_bars
     LANES: gl.constexpr = gl.BlockedLayout([1], [32], [VECTOR_WARPS], [0])  # type: ignore[reportAssignmentType]
     slot = turn % TURNS
@@ -182,12 +195,14 @@ def _write_vectors(
             column_sum = gl.load(column_sum_ptr + columns, mask=keep, other=0.0)
             column_sum_s.index(slot).slice(part * NARROW, NARROW).store(column_sum)
     if NORM != "none":
-        for group in gl.static_range(GROUPS):  # type: ignore[reportGeneralTypeIssues]
-            rows = gl.minimum(row + group * ROWS + gl.arange(0, ROWS, LANES), M - 1)
+        # 64 rows at a time: the loads of more fill the registers.
+        for piece in gl.static_range(BLOCK_M // ROWS):  # type: ignore[reportGeneralTypeIssues]
+            rows = gl.minimum(row + piece * ROWS + gl.arange(0, ROWS, LANES), M - 1)
             mean, m2 = _merged_moments(stats_ptr, rows, M, K, PARTIALS)
             mean, rstd = shift_and_scale(mean, m2, K, eps, NORM)
-            rstd_s.index(slot * GROUPS + group).store(rstd * TIMES)
-            shift_s.index(slot * GROUPS + group).store(-mean * (rstd * TIMES))
+            own = slot * (BLOCK_M // ROWS // PIECES) + piece // PIECES
+            rstd_s.index(own).slice(piece % PIECES * ROWS, ROWS).store(rstd * TIMES)
+            shift_s.index(own).slice(piece % PIECES * ROWS, ROWS).store(-mean * (rstd * TIMES))
     mbarrier.arrive(ready.index(slot), count=1)
 
 

@@ -1,4 +1,4 @@
-"""The multiplying role of `linear_roles_kernel`: a warpgroup multiplies 64 rows of a tile, finishes and stores them."""
+"""The multiplying role of `linear_roles_kernel`: one or two warpgroups multiply rows of a tile, finish and store them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .linear_roles_ring import NARROW, ROWS, TURNS, narrow_tile, own_slot, share_of_tiles, store_block
+from .linear_roles_ring import NARROW, TURNS, narrow_tile, own_slot, share_of_tiles, store_block
 from .primitives import STATS_COLUMNS, activate_fast, grouped_tile, product, rounded
 
 
@@ -36,8 +36,9 @@ def _store_stats(y_stats_ptr, y, row, column, M, N):
 
 @gluon.jit
 def _row_vectors(vectors, turn, group: gl.constexpr, GROUPS: gl.constexpr, LAYOUT: gl.constexpr, NORM: gl.constexpr):
-    """What the rows of a warpgroup are multiplied by, and what is added to them per weight sum."""
+    """What these rows are multiplied by, and what is added to them per weight sum."""
     rstd_s, shift_s, _, _, _ = vectors
+    ROWS: gl.constexpr = rstd_s.shape[1]
     BY_ROW: gl.constexpr = gl.SliceLayout(1, LAYOUT)  # type: ignore[reportAssignmentType]
     rstd = gl.zeros((ROWS,), gl.float32, BY_ROW)
     shift = rstd
@@ -54,7 +55,7 @@ def _finish(
     GROUPS: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """Everything behind the product of 64 rows: folded norm, bias, activation, LayerScale, residual, store, moments.
+    """Everything behind the product of some rows: folded norm, bias, activation, LayerScale, residual, store, moments.
 
     FIRST: the column of the tile that acc begins at.
     """
@@ -92,12 +93,13 @@ def _finish(
 
 
 @gluon.jit
-def accumulators(WIDTH: gl.constexpr, TAIL: gl.constexpr):
-    """Sums of 64 rows of a tile of WIDTH + TAIL columns; without a tail a number stands for it."""
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
+def accumulators(ROWS: gl.constexpr, WIDTH: gl.constexpr, TAIL: gl.constexpr):
+    """Sums of ROWS rows of a tile of WIDTH + TAIL columns; without a tail a number stands for it."""
+    WARPS: gl.constexpr = ROWS // 16
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
     tail = 0
     if TAIL:
-        TAIL_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TAIL, 16])  # type: ignore[reportAssignmentType]
+        TAIL_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, TAIL, 16])  # type: ignore[reportAssignmentType]
         tail = gl.zeros((ROWS, TAIL), gl.float32, TAIL_LAYOUT)
     return gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT), tail
 
@@ -107,7 +109,7 @@ def multiply_step(
     acc, tail, ring, step, group: gl.constexpr, WIDTH: gl.constexpr, TAIL: gl.constexpr, STAGES: gl.constexpr,
     ADD: gl.constexpr,
 ):  # fmt: skip
-    """Begins one step's product of 64 rows, added to the sums or, in the first step, in their place; ends the one
+    """Begins one step's product, added to the sums or, in the first step, in their place; ends the one
     before."""
     x_s, w_s, tail_s, full, _ = ring
     GROUPS: gl.constexpr = x_s.shape[0] // w_s.shape[0]
@@ -140,18 +142,22 @@ def _multiply_tile(
     NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """Multiplies and finishes 64 rows of the tile at (row, column)."""
+    """Multiplies and finishes the rows of number `group` of the tile at (row, column)."""
     x_s, w_s, tail_s, full, empty = ring
     third_place, third_tail, third_full, third_empty = third
     ready, spent = vector_bars
     GROUPS: gl.constexpr = x_s.shape[0] // w_s.shape[0]
-    acc, tail = accumulators(WIDTH, TAIL)
+    ROWS: gl.constexpr = x_s.shape[1]
+    acc, tail = accumulators(ROWS, WIDTH, TAIL)
     # The place of this warpgroup's results of the tile before is given back under the first product of this one,
     # because it takes long to empty.
     acc, tail = multiply_step(acc, tail, ring, step, group, WIDTH, TAIL, STAGES, False)
     if turn > 0:
         tma.store_wait(0)
-    if group < 2:
+    if GROUPS == 1:
+        for half in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
+            mbarrier.arrive(empty.index((step + (STAGES - 2 + half)) % STAGES), count=1, pred=turn > 0)
+    elif group < 2:
         held = (step + (STAGES - 2 + group)) % STAGES
         # For the other warpgroups, too, which have no part in this slot.
         mbarrier.arrive(empty.index(held), count=GROUPS, pred=turn > 0)
@@ -165,24 +171,37 @@ def _multiply_tile(
     mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
     acc, tail = end_products(acc, tail, TAIL)
     mbarrier.arrive(empty.index((step + (STAGES - 1)) % STAGES), count=1)
-    if group < 2:
-        own = (step + group) % STAGES
-        mbarrier.wait(full.index(own), (step + group) // STAGES & 1)
-        place = own_slot(ring, own, y_desc, WIDTH)
-        tail_place = tail_s.index(own)
+    if GROUPS == 1:
+        HALF: gl.constexpr = y_desc.block_shape[1]
+        halves = (acc, acc)
+        if HALF < WIDTH:
+            halves = acc.reshape((ROWS, 2, HALF)).permute((0, 2, 1)).split()
+        for half in gl.static_range(WIDTH // HALF):  # type: ignore[reportGeneralTypeIssues]
+            own = (step + half) % STAGES
+            mbarrier.wait(full.index(own), (step + half) // STAGES & 1)
+            _finish(
+                halves[half], y_desc, y_stats_ptr, own_slot(ring, own, y_desc, HALF), vectors, turn, group, row, column,
+                M, N, half * HALF, GROUPS, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            )  # fmt: skip
     else:
-        mbarrier.wait(third_full, turn & 1)
-        place = third_place.slice(0, WIDTH, 1)
-        tail_place = third_tail
-    _finish(
-        acc, y_desc, y_stats_ptr, place, vectors, turn, group, row + group * ROWS, column, M, N, 0, GROUPS, NORM,
-        ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
-    )  # fmt: skip
-    if TAIL:
+        if group < 2:
+            own = (step + group) % STAGES
+            mbarrier.wait(full.index(own), (step + group) // STAGES & 1)
+            place = own_slot(ring, own, y_desc, WIDTH)
+            tail_place = tail_s.index(own)
+        else:
+            mbarrier.wait(third_full, turn & 1)
+            place = third_place.slice(0, WIDTH, 1)
+            tail_place = third_tail
         _finish(
-            tail, tail_y_desc, y_stats_ptr, tail_place, vectors, turn, group, row + group * ROWS, column, M, N, WIDTH,
-            GROUPS, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            acc, y_desc, y_stats_ptr, place, vectors, turn, group, row + group * ROWS, column, M, N, 0, GROUPS, NORM,
+            ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
         )  # fmt: skip
+        if TAIL:
+            _finish(
+                tail, tail_y_desc, y_stats_ptr, tail_place, vectors, turn, group, row + group * ROWS, column, M, N,
+                WIDTH, GROUPS, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            )  # fmt: skip
     mbarrier.arrive(spent.index(turn % TURNS), count=1)
     step += 2
     return step
@@ -195,8 +214,9 @@ def multiply(
     NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """The role of a multiplying warpgroup: its rows of all tiles of this program, in order."""
-    WIDTH: gl.constexpr = y_desc.block_shape[1]
+    """The role of one multiplying warpgroup or two: their rows of all tiles of this program, in order."""
+    w_s = ring[1]
+    WIDTH: gl.constexpr = w_s.shape[1]
     step = 0
     turn = 0
     programs = gl.num_programs(0)

@@ -13,7 +13,7 @@ load_block = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_gl
 _REINTERPRETS = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 store_block = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
-# Rows of a tile that a multiplying warpgroup has.
+# Rows of a tile that a multiplying warpgroup has; two that go together have twice as many.
 ROWS = gl.constexpr(64)
 # Vectors are written for one tile while those of the tile before are being read.
 TURNS = gl.constexpr(2)
@@ -31,13 +31,15 @@ def barriers(number: gl.constexpr, arrivals: gl.constexpr):
 
 @gluon.jit
 def own_slot(ring, slot, y_desc, WIDTH: gl.constexpr):
-    """A slot's place for weights, as that of the results of a warpgroup."""
+    """A slot's place for weights, as that of results: of 64 rows, or of 128 and half of the columns."""
     _, w_s, _, _, _ = ring
     place = w_s.index(slot)
+    TOGETHER: gl.constexpr = y_desc.block_shape[0]
+    COLUMNS: gl.constexpr = w_s.shape[1] * ROWS // TOGETHER
     if _REINTERPRETS:
-        place = place.reinterpret(y_desc.dtype, [ROWS, w_s.shape[1]], y_desc.layout)
+        place = place.reinterpret(y_desc.dtype, [TOGETHER, COLUMNS], y_desc.layout)
     else:
-        place = place._reinterpret(y_desc.dtype, [ROWS, w_s.shape[1]], y_desc.layout)
+        place = place._reinterpret(y_desc.dtype, [TOGETHER, COLUMNS], y_desc.layout)
     return place.slice(0, WIDTH, 1)
 
 

@@ -6,6 +6,7 @@ The GPU's part is played by `fake_cuda`.
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import re
 import threading
@@ -92,6 +93,34 @@ def test_what_happens_only_once_happens_before_the_capture(fake_cuda: FakeCuda) 
     assert fake_cuda.captures == 1 and model.passes == before + graphs.WARM_UPS + 1 >= before + 3
     model(x)
     assert model.passes == before + graphs.WARM_UPS + 1, "a replay runs nothing of it"
+
+
+def test_no_garbage_is_collected_under_a_capture(fake_cuda: FakeCuda) -> None:
+    """It may be the graph of another model, which must not be destroyed just then."""
+    died: list[bool] = []
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            died.append(fake_cuda.is_current_stream_capturing())
+
+    class Littering(Small):
+        def plain(self, x: Tensor) -> Tensor:
+            for _ in range(5):
+                Garbage()
+            return super().plain(x)
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        warm(Littering(), numbers(0))
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert fake_cuda.captures == 1 and gc.isenabled()
+    assert len(died) == 5 * (1 + graphs.WARM_UPS + 1) and not any(died)
 
 
 def test_shapes_strides_and_dtypes_have_graphs_of_their_own(fake_cuda: FakeCuda) -> None:
