@@ -162,8 +162,9 @@ class WholeCost:
     rest: int
 
 
-# Simulated on sm_90 for a program alone on its SM, at 64 to 256 keys, and made 1.4 times as long, for 384, 768 and 1,024
-# heads of 197 keys on an H100 (Triton 3.6, cold L2, 1.75 GHz and 5,000 cycles for the launch assumed): 7 % off at most.
+# Simulated on sm_90 for a program alone on its SM, at 64 to 256 keys, and made 1.4 times as long for 384, 768 and
+# 1,024 heads of 197 keys on an H100 (Triton 3.6, cold L2, 1.75 GHz and 5,000 cycles for the launch assumed), which it
+# is then 6 % off at most.
 WHOLE = WholeCost(3900, 2000, 630, 560)
 WHOLE_TILES = tuple(AttentionTile(64, 64, 4, 2, whole) for whole in (4, 2, 1))
 

@@ -183,6 +183,12 @@ def may_have_roles(n: int, itemsize: int, device: Device, *, gated: bool, descri
     return described and 90 <= device.capability < 100 and itemsize == 2 and not gated and n % NARROW.value == 0
 
 
+def may_go_together(tile: GemmTile, k: int) -> bool:
+    """Whether K has the two steps that two warpgroups which go together begin at once, and their ring the slots for
+    these and two for results. True of all other tiles."""
+    return roles_blocks(tile)[0] == ROWS.value or (k > tile.block_k and tile.num_stages >= 4)
+
+
 def shared_out(tile: GemmTile, m: int, n: int, k: int, sm_count: int) -> GemmTile | None:
     """The tile with so many parts of K that one round of programs does all; None where that leaves K whole, where K is
     short, or no number of whole steps."""
@@ -354,6 +360,7 @@ def choose_gemm(
         table = (*table, *(tile for tile in shared if tile is not None))
     if not may_have_roles(n, itemsize, device, gated=gated, described=described):
         table = tuple(t for t in table if not t.roles)
+    table = tuple(t for t in table if not t.roles or may_go_together(t, k))
     # What tiles with roles take is known to the byte.
     room = [device.shared_memory - (0 if t.roles else 2048) for t in table]
     candidates = [t for t, most in zip(table, room, strict=True) if gemm_shared_bytes(t, itemsize, operands) <= most]

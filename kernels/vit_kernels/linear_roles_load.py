@@ -140,6 +140,11 @@ def load_operands(
             tile_m * BLOCK_M, tile_n * BLOCK_N, K, BLOCK_K, STAGES, WIDTH, TAIL, HAS_RESIDUAL,
         )  # fmt: skip
         turn += 1
+    if x_desc.block_shape[0] > ROWS:
+        # What warpgroups that go together begin under the end of the last tile, as if there were another.
+        for _ in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
+            load_step(x_desc, w_desc, narrow_w_desc, ring, step, ahead, 0, 0, 0, STAGES, WIDTH, TAIL)
+            step += 1
     for piece in range(first, pieces, programs):
         row, column = narrow_tile(piece, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _load_tile(

@@ -22,6 +22,8 @@ linear_module = importlib.import_module("vit_kernels.linear")
 TILE = GemmTile(128, 128, 64, 4, 3, group_m=2, tma=1, roles=True)
 # Three warpgroups multiply, 128 columns and then 64; the third has a place of its own for results.
 THREE = GemmTile(192, 192, 64, 4, 3, group_m=2, tma=1, roles=True)
+# Two warpgroups go together, in halves of the columns.
+PAIR = GemmTile(128, 256, 64, 4, 4, group_m=2, tma=1, roles=True)
 
 compiled_code = pytest.mark.skipif(
     RUNG == "interpreted" or (RUNG == "executed" and torch.cuda.get_device_capability() != (9, 0)),
@@ -59,6 +61,32 @@ def test_everything_at_once_where_three_warpgroups_multiply(dtype, sms):
     """Four tiles of one program, the last of 8 rows; partial statistics of rows and of results."""
     sms(1, THREE)
     arguments = draw_linear(Draw(dtype, seed=46), 200, 72, 384, **FULL)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@compiled_code
+@sanitize_half
+def test_everything_at_once_where_two_warpgroups_go_together(dtype, sms):
+    """Three tiles of one program, of which the last is not whole: products begun under the end of the one before, and
+    after the last one for none; three steps each, the third of 8 columns."""
+    sms(1, PAIR)
+    arguments = draw_linear(Draw(dtype, seed=48), 70, 136, 576, **FULL)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@compiled_code
+@sanitize_bfloat16
+def test_narrow_tiles_of_two_warpgroups_that_go_together_and_two_steps_each(dtype, sms):
+    """3 tiles on 2 SMs: each does one, and then two of the four narrow ones of the third; results of narrow ones come
+    where products for no tile were."""
+    sms(2, PAIR)
+    assert gemm_tiles.split_tiles(PAIR, 40, 768, 2) == 0 and gemm_tiles.split_tiles(PAIR, 40, 768 + 512, 4) == 1
+    sms(4, PAIR)
+    arguments = draw_linear(Draw(dtype, seed=49), 40, 128, 1280, norm="rms", activation="silu", residual=True)
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)
     judge_stats(stats, y)

@@ -1,0 +1,146 @@
+"""The multiplying role of `linear_roles_kernel` in tiles of 256 columns: two warpgroups that run one copy of the code.
+
+They sum a tile in two halves of its columns, the right one a step behind the left one, and finish either in two pieces:
+
+    tensor cores   left n-1 | right n-2 | right n-1            | left 0, next tile | left 1, next tile | right 0 ...
+    all others               left, first piece | second piece  | right, first piece | second piece      |
+
+ptxas must see that products under way are not touched: it makes each wait for the one before (`WARPGROUP.DEPBAR` behind
+every `HGMMA`) where sums pass through a wait that lets all of them go on.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+
+from .linear_roles_multiply import accumulators, finish, multiply_tile
+from .linear_roles_ring import NARROW, TURNS, narrow_tile, own_slot, share_of_tiles
+from .primitives import grouped_tile
+
+
+@gluon.jit
+def _arrived(ring, step, STAGES: gl.constexpr):
+    _, _, _, full, _ = ring
+    mbarrier.wait(full.index(step % STAGES), step // STAGES & 1)
+
+
+@gluon.jit
+def _let_go(ring, step, STAGES: gl.constexpr, pred):
+    _, _, _, _, empty = ring
+    mbarrier.arrive(empty.index(step % STAGES), count=1, pred=pred)
+
+
+@gluon.jit
+def _begin(acc, ring, step, FIRST: gl.constexpr, HALF: gl.constexpr, STAGES: gl.constexpr, ADD: gl.constexpr):
+    """Begins a step's product with HALF columns from FIRST on; its operands have arrived."""
+    x_s, w_s, _, _, _ = ring
+    w = w_s.index(step % STAGES).slice(FIRST, HALF).permute((1, 0))
+    return warpgroup_mma(x_s.index(step % STAGES), w, acc, use_acc=ADD, is_async=True)
+
+
+@gluon.jit
+def _pieces(acc):
+    """The left and the right half of some columns, of which each thread has as many."""
+    ROWS: gl.constexpr = acc.shape[0]
+    PIECE: gl.constexpr = acc.shape[1] // 2
+    return acc.reshape((ROWS, 2, PIECE)).permute((0, 2, 1)).split()
+
+
+@gluon.jit
+def _multiply_wide_tile(
+    left, right, y_desc, piece_desc, y_stats_ptr, ring, vectors, vector_bars, step, turn, row, column, M, N, K,
+    BLOCK_K: gl.constexpr, STAGES: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr,
+    HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
+):  # fmt: skip
+    """Multiplies and finishes the tile at (row, column). The left half's first two products have been begun; those of
+    the tile to come have when this returns."""
+    ready, spent = vector_bars
+    HALF: gl.constexpr = y_desc.block_shape[1]
+    PIECE: gl.constexpr = piece_desc.block_shape[1]
+    right = _begin(right, ring, step, HALF, HALF, STAGES, False)
+    if turn > 0:
+        tma.store_wait(0)
+    _let_go(ring, step + (STAGES - 2), STAGES, turn > 0)
+    _let_go(ring, step + (STAGES - 1), STAGES, turn > 0)
+    left, right = warpgroup_mma_wait(1, deps=(left, right))  # type: ignore[reportGeneralTypeIssues]
+    step += 2
+    for _ in range(2 * BLOCK_K, K, BLOCK_K):
+        _arrived(ring, step, STAGES)
+        left = _begin(left, ring, step, 0, HALF, STAGES, True)
+        right = _begin(right, ring, step - 1, HALF, HALF, STAGES, True)
+        left, right = warpgroup_mma_wait(2, deps=(left, right))  # type: ignore[reportGeneralTypeIssues]
+        _let_go(ring, step - 2, STAGES, True)
+        step += 1
+    right = _begin(right, ring, step - 1, HALF, HALF, STAGES, True)
+    mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
+    left = warpgroup_mma_wait(2, deps=(left,))
+    pieces = _pieces(left)
+    _arrived(ring, step, STAGES)
+    for piece in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
+        place = own_slot(ring, step % STAGES, y_desc, HALF).slice(piece * PIECE, PIECE, 1)
+        finish(
+            pieces[piece], piece_desc, y_stats_ptr, place, vectors, turn, 0, row, column, M, N, piece * PIECE, 1, NORM,
+            ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+        )  # fmt: skip
+        if piece == 0:
+            # Not later, for the next tile's operands to be there when the second piece is finished.
+            right = warpgroup_mma_wait(0, deps=(right,))
+            _let_go(ring, step - 2, STAGES, True)
+            _let_go(ring, step - 1, STAGES, True)
+    pieces = _pieces(right)
+    for piece in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
+        _arrived(ring, step + (2 + piece), STAGES)
+        left = _begin(left, ring, step + (2 + piece), 0, HALF, STAGES, piece > 0)
+        if piece == 0:
+            _arrived(ring, step + 1, STAGES)
+        place = own_slot(ring, (step + 1) % STAGES, y_desc, HALF).slice(piece * PIECE, PIECE, 1)
+        finish(
+            pieces[piece], piece_desc, y_stats_ptr, place, vectors, turn, 0, row, column, M, N, HALF + piece * PIECE, 1,
+            NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+        )  # fmt: skip
+    mbarrier.arrive(spent.index(turn % TURNS), count=1)
+    return left, right, step + 2
+
+
+@gluon.jit
+def multiply_pair(
+    y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
+    NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
+    HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
+):  # fmt: skip
+    """The role of two warpgroups that go together: all tiles of this program, in order. K is more than BLOCK_K."""
+    HALF: gl.constexpr = y_desc.block_shape[1]
+    step = 0
+    turn = 0
+    programs = gl.num_programs(0)
+    whole, first, pieces = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
+    left, _ = accumulators(BLOCK_M, HALF, 0)
+    right, _ = accumulators(BLOCK_M, HALF, 0)
+    for ahead in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
+        _arrived(ring, step + ahead, STAGES)
+        left = _begin(left, ring, step + ahead, 0, HALF, STAGES, ahead > 0)
+    for tile in range(gl.program_id(0), whole, programs):
+        tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        left, right, step = _multiply_wide_tile(
+            left, right, y_desc, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, step, turn, tile_m * BLOCK_M,
+            tile_n * BLOCK_N, M, N, K, BLOCK_K, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
+            EMIT_STATS,
+        )  # fmt: skip
+        turn += 1
+    # Two products were begun for no tile. Who follows lets go of their slots as if they held results.
+    left = warpgroup_mma_wait(0, deps=(left,))
+    tma.store_wait(0)
+    _let_go(ring, step + (STAGES - 2), STAGES, True)
+    _let_go(ring, step + (STAGES - 1), STAGES, True)
+    step += 2
+    for piece in range(first, pieces, programs):
+        row, column = narrow_tile(piece, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        step = multiply_tile(
+            0, narrow_y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, row, column,
+            M, N, K, BLOCK_K, STAGES, NARROW, 0, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+        )  # fmt: skip
+        turn += 1
+    tma.store_wait(0)
