@@ -124,9 +124,11 @@ def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
     slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
     if tile.roles:
         # Twice the vectors that finish a tile, as long as powers of two, and the barriers. Results leave from the ring,
-        # but those of a third warpgroup.
-        third = 64 * tile.block_n * itemsize if tile.block_m > 128 else 0
-        return slices + third + 2 * (2 * tile.block_m + 3 * next_power_of_2(tile.block_n)) * 4 + 128
+        # but those of a third warpgroup and, without a residual, of two that go together.
+        own = 64 * tile.block_n if tile.block_m > 128 else 0
+        if roles_blocks(tile)[0] > ROWS.value:
+            own = tile.block_m * NARROW.value
+        return slices + own * itemsize + 2 * (2 * tile.block_m + 3 * next_power_of_2(tile.block_n)) * 4 + 128
     out = tile.block_m * min(tile.chunk, tile.block_n) * itemsize
     return slices + out if tile.tma else slices
 

@@ -114,13 +114,17 @@ def linear_roles_kernel(
     vector_bars = (barriers(TURNS, 1), barriers(TURNS, GROUPS))
     fence_async_shared()
     if GROUPS == 1:
+        own_place = x_s.index(0)
+        if not HAS_RESIDUAL:
+            own_place_s = gl.allocate_shared_memory(y_desc.dtype, [1, TOGETHER, NARROW], narrow_y_desc.layout)
+            own_place = own_place_s.index(0)
         gl.warp_specialize(
             [
                 (
                     multiply_pair,
                     (
-                        y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split, BLOCK_M,
-                        BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
+                        y_desc, narrow_y_desc, y_stats_ptr, ring, own_place, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
                         EMIT_STATS,
                     ),
                 ),

@@ -2,8 +2,11 @@
 
 They sum a tile in two halves of its columns, the right one a step behind the left one, and finish either in two pieces:
 
-    tensor cores   left n-1 | right n-2 | right n-1            | left 0, next tile | left 1, next tile | right 0 ...
-    all others               left, first piece | second piece  | right, first piece | second piece      |
+    tensor cores   left n-1 | right n-2 | right n-1              | left 0, next tile | left 1, next tile | right 0 ...
+    all others                left, first piece | second piece   | right, first piece | second piece     |
+
+Without a residual, pieces leave from a place of their own, one behind the other, and the ring is left to operands. With
+one, each half has a slot, so that operands of the next tile come later: it begins with the right half's second piece.
 
 ptxas must see that products under way are not touched: it makes each wait for the one before (`WARPGROUP.DEPBAR` behind
 every `HGMMA`) where sums pass through a wait that lets all of them go on.
@@ -34,10 +37,15 @@ def _let_go(ring, step, STAGES: gl.constexpr, pred):
 
 @gluon.jit
 def _begin(acc, ring, step, FIRST: gl.constexpr, HALF: gl.constexpr, STAGES: gl.constexpr, ADD: gl.constexpr):
-    """Begins a step's product with HALF columns from FIRST on; its operands have arrived."""
+    """Begins a step's product with HALF columns from FIRST on, added to acc or in its place; its operands have
+    arrived."""
     x_s, w_s, _, _, _ = ring
+    x = x_s.index(step % STAGES)
     w = w_s.index(step % STAGES).slice(FIRST, HALF).permute((1, 0))
-    return warpgroup_mma(x_s.index(step % STAGES), w, acc, use_acc=ADD, is_async=True)
+    if not ADD:
+        # Never written, but a product that adds nothing asks for sums all the same.
+        acc, _ = accumulators(x.shape[0], HALF, 0)
+    return warpgroup_mma(x, w, acc, use_acc=ADD, is_async=True)
 
 
 @gluon.jit
@@ -49,9 +57,20 @@ def _pieces(acc):
 
 
 @gluon.jit
+def _begin_left(
+    left, ring, step, first: gl.constexpr, number: gl.constexpr, HALF: gl.constexpr, STAGES: gl.constexpr
+):  # fmt: skip
+    """Begins the left half's products number `first` and following, of a tile that begins at `step`."""
+    for ahead in gl.static_range(first, first + number):  # type: ignore[reportGeneralTypeIssues]
+        _arrived(ring, step + ahead, STAGES)
+        left = _begin(left, ring, step + ahead, 0, HALF, STAGES, ahead > 0)
+    return left
+
+
+@gluon.jit
 def _multiply_wide_tile(
-    left, right, y_desc, piece_desc, y_stats_ptr, ring, vectors, vector_bars, step, turn, row, column, M, N, K,
-    BLOCK_K: gl.constexpr, STAGES: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr,
+    left, right, y_desc, piece_desc, y_stats_ptr, ring, own_place, vectors, vector_bars, step, turn, row, column, M, N,
+    K, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr,
     HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
     """Multiplies and finishes the tile at (row, column). The left half's first two products have been begun; those of
@@ -59,11 +78,13 @@ def _multiply_wide_tile(
     ready, spent = vector_bars
     HALF: gl.constexpr = y_desc.block_shape[1]
     PIECE: gl.constexpr = piece_desc.block_shape[1]
+    SLOTS: gl.constexpr = 2 if HAS_RESIDUAL else 0  # type: ignore[reportAssignmentType]
     right = _begin(right, ring, step, HALF, HALF, STAGES, False)
-    if turn > 0:
-        tma.store_wait(0)
-    _let_go(ring, step + (STAGES - 2), STAGES, turn > 0)
-    _let_go(ring, step + (STAGES - 1), STAGES, turn > 0)
+    if HAS_RESIDUAL:
+        if turn > 0:
+            tma.store_wait(0)
+        _let_go(ring, step + (STAGES - 2), STAGES, turn > 0)
+        _let_go(ring, step + (STAGES - 1), STAGES, turn > 0)
     left, right = warpgroup_mma_wait(1, deps=(left, right))  # type: ignore[reportGeneralTypeIssues]
     step += 2
     for _ in range(2 * BLOCK_K, K, BLOCK_K):
@@ -77,70 +98,69 @@ def _multiply_wide_tile(
     mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
     left = warpgroup_mma_wait(2, deps=(left,))
     pieces = _pieces(left)
-    _arrived(ring, step, STAGES)
-    for piece in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
-        place = own_slot(ring, step % STAGES, y_desc, HALF).slice(piece * PIECE, PIECE, 1)
+    for piece in gl.static_range(4):  # type: ignore[reportGeneralTypeIssues]
+        if HAS_RESIDUAL:
+            if piece % 2 == 0:
+                _arrived(ring, step + piece // 2, STAGES)
+            half = own_slot(ring, (step + piece // 2) % STAGES, y_desc, HALF)
+            place = half.slice(piece % 2 * PIECE, PIECE, 1)
+        else:
+            tma.store_wait(0)
+            place = own_place
         finish(
-            pieces[piece], piece_desc, y_stats_ptr, place, vectors, turn, 0, row, column, M, N, piece * PIECE, 1, NORM,
-            ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            pieces[piece % 2], piece_desc, y_stats_ptr, place, vectors, turn, 0, row, column, M, N, piece * PIECE, 1,
+            NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
         )  # fmt: skip
         if piece == 0:
-            # Not later, for the next tile's operands to be there when the second piece is finished.
+            # Not later, for the next tile's operands to be there in time.
             right = warpgroup_mma_wait(0, deps=(right,))
             _let_go(ring, step - 2, STAGES, True)
             _let_go(ring, step - 1, STAGES, True)
-    pieces = _pieces(right)
-    for piece in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
-        _arrived(ring, step + (2 + piece), STAGES)
-        left = _begin(left, ring, step + (2 + piece), 0, HALF, STAGES, piece > 0)
-        if piece == 0:
-            _arrived(ring, step + 1, STAGES)
-        place = own_slot(ring, (step + 1) % STAGES, y_desc, HALF).slice(piece * PIECE, PIECE, 1)
-        finish(
-            pieces[piece], piece_desc, y_stats_ptr, place, vectors, turn, 0, row, column, M, N, HALF + piece * PIECE, 1,
-            NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
-        )  # fmt: skip
+        if piece == 1:
+            pieces = _pieces(right)
+        if piece >= (2 if HAS_RESIDUAL else 1) and piece < (4 if HAS_RESIDUAL else 3):
+            left = _begin_left(left, ring, step + SLOTS, piece - (2 if HAS_RESIDUAL else 1), 1, HALF, STAGES)
     mbarrier.arrive(spent.index(turn % TURNS), count=1)
-    return left, right, step + 2
+    return left, right, step + SLOTS
 
 
 @gluon.jit
 def multiply_pair(
-    y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+    y_desc, narrow_y_desc, y_stats_ptr, ring, own_place, vectors, vector_bars, M, N, K, split,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr,
     NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
     """The role of two warpgroups that go together: all tiles of this program, in order. K is more than BLOCK_K."""
     HALF: gl.constexpr = y_desc.block_shape[1]
-    step = 0
     turn = 0
     programs = gl.num_programs(0)
     whole, first, pieces = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
     left, _ = accumulators(BLOCK_M, HALF, 0)
     right, _ = accumulators(BLOCK_M, HALF, 0)
-    for ahead in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
-        _arrived(ring, step + ahead, STAGES)
-        left = _begin(left, ring, step + ahead, 0, HALF, STAGES, ahead > 0)
+    left = _begin_left(left, ring, 0, 0, 2, HALF, STAGES)
+    step = 0
     for tile in range(gl.program_id(0), whole, programs):
         tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         left, right, step = _multiply_wide_tile(
-            left, right, y_desc, narrow_y_desc, y_stats_ptr, ring, vectors, vector_bars, step, turn, tile_m * BLOCK_M,
-            tile_n * BLOCK_N, M, N, K, BLOCK_K, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
-            EMIT_STATS,
+            left, right, y_desc, narrow_y_desc, y_stats_ptr, ring, own_place, vectors, vector_bars, step, turn,
+            tile_m * BLOCK_M, tile_n * BLOCK_N, M, N, K, BLOCK_K, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+            HAS_RESIDUAL, EMIT_STATS,
         )  # fmt: skip
         turn += 1
     # Two products were begun for no tile. Who follows lets go of their slots as if they held results.
     left = warpgroup_mma_wait(0, deps=(left,))
     tma.store_wait(0)
-    _let_go(ring, step + (STAGES - 2), STAGES, True)
-    _let_go(ring, step + (STAGES - 1), STAGES, True)
+    if HAS_RESIDUAL:
+        _let_go(ring, step + (STAGES - 2), STAGES, True)
+        _let_go(ring, step + (STAGES - 1), STAGES, True)
     step += 2
     for piece in range(first, pieces, programs):
         row, column = narrow_tile(piece, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = multiply_tile(
-            0, narrow_y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, row, column,
-            M, N, K, BLOCK_K, STAGES, NARROW, 0, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            0, narrow_y_desc, narrow_y_desc, y_stats_ptr, ring, (own_place, own_place, own_place, own_place), vectors,
+            vector_bars, step, turn, row, column, M, N, K, BLOCK_K, STAGES, NARROW, 0, NORM, ACTIVATION, TIMES,
+            HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
         )  # fmt: skip
         turn += 1
     tma.store_wait(0)

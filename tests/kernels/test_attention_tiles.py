@@ -51,7 +51,7 @@ def test_cycles_of_programs_that_wait_for_each_other_and_of_one_alone() -> None:
 @pytest.mark.parametrize(
     ("device", "heads", "tokens", "width", "tile"),
     [
-        (H100, 768, 197, 64, (64, 64, 4, 2)),
+        (H100, 768, 197, 64, (128, 64, 8, 3)),
         (H100, 768, 577, 64, (64, 64, 4, 3)),
         (H100, 128, 4096, 64, (64, 64, 4, 3)),
         (H100, 768, 197, 128, (128, 32, 8, 3)),

@@ -122,7 +122,8 @@ def test_modelled_time_of_halved_tiles() -> None:
     )
     shorter = dataclasses.replace(HOPPER_WIDE, block_m=64)
     steps = [gemm_tiles.step_cycles(tile, 2, H100) for tile in (HOPPER_WIDE, shorter)]
-    assert half - one == pytest.approx(12 * (sum(steps) - (steps[0] + 50)))
+    turn = (1700 + (128 + 128) * 64 * 2 / 48) / 3  # of a program alone on its SM
+    assert half - one == pytest.approx(12 * (sum(steps) - turn)) and turn > steps[0] + 50
     assert one < half < two
 
 
@@ -145,30 +146,32 @@ def test_modelled_time_of_warps_with_roles() -> None:
         return gemm_tiles.gemm_cycles(ROLES, 128 * tiles, 256, 768, 2, H100)
 
     one, two, three = (cycles(132 * rounds) for rounds in (1, 2, 3))
-    round_of_tiles = pytest.approx(12 * ((128 + 256) * 64 * 2 / 44 + 25) + 7000)
+    round_of_tiles = pytest.approx(12 * ((128 + 256) * 64 * 2 / 44 + 25) + 6000)
     assert two - one == round_of_tiles and three - two == round_of_tiles
-    assert cycles(2 * 132 + 33) - two == pytest.approx(12 * ((128 + 64) * 64 * 2 / 44 + 25) + 7000 / 16)
+    assert cycles(2 * 132 + 33) - two == pytest.approx(12 * ((128 + 64) * 64 * 2 / 44 + 25) + 6000 / 16)
     assert cycles(2 * 132 + 34) == three
-    assert cycles(100) == 5000 + 12 * (2 * 128 * 256 * 64 / 4096 + 25) + 7000, "100 SMs have enough of L2"
+    assert cycles(100) == 5000 + 12 * (2 * 128 * 256 * 64 / 4096 + 25) + 6000, "100 SMs have enough of L2"
 
 
 THREE = gemm_tiles.GemmTile(192, 192, 64, 4, 4, tma=1, roles=True)
 
 
 def test_modelled_time_of_three_warpgroups() -> None:
-    """Shared memory gives x out twice, for 128 columns and for 64; all three finish their rows on the same units."""
+    """Shared memory gives x out twice, for 128 columns and for 64; all three finish their rows on the same units, and
+    the third one's code is fetched for it alone."""
     one, two = (gemm_tiles.gemm_cycles(THREE, 192 * 132 * rounds, 192, 768, 2, H100) for rounds in (1, 2))
     step = ((192 + 192) + 2 * 192 + 3 * 192) * 64 * 2 / 128
-    assert two - one == pytest.approx(12 * (step + 25) + 7000 * 0.75**2 * 1.5)
+    assert two - one == pytest.approx(12 * (step + 25) + 6000 * 0.75**2 * 1.5 + 3000)
 
 
-def test_three_warpgroups_where_they_promise_more_than_the_model_may_be_off() -> None:
-    """Rounds that come out even: 66 x 4 and 66 x 12 tiles of ViT-B at batch 64, 66 x 2 of ViT-S."""
-    for n, k, three in ((2304, 768, True), (768, 768, True), (3072, 768, False), (768, 3072, True), (384, 1536, True)):
+def test_three_warpgroups_where_rounds_come_out_even() -> None:
+    """66 x 4 tiles of ViT-B at batch 64, 66 x 2 of ViT-S; not where K is short and most of a tile's time is its end."""
+    for n, k, three in ((2304, 768, False), (768, 768, False), (3072, 768, False), (768, 3072, True), (384, 1536, True)):
         tile = gemm_tiles.choose_gemm(12608, n, k, 2, H100, described=True, residual=n in (768, 384))
         assert (tile == THREE) == three, (n, k)
     others = [t for t in gemm_tiles.SHARED_TILES + (ROLES,) if gemm_tiles.gemm_shared_bytes(t, 2) > 232448 - 2048]
     assert not others and gemm_tiles.gemm_shared_bytes(THREE, 2) == 4 * 49152 + 64 * 192 * 2 + 2 * (384 + 768) * 4 + 128
+    assert gemm_tiles.gemm_shared_bytes(ROLES, 2) == 4 * 49152 + 128 * 64 * 2 + 2 * (256 + 768) * 4 + 128
 
 
 def test_a_residual_costs_a_tile_whose_warps_have_roles_by_its_columns() -> None:
@@ -225,7 +228,8 @@ def test_the_ring_and_the_vectors_fit_shared_memory() -> None:
     for columns, slots in ((256, 4), (128, 6)):
         tile = dataclasses.replace(ROLES, block_n=columns, num_stages=slots)
         ring, vectors = slots * (128 + columns) * 64 * 2, 2 * (2 * 128 + 3 * columns) * 4
-        assert ring + vectors < gemm_tiles.gemm_shared_bytes(tile, 2) < ring + vectors + 1024
+        place = 128 * 64 * 2 if columns == 256 else 0
+        assert 0 < gemm_tiles.gemm_shared_bytes(tile, 2) - (ring + vectors + place) < 1024
         assert gemm_tiles.gemm_shared_bytes(tile, 2) <= H100.shared_memory
 
 
@@ -237,11 +241,38 @@ def test_small_tiles_load_early() -> None:
         assert gemm_tiles.loads_early(dataclasses.replace(tile, num_warps=8), gated=gated)
 
 
-@pytest.mark.parametrize(("batch", "tile"), [(1, (32, 64, 64)), (8, (64, 64, 32)), (64, (64, 128, 64))])
-def test_a_wide_tile_of_the_stem_is_for_two_programs_an_sm(batch: int, tile: tuple[int, int, int]) -> None:
-    """ViT-B: at batch 8 wide tiles would give 18 SMs two and the others one."""
-    chosen = gemm_tiles.choose_patch_embed(197 * batch, 768, 768, 2, H100)
+@pytest.mark.parametrize(
+    ("device", "batch", "tile"),
+    [(A100, 1, (32, 64, 64)), (A100, 8, (64, 64, 32)), (A100, 64, (64, 128, 64)), (H100, 8, (64, 128, 64))],
+)
+def test_a_wide_tile_of_the_stem_is_for_two_programs_an_sm(
+    device: Device, batch: int, tile: tuple[int, int, int]
+) -> None:
+    """ViT-B: at batch 8 wide tiles give some SMs of an A100 two and the others one; on an H100 they were faster."""
+    chosen = gemm_tiles.choose_patch_embed(197 * batch, 768, 768, 2, device)
     assert (chosen.block_m, chosen.block_n, chosen.block_k) == tile
+
+
+def test_a_step_takes_its_share_of_the_time_that_a_slot_takes_to_fill() -> None:
+    """On sm_90, where that has been measured: 32 KB from L2 in 6 slots, in 3, and 80 KB in 4."""
+    short = gemm_tiles.GemmTile(64, 64, 128, 4, 6, tma=1)
+    wide = gemm_tiles.GemmTile(64, 256, 128, 4, 4, tma=1)
+    for tile, kilobytes in ((short, 32), (dataclasses.replace(short, num_stages=3), 32), (wide, 80)):
+        few, more = (gemm_tiles.gemm_cycles(tile, tile.block_m, tile.block_n, k, 2, H100) for k in (768, 2 * 768))
+        busiest = gemm_tiles.step_cycles(tile, 2, H100, busy_sms=1) + 50
+        turn = (1700 + kilobytes * 1024 / 48) / tile.num_stages
+        assert more - few == pytest.approx(6 * max(turn, busiest)) and (turn > busiest) == (tile.num_stages == 3)
+
+
+def test_warpgroups_that_go_together_need_two_steps_and_four_slots() -> None:
+    for tile in (ROLES, THREE, dataclasses.replace(ROLES, block_n=128)):
+        together = tile is ROLES
+        assert gemm_tiles.may_go_together(tile, 128) and gemm_tiles.may_go_together(tile, 72)
+        assert gemm_tiles.may_go_together(tile, 64) != together
+        assert gemm_tiles.may_go_together(dataclasses.replace(tile, num_stages=3), 128) != together
+    assert gemm_tiles.roles_blocks(ROLES) == (128, 256, 128) and gemm_tiles.roles_blocks(THREE) == (64, 128, 128)
+    assert gemm_tiles.choose_gemm(12608, 3072, 768, 2, H100, described=True) == ROLES
+    assert gemm_tiles.choose_gemm(12608, 3072, 64, 2, H100, described=True).block_n != 256
 
 
 def test_small_problems_get_small_tiles() -> None:
@@ -288,7 +319,7 @@ def test_a_step_takes_as_long_as_the_busiest_unit() -> None:
 
 
 def test_few_busy_sms_get_more_of_l2_each_but_no_more_than_shared_memory_takes() -> None:
-    tile = gemm_tiles.GemmTile(64, 64, 128, 4, 3, tma=2)
+    tile = gemm_tiles.GemmTile(64, 64, 128, 4, 6, tma=2)
     taken_in = (64 + 64) * 128 * 2
     steps = [gemm_tiles.step_cycles(tile, 2, H100, busy_sms=busy) for busy in (132, 110, 48, 1)]
     assert steps == [taken_in / 48, taken_in / (48 * 132 / 110), taken_in / 64, taken_in / 64]
