@@ -124,11 +124,9 @@ def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
     slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
     if tile.roles:
         # Twice the vectors that finish a tile, as long as powers of two, and the barriers. Results leave from the ring,
-        # but those of a third warpgroup and, without a residual, of two that go together.
-        own = 64 * tile.block_n if tile.block_m > 128 else 0
-        if roles_blocks(tile)[0] > ROWS.value:
-            own = tile.block_m * NARROW.value
-        return slices + own * itemsize + 2 * (2 * tile.block_m + 3 * next_power_of_2(tile.block_n)) * 4 + 128
+        # but those of a third warpgroup.
+        third = 64 * tile.block_n * itemsize if tile.block_m > 128 else 0
+        return slices + third + 2 * (2 * tile.block_m + 3 * next_power_of_2(tile.block_n)) * 4 + 128
     out = tile.block_m * min(tile.chunk, tile.block_n) * itemsize
     return slices + out if tile.tma else slices
 
@@ -183,12 +181,6 @@ def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
 def may_have_roles(n: int, itemsize: int, device: Device, *, gated: bool, described: bool) -> bool:
     """Whether `linear_roles_kernel` can compute it: sm_90's instructions, 16 bits, and whole narrow tiles."""
     return described and 90 <= device.capability < 100 and itemsize == 2 and not gated and n % NARROW.value == 0
-
-
-def may_go_together(tile: GemmTile, k: int) -> bool:
-    """Whether K has the two steps that two warpgroups which go together begin at once, and their ring the slots for
-    these and two for results. True of all other tiles."""
-    return roles_blocks(tile)[0] == ROWS.value or (k > tile.block_k and tile.num_stages >= 4)
 
 
 def shared_out(tile: GemmTile, m: int, n: int, k: int, sm_count: int) -> GemmTile | None:
@@ -362,7 +354,6 @@ def choose_gemm(
         table = (*table, *(tile for tile in shared if tile is not None))
     if not may_have_roles(n, itemsize, device, gated=gated, described=described):
         table = tuple(t for t in table if not t.roles)
-    table = tuple(t for t in table if not t.roles or may_go_together(t, k))
     # What tiles with roles take is known to the byte.
     room = [device.shared_memory - (0 if t.roles else 2048) for t in table]
     candidates = [t for t, most in zip(table, room, strict=True) if gemm_shared_bytes(t, itemsize, operands) <= most]

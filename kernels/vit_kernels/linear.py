@@ -184,7 +184,7 @@ def linear(
             )  # fmt: skip
         elif tile.roles:
             fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
-            if not (fits and gemm_tiles.may_go_together(tile, k)):
+            if not fits:
                 raise ValueError(f"a tile whose warps have roles does not fit this problem: {tile}, {m} x {n} x {k}")
             rows, width, half = gemm_tiles.roles_blocks(tile)
             weights = [describe_in_gluon(weight, columns, tile.block_k) for columns in (width, NARROW.value)]

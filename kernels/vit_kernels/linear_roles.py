@@ -5,10 +5,9 @@ tile each. They go through the ring of operands one behind the other, so that on
 rows. Behind the last step of a tile each of the first two gets a slot of the ring for itself: its residual arrives
 there, and its results leave from there. The third has a place of its own for these, because slots must be left to load.
 
-In tiles of 256 columns two warpgroups go together (`linear_roles_pair`), as one role of eight warps: the code that
-finishes a tile is 20 KB, and an SM that runs a copy of it for each warpgroup waits for instructions a third of that
-time (sampled on an H100: fc1 of ViT-B at batch 64 took 113 us so, 105 with one copy). Their two slots have half of the
-columns each.
+In tiles of 256 columns, two warpgroups go together, as one role of eight warps: the code that finishes 128 columns and
+64 rows is 20 KB, and an SM that runs a copy for each warpgroup waits for instructions a third of that time (sampled on
+an H100; fc1 of ViT-B at batch 64 took 113 us with two copies, 105 with one). Their two slots have half of the columns.
 
 A barrier's n-th use is waited for by its parity, n & 1. Nobody fills a slot before everybody has let go of it:
 
@@ -29,7 +28,6 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 from .ahead import fetch_ahead
 from .linear_roles_load import VECTOR_WARPS, load_operands, load_vectors
 from .linear_roles_multiply import multiply
-from .linear_roles_pair import multiply_pair
 from .linear_roles_ring import NARROW, ROWS, TURNS, barriers
 
 # Registers a thread of the second multiplying warpgroup, of the loading warps; the first has what is left, as many as
@@ -114,18 +112,14 @@ def linear_roles_kernel(
     vector_bars = (barriers(TURNS, 1), barriers(TURNS, GROUPS))
     fence_async_shared()
     if GROUPS == 1:
-        own_place = x_s.index(0)
-        if not HAS_RESIDUAL:
-            own_place_s = gl.allocate_shared_memory(y_desc.dtype, [1, TOGETHER, NARROW], narrow_y_desc.layout)
-            own_place = own_place_s.index(0)
         gl.warp_specialize(
             [
                 (
-                    multiply_pair,
+                    multiply,
                     (
-                        y_desc, narrow_y_desc, y_stats_ptr, ring, own_place, vectors, vector_bars, M, N, K, split,
-                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
-                        EMIT_STATS,
+                        0, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, M, N, K, split,
+                        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE,
+                        HAS_RESIDUAL, EMIT_STATS,
                     ),
                 ),
                 (

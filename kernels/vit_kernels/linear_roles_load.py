@@ -75,10 +75,9 @@ def _load_residual(
 def _load_tile(
     x_desc, w_desc, tail_w_desc, residual_desc, tail_residual_desc, ring, third, step, turn, ahead, row, column, K,
     BLOCK_K: gl.constexpr, STAGES: gl.constexpr, WIDTH: gl.constexpr, TAIL: gl.constexpr, HAS_RESIDUAL: gl.constexpr,
-    SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Loads the operands of the tile at (row, column), step by step, and hands out places for results, with its
-    residual: SLOTS slots, two or none, and the third place to the third warpgroup if there is one."""
+    residual: two slots, and the third place to the third warpgroup if there is one."""
     x_s, w_s, tail_s, full, empty = ring
     GROUPS: gl.constexpr = x_s.shape[0] // w_s.shape[0]
     for k in range(0, K, BLOCK_K):
@@ -86,7 +85,7 @@ def _load_tile(
         step += 1
     # Warpgroups that go together have the columns of a tile in two halves, and those of a narrow one in the first slot.
     HALF: gl.constexpr = residual_desc.block_shape[1] if HAS_RESIDUAL else WIDTH
-    for group in gl.static_range(SLOTS):  # type: ignore[reportGeneralTypeIssues]
+    for group in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
         slot = step % STAGES
         mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
         if GROUPS == 1:
@@ -124,9 +123,6 @@ def load_operands(
     """The role of the loading warp: the operands and residuals of all tiles of this program, in order."""
     WIDTH: gl.constexpr = w_desc.block_shape[0]
     TAIL: gl.constexpr = BLOCK_N - WIDTH
-    # Warpgroups that go together have a place for results without a residual.
-    TOGETHER: gl.constexpr = x_desc.block_shape[0] > ROWS
-    SLOTS: gl.constexpr = 0 if TOGETHER and not HAS_RESIDUAL else 2  # type: ignore[reportAssignmentType]
     step = 0
     turn = 0
     programs = gl.num_programs(0)
@@ -141,19 +137,14 @@ def load_operands(
         tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _load_tile(
             x_desc, w_desc, narrow_w_desc, residual_desc, narrow_residual_desc, ring, third, step, turn, ahead,
-            tile_m * BLOCK_M, tile_n * BLOCK_N, K, BLOCK_K, STAGES, WIDTH, TAIL, HAS_RESIDUAL, SLOTS,
+            tile_m * BLOCK_M, tile_n * BLOCK_N, K, BLOCK_K, STAGES, WIDTH, TAIL, HAS_RESIDUAL,
         )  # fmt: skip
         turn += 1
-    if TOGETHER:
-        # What warpgroups that go together begin under the end of the last tile, as if there were another.
-        for _ in gl.static_range(2):  # type: ignore[reportGeneralTypeIssues]
-            load_step(x_desc, w_desc, narrow_w_desc, ring, step, ahead, 0, 0, 0, STAGES, WIDTH, TAIL)
-            step += 1
     for piece in range(first, pieces, programs):
         row, column = narrow_tile(piece, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _load_tile(
             x_desc, narrow_w_desc, narrow_w_desc, narrow_residual_desc, narrow_residual_desc, ring, third, step, turn,
-            ahead, row, column, K, BLOCK_K, STAGES, NARROW, 0, HAS_RESIDUAL, 2,
+            ahead, row, column, K, BLOCK_K, STAGES, NARROW, 0, HAS_RESIDUAL,
         )  # fmt: skip
         turn += 1
 

@@ -1,4 +1,5 @@
-"""The multiplying role of `linear_roles_kernel`: a warpgroup multiplies 64 rows of a tile, finishes and stores them."""
+"""The multiplying role of `linear_roles_kernel`: one or two warpgroups multiply rows of a tile, finish and store
+them."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def _row_vectors(vectors, turn, group: gl.constexpr, GROUPS: gl.constexpr, LAYOU
 
 
 @gluon.jit
-def finish(
+def _finish(
     acc, y_desc, y_stats_ptr, place, vectors, turn, group: gl.constexpr, row, column, M, N, FIRST: gl.constexpr,
     GROUPS: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
@@ -136,14 +137,13 @@ def end_products(acc, tail, TAIL: gl.constexpr):
 
 
 @gluon.jit
-def multiply_tile(
+def _multiply_tile(
     group: gl.constexpr, y_desc, tail_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, row, column,
     M, N, K, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, WIDTH: gl.constexpr, TAIL: gl.constexpr,
     NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """Multiplies and finishes the rows of number `group` of the tile at (row, column); all of a narrow one, where two
-    warpgroups go together."""
+    """Multiplies and finishes the rows of number `group` of the tile at (row, column)."""
     x_s, w_s, tail_s, full, empty = ring
     third_place, third_tail, third_full, third_empty = third
     ready, spent = vector_bars
@@ -172,24 +172,37 @@ def multiply_tile(
     mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
     acc, tail = end_products(acc, tail, TAIL)
     mbarrier.arrive(empty.index((step + (STAGES - 1)) % STAGES), count=1)
-    if group < 2:
-        own = (step + group) % STAGES
-        mbarrier.wait(full.index(own), (step + group) // STAGES & 1)
-        place = own_slot(ring, own, y_desc, WIDTH)
-        tail_place = tail_s.index(own)
+    if GROUPS == 1:
+        HALF: gl.constexpr = y_desc.block_shape[1]
+        halves = (acc, acc)
+        if HALF < WIDTH:
+            halves = acc.reshape((ROWS, 2, HALF)).permute((0, 2, 1)).split()
+        for half in gl.static_range(WIDTH // HALF):  # type: ignore[reportGeneralTypeIssues]
+            own = (step + half) % STAGES
+            mbarrier.wait(full.index(own), (step + half) // STAGES & 1)
+            _finish(
+                halves[half], y_desc, y_stats_ptr, own_slot(ring, own, y_desc, HALF), vectors, turn, group, row, column,
+                M, N, half * HALF, GROUPS, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            )  # fmt: skip
     else:
-        mbarrier.wait(third_full, turn & 1)
-        place = third_place.slice(0, WIDTH, 1)
-        tail_place = third_tail
-    finish(
-        acc, y_desc, y_stats_ptr, place, vectors, turn, group, row + group * ROWS, column, M, N, 0, GROUPS, NORM,
-        ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
-    )  # fmt: skip
-    if TAIL:
-        finish(
-            tail, tail_y_desc, y_stats_ptr, tail_place, vectors, turn, group, row + group * ROWS, column, M, N, WIDTH,
-            GROUPS, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+        if group < 2:
+            own = (step + group) % STAGES
+            mbarrier.wait(full.index(own), (step + group) // STAGES & 1)
+            place = own_slot(ring, own, y_desc, WIDTH)
+            tail_place = tail_s.index(own)
+        else:
+            mbarrier.wait(third_full, turn & 1)
+            place = third_place.slice(0, WIDTH, 1)
+            tail_place = third_tail
+        _finish(
+            acc, y_desc, y_stats_ptr, place, vectors, turn, group, row + group * ROWS, column, M, N, 0, GROUPS, NORM,
+            ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
         )  # fmt: skip
+        if TAIL:
+            _finish(
+                tail, tail_y_desc, y_stats_ptr, tail_place, vectors, turn, group, row + group * ROWS, column, M, N,
+                WIDTH, GROUPS, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            )  # fmt: skip
     mbarrier.arrive(spent.index(turn % TURNS), count=1)
     step += 2
     return step
@@ -202,15 +215,16 @@ def multiply(
     NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
 ):  # fmt: skip
-    """The role of a multiplying warpgroup: its rows of all tiles of this program, in order."""
-    WIDTH: gl.constexpr = y_desc.block_shape[1]
+    """The role of one multiplying warpgroup or two: their rows of all tiles of this program, in order."""
+    w_s = ring[1]
+    WIDTH: gl.constexpr = w_s.shape[1]
     step = 0
     turn = 0
     programs = gl.num_programs(0)
     whole, first, pieces = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
     for tile in range(gl.program_id(0), whole, programs):
         tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        step = multiply_tile(
+        step = _multiply_tile(
             group, y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, tile_m * BLOCK_M,
             tile_n * BLOCK_N, M, N, K, BLOCK_K, STAGES, WIDTH, BLOCK_N - WIDTH, NORM, ACTIVATION, TIMES, HAS_BIAS,
             HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
@@ -218,7 +232,7 @@ def multiply(
         turn += 1
     for piece in range(first, pieces, programs):
         row, column = narrow_tile(piece, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        step = multiply_tile(
+        step = _multiply_tile(
             group, narrow_y_desc, narrow_y_desc, y_stats_ptr, ring, third, vectors, vector_bars, step, turn, row,
             column, M, N, K, BLOCK_K, STAGES, NARROW, 0, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL,
             EMIT_STATS,

@@ -144,7 +144,8 @@ def test_a_long_product_of_few_rows_is_shared_out():
         tile = choose_gemm(197, width, hidden, 2, device, described=True, residual=True)
         assert tile.parts > 1 and not tile.tma
     for m, n, k, options in (
-        (197, 768, 3072, {}), (197, 1024, 4096, {}), (1576, 768, 3072, {}), (12608, 768, 3072, {}), (197, 768, 768, {}), (197, 2304, 768, {}), (197, 768, 3072, {"gated": True}),
+        (197, 768, 3072, {}), (197, 1024, 4096, {}), (1576, 768, 3072, {}), (12608, 768, 3072, {}), (197, 768, 768, {}),
+        (197, 2304, 768, {}), (197, 768, 3072, {"gated": True}),
         (197, 100, 3080, {}), (788, 768, 3072, {}),
     ):  # fmt: skip
         assert choose_gemm(m, n, k, 2, H100, described=True, **options).parts == 1, (m, n, k, options)

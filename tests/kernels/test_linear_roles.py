@@ -69,8 +69,8 @@ def test_everything_at_once_where_three_warpgroups_multiply(dtype, sms):
 @compiled_code
 @sanitize_half
 def test_everything_at_once_where_two_warpgroups_go_together(dtype, sms):
-    """Three tiles of one program, of which the last is not whole: products begun under the end of the one before, and
-    after the last one for none; three steps each, the third of 8 columns."""
+    """Three tiles of one program, of the last of which there are only left columns; three steps each, the third of 8
+    columns of K."""
     sms(1, PAIR)
     arguments = draw_linear(Draw(dtype, seed=48), 70, 136, 576, **FULL)
     y, stats = run_linear(arguments, emit_stats=True)
@@ -80,13 +80,11 @@ def test_everything_at_once_where_two_warpgroups_go_together(dtype, sms):
 
 @compiled_code
 @sanitize_bfloat16
-def test_narrow_tiles_of_two_warpgroups_that_go_together_and_two_steps_each(dtype, sms):
-    """3 tiles on 2 SMs: each does one, and then two of the four narrow ones of the third; results of narrow ones come
-    where products for no tile were."""
-    sms(2, PAIR)
-    assert gemm_tiles.split_tiles(PAIR, 40, 768, 2) == 0 and gemm_tiles.split_tiles(PAIR, 40, 768 + 512, 4) == 1
+def test_narrow_tiles_of_two_warpgroups_that_go_together(dtype, sms):
+    """5 tiles on 4 SMs: each does one, and then one of the four narrow ones of the fifth, in the first of two slots."""
     sms(4, PAIR)
-    arguments = draw_linear(Draw(dtype, seed=49), 40, 128, 1280, norm="rms", activation="silu", residual=True)
+    assert gemm_tiles.split_tiles(PAIR, 40, 1280, 4) == 1
+    arguments = draw_linear(Draw(dtype, seed=49), 40, 64, 1280, norm="rms", activation="silu", residual=True)
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)
     judge_stats(stats, y)
