@@ -157,6 +157,8 @@ def linear(
     y = allocate(x, (m, n))
     y_stats = allocate(x, (2, stats_partials(n), m), torch.float32) if emit_stats else None
     if tile is not None:
+        if emit_stats:
+            gemm_tiles.check_statistics(tile)
         programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
         ahead, tensors = fetchable(weight), (bias, stats, column_sum, layer_scale, residual, y, y_stats)
         strides = (

@@ -230,6 +230,8 @@ def patch_embed(
         tile = gemm_tiles.choose_patch_embed(
             m, features, k, weight.element_size(), device_of(images), tf32=tf32, call=call
         )
+        if emit_stats:
+            gemm_tiles.check_statistics(tile)
         launch(
             images, patch_embed_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),
             images, matrix, fetchable(matrix), bias, prefix, position, mean, std, tokens, stats,

@@ -391,3 +391,13 @@ def test_tf32_on_request():
     assert error < 2e-3
     if RUNG != "interpreted":
         assert error > 1e-5
+
+
+def test_tiles_narrower_than_a_partial_statistic_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs would write one partial, each of its own columns; a tuned file might ask for it."""
+    tile = gemm_tiles.GemmTile(64, 32, 64, 4, 2)
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    arguments = draw_linear(Draw(torch.float32, seed=71), 70, 64, 128)
+    judge(run_linear(arguments), reference.linear, arguments)
+    with pytest.raises(ValueError, match="row statistics need tiles of a multiple of 64 columns, got 32"):
+        run_linear(arguments, emit_stats=True)

@@ -1,0 +1,134 @@
+"""A tile of the GEMM-shaped operations, `linear` and `patch_embed`: what it takes of an SM, which problems it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .device import Device
+from .linear_roles_ring import NARROW, ROWS
+from .primitives import STATS_COLUMNS
+from .tiles import cdiv, next_power_of_2
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """One program computes block_m x block_n results in steps of block_k; group_m row tiles share weights in L2 (0: all
+    of them, for small batches: with one division less before the first load).
+
+    chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
+    so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
+    (`linear_roles`): four of them multiply 64 rows of a tile, as many the next ones, and others load; num_stages
+    is the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
+    adds up what they summed.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    group_m: int = 8
+    chunk: int = 256
+    tma: int = 0
+    roles: bool = False
+    parts: int = 1
+
+
+# What adds up the parts, so many rows and columns a program: all at once at batch 8 of ViT-B.
+SUM_ROWS, SUM_COLUMNS = 16, 64
+_REGISTERS = 65536
+_LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
+_MOST_PARTS = 8
+
+
+def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
+    """Shared memory: num_stages slices of x and of one or two weight tiles, and a chunk on its way out."""
+    slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
+    if tile.roles:
+        # Twice the vectors that finish a tile, as long as powers of two, and the barriers. Results leave from the ring,
+        # but those of a third warpgroup.
+        third = 64 * tile.block_n * itemsize if tile.block_m > 128 else 0
+        return slices + third + 2 * (2 * tile.block_m + 3 * next_power_of_2(tile.block_n)) * 4 + 128
+    out = tile.block_m * min(tile.chunk, tile.block_n) * itemsize
+    return slices + out if tile.tma else slices
+
+
+def resident_programs(tile: GemmTile, itemsize: int, device: Device, operands: int = 1) -> int:
+    """Programs of this tile that an SM holds at a time, by shared memory and (estimated) registers."""
+    if tile.tma:
+        return tile.tma
+    threads = 32 * tile.num_warps
+    registers = min(255, operands * tile.block_m * tile.block_n // threads + 100)
+    by_memory = device.shared_memory // (gemm_shared_bytes(tile, itemsize, operands) + 1024)
+    return max(1, min(by_memory, _REGISTERS // (threads * registers)))
+
+
+def loads_early(tile: GemmTile, *, gated: bool) -> bool:
+    """Whether the registers hold what the epilogue needs from before the product: 64 sums a thread leave room.
+
+    A small batch waits for data more than for anything else; under the product that wait costs nothing.
+    """
+    return (2 if gated else 1) * tile.block_m * tile.block_n <= 64 * 32 * tile.num_warps
+
+
+def may_halve(tile: GemmTile) -> bool:
+    """Whether a launch with this tile can share out its last tiles as halves: the kernel then holds code for both."""
+    return tile.tma > 0 and tile.block_m >= 128 and not tile.roles
+
+
+def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
+    """How many of the last tiles are shared out as two halves: all beyond a multiple of the SMs, where these are at
+    most half as many. Whole, they would keep so few SMs busy for a whole tile's time; halved, all for half of it."""
+    left_over = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) % sm_count
+    return left_over if may_halve(tile) and 2 * left_over <= sm_count else 0
+
+
+def roles_blocks(tile: GemmTile) -> tuple[int, int, int]:
+    """Of a tile whose warps have roles: rows that are multiplied together, columns at once (all, or 128 of 192, before
+    the others), and columns of a block of results. Of 256 columns, two warpgroups go together; their blocks are half as
+    wide and twice as high."""
+    if tile.block_n > 192:
+        return 2 * ROWS.value, tile.block_n, tile.block_n // 2
+    width = 1 << tile.block_n.bit_length() - 1
+    return ROWS.value, width, width
+
+
+def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
+    """With roles, how many of the last tiles are shared out in narrow pieces: all beyond a multiple of the SMs, where
+    each SM then gets one piece at most. Less than one round is not split: other tiles are better there."""
+    rounds, left_over = divmod(cdiv(m, tile.block_m) * cdiv(n, tile.block_n), sm_count)
+    return left_over if rounds and left_over * (tile.block_n // NARROW.value) <= sm_count else 0
+
+
+def may_have_roles(n: int, itemsize: int, device: Device, *, gated: bool, described: bool) -> bool:
+    """Whether `linear_roles_kernel` can compute it: sm_90's instructions, 16 bits, and whole narrow tiles."""
+    return described and 90 <= device.capability < 100 and itemsize == 2 and not gated and n % NARROW.value == 0
+
+
+def shared_out(tile: GemmTile, m: int, n: int, k: int, sm_count: int) -> GemmTile | None:
+    """The tile with so many parts of K that one round of programs does all; None where that leaves K whole, where K is
+    short, or no number of whole steps."""
+    steps, rest = divmod(k, tile.block_k)
+    room = min(sm_count // (cdiv(m, tile.block_m) * cdiv(n, tile.block_n)), steps, _MOST_PARTS)
+    if rest or steps < _LEAST_STEPS or room < 2:
+        return None
+    # No more parts than it takes for the longest to be as short.
+    return replace(tile, parts=cdiv(steps, cdiv(steps, room)))
+
+
+def may_share(
+    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, gated: bool, described: bool
+) -> bool:  # fmt: skip
+    """Whether the kernels of `linear_parts` can compute it with this tile: 16 bits, no gate, whole steps of K, at least
+    one in each part, and what descriptors ask."""
+    if itemsize != 2 or gated or k % tile.block_k or k // tile.block_k < tile.parts:
+        return False
+    return not tile.roles and (not tile.tma or (described and 90 <= device.capability < 100))
+
+
+def check_statistics(tile: GemmTile) -> None:
+    """Raises ValueError for a tile that would write partial row statistics of less columns than one has."""
+    if tile.parts == 1 and tile.block_n % STATS_COLUMNS.value:
+        raise ValueError(
+            f"row statistics need tiles of a multiple of {STATS_COLUMNS.value} columns, got {tile.block_n}: {tile}"
+        )
