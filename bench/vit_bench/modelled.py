@@ -115,7 +115,8 @@ def _by_the_tile_choice(
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, residual=bool(a.get("HAS_RESIDUAL")))
     if kernel == "linear_parts_kernel":
-        tile = GemmTile(a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], num_warps, num_stages, parts=a["parts"])
+        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
+        tile = GemmTile(*blocks, num_warps, num_stages, tma=int(a["DESCRIBED"]), parts=a["parts"])
         return parts_cycles(tile, a["M"], a["N"], a["K"], device) / clock(device)
     if kernel == "linear_sum_kernel":
         return sum_cycles(a["PARTS"], a["M"], a["N"], device) / clock(device)

@@ -81,8 +81,8 @@ def step_cycles(
 
 
 def _turn_cycles(tile: GemmTile, itemsize: int, device: Device, operands: int = 1) -> float:
-    """A step's share of the time that a slot takes to fill, its weights and x cold: known for sm_90 only."""
-    if not 90 <= device.capability < 100:
+    """A step's share of the time that a slot takes to fill, weights and x cold: known of descriptors on sm_90 only."""
+    if not tile.tma or not 90 <= device.capability < 100:
         return 0.0
     slot = (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
     return (_ROUND_TRIP + slot / _L2_BYTES_PER_CLOCK[90]) / tile.num_stages
@@ -140,9 +140,7 @@ def gemm_cycles(
     # Where a few SMs have a tile more than the others, they may have more of L2, too.
     busy_sms = min((tiles + halved) / max(1, min(cdiv(tiles - halved, device.sm_count), resident)), device.sm_count)
     early = tile.tma > 0 and loads_early(tile, gated=operands > 1)
-    # Through pointers on sm_90, row statistics take as long as a residual: seen on an H100, 4 launches of ViT-B.
-    late = residual or (not tile.tma and 90 <= device.capability < 100)
-    waits = _EARLY_EPILOGUE if early else _EPILOGUE + _RESIDUAL * late
+    waits = _EARLY_EPILOGUE if early else _EPILOGUE + _RESIDUAL * residual
 
     def together(*shapes: GemmTile) -> float:
         busy = [step_cycles(t, itemsize, device, operands=operands, tf32=tf32, busy_sms=busy_sms) for t in shapes]

@@ -75,6 +75,7 @@ PLANS = {
     "ViT-B, batch 64": 'plan("vit_base_patch16_224", 64)',
     "ViT-B, batch 48": 'plan("vit_base_patch16_224", 48, depth=1)',
     "ViT-B, batch 1": 'plan("vit_base_patch16_224", 1)',
+    "ViT-B, batch 1, sm_80": 'plan("vit_base_patch16_224", 1, "sm_80")',
     "batch 4096": 'plan("vit_base_patch16_224", 4096, depth=1)',
     "16384 tokens": 'plan("vit_base_patch16_224", 4, pixels=2048, depth=1)',
     "registers": 'plan("vit_small_patch14_reg4_dinov2", 1, depth=1)',
@@ -95,8 +96,10 @@ def test_vit_b_makes_five_launches_a_block_and_no_other_work(recorded: dict[str,
 
 
 def test_a_small_batch_makes_a_sixth_launch_to_add_up_the_parts_of_fc2(recorded: dict[str, dict[str, Any]]) -> None:
-    check(recorded["ViT-B, batch 1"], [*BLOCK, "linear_sum_kernel"], TAIL)
-    assert recorded["ViT-B, batch 1"]["kernels"].count("linear_parts_kernel") == 12
+    """Not on sm_90, where a longer ring is as fast."""
+    check(recorded["ViT-B, batch 1, sm_80"], [*BLOCK, "linear_sum_kernel"], TAIL)
+    assert recorded["ViT-B, batch 1, sm_80"]["kernels"].count("linear_parts_kernel") == 12
+    check(recorded["ViT-B, batch 1"], BLOCK, TAIL)
 
 
 @pytest.mark.parametrize("name", ["batch 4096", "16384 tokens"])
@@ -106,8 +109,8 @@ def test_grids_of_the_largest_inputs_stay_within_the_hardware(name: str, recorde
 
 
 def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, dict[str, Any]]) -> None:
-    """All but the head's, in the batch that fills the GPU and, but for fc2, in the one that leaves most of it idle."""
-    assert recorded["ViT-B, batch 1"]["kernels"].count("linear_tma_kernel") == 3 * 12
+    """All but the head's, in the batch that fills the GPU and in the one that leaves most of it idle."""
+    assert recorded["ViT-B, batch 1"]["kernels"].count("linear_tma_kernel") == 4 * 12
     assert recorded["ViT-B, batch 64"]["kernels"].count("linear_roles_kernel") == 4 * 12
 
 
@@ -122,8 +125,8 @@ def test_attention_of_many_short_sequences_keeps_their_keys_in_shared_memory(rec
 
 def test_the_last_tiles_of_a_product_are_split_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
     """74 x 9 tiles of 256 columns on 132 SMs leave 6 over, and 74 x 6 of 128 columns 48; 74 x 12 and x 3 leave more
-    than make a piece for each SM. At batch 64 there are 66 x 12, 4 and 4 tiles of 192 x 192, and 99 x 12 of fc1."""
-    for name, left_over in (("ViT-B, batch 48", (6, 48, 0, 0)), ("ViT-B, batch 64", (0, 0, 0, 0))):
+    than make a piece for each SM. At batch 64 there are 99 x 9, 3 and 12 tiles, and 66 x 4 of 192 x 192 of fc2."""
+    for name, left_over in (("ViT-B, batch 48", (6, 48, 0, 0)), ("ViT-B, batch 64", (0, 33, 0, 0))):
         seen = recorded[name]
         block = list(zip(seen["kernels"], seen["split"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
         roles = "linear_roles_kernel"

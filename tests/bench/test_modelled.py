@@ -56,7 +56,7 @@ def test_a_gemm_whose_warps_have_roles_is_timed_with_its_ring():
 def test_a_shared_out_gemm_is_timed_launch_by_launch():
     tile = gemm_tiles.GemmTile(64, 128, 64, 4, 4, tma=1, parts=5)
     shape = {"M": 197, "N": 768, "K": 3072, "parts": 5}
-    blocks = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}
+    blocks = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "DESCRIBED": True}
     parts = modelled.modelled_seconds("linear_parts_kernel", shape | blocks, 120, 4, 4, H100)
     added = modelled.modelled_seconds("linear_sum_kernel", shape | {"PARTS": 5}, 156, 4, 1, H100)
     assert parts is not None and added is not None
