@@ -64,9 +64,7 @@ _TMA_TILES = (
 )
 # Gated activations sum two products: half the tile, or twice the threads, for the same registers.
 _GATED_TILES = (GemmTile(64, 128, 64, 8, 3), *_SMALL_TILES)
-_GATED_TMA_TILES = (
-    GemmTile(128, 64, 64, 4, 6, chunk=64, tma=1), GemmTile(128, 64, 64, 4, 3, chunk=64, tma=2), *_GATED_TILES
-)  # fmt: skip
+_GATED_TMA_TILES = (GemmTile(128, 64, 64, 4, 3, chunk=64, tma=2), *_GATED_TILES)
 # For fewer tiles than SMs, with as many parts of K as that leaves room for (`shared_out`). Operands of 16 bits.
 _SHARED_TILES = (GemmTile(64, 128, 64, 4, 3), GemmTile(64, 64, 64, 4, 4))
 _SHARED_TMA_TILES = (GemmTile(64, 128, 64, 4, 6, tma=1),)

@@ -25,7 +25,7 @@ for name in ("sm_80", "sm_90"):
     with recording(gpu(name), torch_device="meta") as recorder:
         for rows in (197, 12608):
             linear(meta(rows, 768), meta(768, 768))
-        linear(meta(197, 768), meta(1536, 768), activation="swiglu")
+        linear(meta(197, 768), meta(4096, 768), activation="swiglu")
         linear(meta(197, 768), meta(768, 800)[:, :768])
         linear(meta(197, 768, dtype=torch.float32), meta(768, 768, dtype=torch.float32))
         patch_embed(meta(1, 3, 32, 32), meta(768, 3, 16, 16))

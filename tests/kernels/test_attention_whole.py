@@ -122,11 +122,11 @@ def test_which_problems_it_may_compute():
 
 def test_modelled_time_of_heads_that_are_whole():
     """Two programs share an SM; a head of 197 tokens has four tiles, each with three blocks and a rest."""
-    tile = 1800 + 3 * 560 + 500
+    tile = 2000 + 3 * 630 + 560
     for each, programs, rounds in ((4, 264, 1), (4, 265, 2), (2, 132, 1), (1, 66, 1), (8, 264, 1)):
         cycles = attention_cycles(AttentionTile(64, 64, 4, 2, each), programs, 197, 197, 64, H100)
-        assert cycles == rounds * (3500 + min(each, 4) * tile), (each, programs)
-    assert attention_cycles(AttentionTile(64, 64, 4, 2, 1), 1, 64, 128, 64, H100) == 3500 + 1800 + 2 * 560
+        assert cycles == rounds * (3900 + min(each, 4) * tile), (each, programs)
+    assert attention_cycles(AttentionTile(64, 64, 4, 2, 1), 1, 64, 128, 64, H100) == 3900 + 2000 + 2 * 630
 
 
 @pytest.mark.parametrize(("heads", "tiles"), [(12, 0), (96, 0), (384, 2), (768, 4), (3072, 4)])
