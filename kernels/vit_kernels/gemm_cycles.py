@@ -25,8 +25,8 @@ _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few
 # L2: 24 launches of ViT-B at batch 1 on an H100, with rings of 3 to 6 slots of 16 to 48 KB. So a step takes that time
 # by the number of slots.
 _ROUND_TRIP = 1700
-# The same where warps have roles, fitted to 35 launches of ViT-S, B and L at batches 8 and 64 on an H100 (Triton 3.6,
-# cold L2, 1.75 GHz assumed; 7 % off on average, small products of ViT-S up to 30 %): what a step waits, and how much of
+# The same where warps have roles, fitted to 45 launches of ViT-S, B and L at batches 8 and 64 on an H100 (Triton 3.6,
+# cold L2, 1.75 GHz assumed; 7 % off on average, small products of ViT-S up to 25 %): what a step waits, and how much of
 # what follows the last one nobody multiplies under, in a tile of 128 x 256. Narrower ones take their share of the
 # residual, and the square of it of the rest, because their ring goes on; a third warpgroup takes its turn on the same
 # units, and has its own copy of the code to fetch.

@@ -5,9 +5,9 @@ tile each. They go through the ring of operands one behind the other, so that on
 rows. Behind the last step of a tile each of the first two gets a slot of the ring for itself: its residual arrives
 there, and its results leave from there. The third has a place of its own for these, because slots must be left to load.
 
-In tiles of 256 columns, two warpgroups go together, as one role of eight warps: the code that finishes 128 columns and
-64 rows is 20 KB, and an SM that runs a copy for each warpgroup waits for instructions a third of that time (sampled on
-an H100; fc1 of ViT-B at batch 64 took 113 us with two copies, 105 with one). Their two slots have half of the columns.
+In tiles of 256 columns, two warpgroups go together, as one role of eight warps: the code that ends 64 rows is 22 KB,
+and an SM that runs a copy for each warpgroup waits for instructions a third of that time (sampled on an H100; fc1 of
+ViT-B at batch 64 took 113 us with two copies, 105 with one). Each of their two slots has half of the columns.
 
 A barrier's n-th use is waited for by its parity, n & 1. Nobody fills a slot before everybody has let go of it:
 

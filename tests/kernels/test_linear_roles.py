@@ -43,36 +43,21 @@ def sms(monkeypatch):
     return pretend
 
 
+@pytest.mark.parametrize(
+    ("tile", "seed", "m", "k", "n"),
+    [
+        # Residuals come where results left, and vectors where those of two tiles before were.
+        pytest.param(TILE, 41, 70, 72, 320, id="three tiles"),
+        pytest.param(THREE, 46, 200, 72, 384, id="four tiles of three warpgroups, the last of 8 rows"),
+        pytest.param(PAIR, 48, 70, 136, 576, id="three tiles of two that go together, of the last only left columns"),
+    ],
+)
 @compiled_code
 @sanitize_half
-def test_everything_at_once_in_three_tiles_of_one_program(dtype, sms):
-    """Neither rows nor columns nor steps fill the last tile; residuals come where results left, and vectors where those
-    of two tiles before were."""
-    sms(1)
-    arguments = draw_linear(Draw(dtype, seed=41), 70, 72, 320, **FULL)
-    y, stats = run_linear(arguments, emit_stats=True)
-    judge(y, reference.linear, arguments)
-    judge_stats(stats, y)
-
-
-@compiled_code
-@sanitize_half
-def test_everything_at_once_where_three_warpgroups_multiply(dtype, sms):
-    """Four tiles of one program, the last of 8 rows; partial statistics of rows and of results."""
-    sms(1, THREE)
-    arguments = draw_linear(Draw(dtype, seed=46), 200, 72, 384, **FULL)
-    y, stats = run_linear(arguments, emit_stats=True)
-    judge(y, reference.linear, arguments)
-    judge_stats(stats, y)
-
-
-@compiled_code
-@sanitize_half
-def test_everything_at_once_where_two_warpgroups_go_together(dtype, sms):
-    """Three tiles of one program, of the last of which there are only left columns; three steps each, the third of 8
-    columns of K."""
-    sms(1, PAIR)
-    arguments = draw_linear(Draw(dtype, seed=48), 70, 136, 576, **FULL)
+def test_everything_at_once_in_the_tiles_of_one_program(tile, seed, m, k, n, dtype, sms):
+    """Neither rows nor columns nor steps fill the last tile; partial statistics of results."""
+    sms(1, tile)
+    arguments = draw_linear(Draw(dtype, seed=seed), m, k, n, **FULL)
     y, stats = run_linear(arguments, emit_stats=True)
     judge(y, reference.linear, arguments)
     judge_stats(stats, y)
