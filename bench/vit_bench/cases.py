@@ -353,11 +353,12 @@ def cases_for(kernel: str) -> Iterator[Case]:
     return (case for case in CASES if case.kernel == kernel)
 
 
-def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
+def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = True) -> Case:
     """A case a little larger than one program's tile, with most of a kernel's options on.
 
     For running a tile that the tile choice would only pick for a large problem. width: of an attention head or of the
-    one-kernel MLP, which are compile-time constants of those kernels.
+    one-kernel MLP, which are compile-time constants of those kernels. added: a residual and statistics, without which
+    the warps of `linear_roles` share their work differently.
     """
     shape = " ".join(str(value) for value in vars(tile).values())
     name = f"tile {shape}"
@@ -389,6 +390,10 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool) -> Case:
         if tile.roles and tile.parts == 1:
             # Five tiles in a row, the last one not whole, for programs that walk from one to the next.
             m, k, n = tile.block_m - 28, 3 * tile.block_k + 8, 5 * tile.block_n - 64
+        if not added:
+            options = {"norm": "layer", "activation": "gelu"}
+            inputs = _linear(m, k, n, "norm", "bias")
+            return Case(kernel, f"{name}, nothing added", inputs, options, {"partial_stats": True})
         if gated:
             return Case(
                 kernel,

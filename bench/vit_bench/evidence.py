@@ -68,7 +68,10 @@ def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Wo
         for choice in shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)):
             case = tile_case(kernel, choice.tile, choice.width, choice.gated)
             if getattr(choice.tile, "roles", False):
-                work += [_walked(case, choice.tile, sms) for sms in WALKED_BY]
+                cases = [case]
+                if kernel == "linear":
+                    cases.append(tile_case(kernel, choice.tile, choice.width, choice.gated, added=False))
+                work += [_walked(case, choice.tile, sms) for case in cases for sms in WALKED_BY]
             else:
                 work.append((case, forced(kernel, choice.tile)))
     return work

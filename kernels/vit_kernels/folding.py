@@ -1,10 +1,13 @@
 """LayerNorm folded into the linear layer that follows it.
 
-With W' = W diag(gamma), c_n = sum_k W'_nk and d = W beta + b:
+With W' = W diag(gamma) (I - 1 1^T / K), c_n = sum_k W'_nk and d = W beta + b:
 
-    LN(x) W^T + b = rstd (x W'^T - mean c) + d          (RMSNorm: mean = 0)
+    LN(x) W^T + b = rstd (x W'^T - mean c) + d          (RMSNorm: W' = W diag(gamma), mean = 0)
 
-so the matrix product runs on x itself and the normalisation is left to its epilogue.
+so the matrix product runs on x itself and the normalisation is left to its epilogue. The rows of W' are centred, which
+changes nothing in exact arithmetic, because x - mean is: so a common offset of a row of x is not in x W'^T in the first
+place, and a kernel may round that product to 16 bits before it subtracts the rest of the offset, mean c. That is as
+little as the rounding of W' leaves of c.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ def fold_norm(
     check_vector("norm_bias", norm_bias, k, "K, the columns of weight")
     check_same_device("weight", weight, {"bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias})
     wide = weight.float()
-    folded = (wide if norm_weight is None else wide * norm_weight.float()).to(weight.dtype)
+    # Contiguous, because the order of a sum, and so its last bit, depends on the layout.
+    scaled = (wide if norm_weight is None else wide * norm_weight.float()).contiguous()
+    folded = (scaled - scaled.mean(1, keepdim=True) if kind == "layer" else scaled).to(weight.dtype)
     column_sum = folded.float().sum(1)
     shift = torch.zeros(n, device=weight.device) if norm_bias is None else wide @ norm_bias.float()
     return folded, column_sum, shift if bias is None else shift + bias.float()

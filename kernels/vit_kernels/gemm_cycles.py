@@ -25,15 +25,18 @@ _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few
 # L2: 24 launches of ViT-B at batch 1 on an H100, with rings of 3 to 6 slots of 16 to 48 KB. So a step takes that time
 # by the number of slots.
 _ROUND_TRIP = 1700
-# The same where warps have roles, fitted to 45 launches of ViT-S, B and L at batches 8 and 64 on an H100 (Triton 3.6,
-# cold L2, 1.75 GHz assumed; 7 % off on average, small products of ViT-S up to 25 %): what a step waits, and how much of
-# what follows the last one nobody multiplies under, in a tile of 128 x 256. Narrower ones take their share of the
-# residual, and the square of it of the rest, because their ring goes on; a third warpgroup takes its turn on the same
-# units, and has its own copy of the code to fetch.
+# The same where warps have roles. What a step waits, with _ROLES_L2_BYTES_PER_CLOCK below, is fitted to 45 launches of
+# ViT-S, B and L at batches 8 and 64 on an H100, of kernels whose multiplying warps also finished (Triton 3.6, cold L2,
+# 1.75 GHz assumed). What follows is of the compiled kernel and no measurement: the instructions from the last product
+# of 256 columns to the first of the next tile, two warpgroups at a time, and 64 x 64 results finished by two warps
+# (simulated: 540 cycles for a norm and bias, 1,280 with an activation, 1,620 with a residual and statistics), by four,
+# as beside 128 columns, or by all eight that multiply, which finish the last tile if the registers hold what that takes.
 _ROLES_STEP = 25
-_ROLES_EPILOGUE = 6000
-_ROLES_RESIDUAL = 2000
-_ROLES_THIRD = 3000
+_ROLES_HAND_OVER = 700
+_ROLES_PIECE = 550
+_ROLES_ACTIVATION = 750
+_ROLES_RESIDUAL = 1100
+_ROLES_SHARE = {2: 1.0, 4: 0.55, 8: 0.3}
 # What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
 _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32
@@ -104,25 +107,32 @@ def sum_cycles(parts: int, m: int, n: int, device: Device) -> float:
 
 
 def _roles_cycles(
-    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, residual: bool
+    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, activated: bool, residual: bool
 ) -> float:  # fmt: skip
-    """`gemm_cycles` where warps have roles: the busiest SM does its whole tiles and then its narrow ones."""
+    """`gemm_cycles` where warps have roles: the busiest SM does its whole tiles and then a narrow one, each under what
+    finishes the one before; the last is finished under nothing."""
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
     split = split_tiles(tile, m, n, device.sm_count)
     busy_sms = min(tiles + 3 * split, device.sm_count)
-    cycles = float(_LAUNCH)
-    for columns, number in ((tile.block_n, tiles - split), (NARROW.value, split * tile.block_n // NARROW.value)):
+    piece = _ROLES_PIECE + _ROLES_ACTIVATION * activated + _ROLES_RESIDUAL * residual
+
+    def multiply(columns: int) -> float:
         step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + _ROLES_STEP
-        share = columns / 256
-        finish = (_ROLES_EPILOGUE * share**2 + _ROLES_RESIDUAL * residual * share) * tile.block_m / 128
-        finish += _ROLES_THIRD * (tile.block_m == 192)
-        cycles += cdiv(number, device.sm_count) * (steps * step + finish)
-    return cycles
+        return steps * step + _ROLES_HAND_OVER * columns / 256
+
+    finishing = 2 if tile.block_n == 256 else 4
+    last = NARROW.value if split else tile.block_n
+    whole = multiply(tile.block_n)
+    finished = 2 * tile.block_n // NARROW.value * piece * _ROLES_SHARE[finishing]
+    cycles = whole + (cdiv(tiles - split, device.sm_count) - 1) * max(whole, finished)
+    if split:
+        cycles += max(multiply(last), finished)
+    return _LAUNCH + cycles + 2 * last // NARROW.value * piece * _ROLES_SHARE[finishing if residual else 8]
 
 
 def gemm_cycles(
     tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False,
-    residual: bool = False,
+    activated: bool = False, residual: bool = False,
 ) -> float:  # fmt: skip
     """Modelled SM cycles of a GEMM [m, k] x [k, n * operands]: waves of tiles times the cycles of a tile.
 
@@ -133,7 +143,7 @@ def gemm_cycles(
     if tile.parts > 1:
         return parts_cycles(tile, m, n, k, device) + sum_cycles(tile.parts, m, n, device)
     if tile.roles:
-        return _roles_cycles(tile, m, n, k, itemsize, device, residual=residual)
+        return _roles_cycles(tile, m, n, k, itemsize, device, activated=activated, residual=residual)
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
     halved = halved_tiles(tile, m, n, device.sm_count)
     resident = resident_programs(tile, itemsize, device, operands)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .device import Device
-from .linear_roles_ring import NARROW, ROWS
+from .linear_roles_ring import NARROW
 from .primitives import STATS_COLUMNS
-from .tiles import cdiv, next_power_of_2
+from .tiles import cdiv
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,7 @@ class GemmTile:
 
     chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
     so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
-    (`linear_roles`): four of them multiply 64 rows of a tile, as many the next ones, and others load; num_stages
-    is the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
+    (`linear_roles`): eight multiply, four finish, others load; block_m is 128, and num_stages the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
     adds up what they summed.
     """
 
@@ -45,10 +44,8 @@ def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
     """Shared memory: num_stages slices of x and of one or two weight tiles, and a chunk on its way out."""
     slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
     if tile.roles:
-        # Twice the vectors that finish a tile, as long as powers of two, and the barriers. Results leave from the ring,
-        # but those of a third warpgroup.
-        third = 64 * tile.block_n * itemsize if tile.block_m > 128 else 0
-        return slices + third + 2 * (2 * tile.block_m + 3 * next_power_of_2(tile.block_n)) * 4 + 128
+        # The sums that are handed over, twice the vectors that finish a tile, and the barriers.
+        return slices + tile.block_m * tile.block_n * itemsize + 2 * (2 * tile.block_m + 3 * tile.block_n) * 4 + 256
     out = tile.block_m * min(tile.chunk, tile.block_n) * itemsize
     return slices + out if tile.tma else slices
 
@@ -81,16 +78,6 @@ def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
     most half as many. Whole, they would keep so few SMs busy for a whole tile's time; halved, all for half of it."""
     left_over = cdiv(m, tile.block_m) * cdiv(n, tile.block_n) % sm_count
     return left_over if may_halve(tile) and 2 * left_over <= sm_count else 0
-
-
-def roles_blocks(tile: GemmTile) -> tuple[int, int, int]:
-    """Of a tile whose warps have roles: rows that are multiplied together, columns at once (all, or 128 of 192, before
-    the others), and columns of a block of results. Of 256 columns, two warpgroups go together; their blocks are half as
-    wide and twice as high."""
-    if tile.block_n > 192:
-        return 2 * ROWS.value, tile.block_n, tile.block_n // 2
-    width = 1 << tile.block_n.bit_length() - 1
-    return ROWS.value, width, width
 
 
 def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:

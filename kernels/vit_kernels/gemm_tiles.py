@@ -16,7 +16,6 @@ from .gemm_tile import (
     may_have_roles,
     may_share,
     resident_programs,
-    roles_blocks,
     shared_out,
     split_tiles,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "may_share",
     "parts_cycles",
     "resident_programs",
-    "roles_blocks",
     "shared_out",
     "split_tiles",
     "step_cycles",
@@ -53,9 +51,8 @@ _HALF_TILES = (GemmTile(128, 128, 32, 4, 4, chunk=64), GemmTile(64, 128, 64, 4, 
 # no more from memory than it has asked for. Without, two programs an SM, so that one multiplies while the other
 # finishes its tile. The small ones are for small batches, which wait for data more than for anything else.
 _TMA_TILES = (
-    GemmTile(192, 192, 64, 4, 4, tma=1, roles=True),
-    GemmTile(128, 256, 64, 4, 4, tma=1, roles=True),
-    GemmTile(128, 128, 64, 4, 6, tma=1, roles=True),
+    GemmTile(128, 256, 64, 4, 3, tma=1, roles=True),
+    GemmTile(128, 128, 64, 4, 5, tma=1, roles=True),
     GemmTile(128, 128, 64, 4, 3, chunk=64, tma=2),
     GemmTile(64, 128, 128, 4, 4, group_m=0, chunk=64, tma=1),
     GemmTile(64, 64, 128, 4, 6, group_m=0, chunk=64, tma=1),
@@ -104,11 +101,13 @@ def choose_gemm(
     gated: bool = False,
     tf32: bool = False,
     described: bool = False,
+    activation: str = "none",
     residual: bool = False,
 ) -> GemmTile:
     """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated).
 
-    described: x, the weights and a residual can be loaded through tensor descriptors.
+    described: x, the weights and a residual can be loaded through tensor descriptors. activation, residual: what stands
+    behind the product.
     """
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
@@ -135,7 +134,10 @@ def choose_gemm(
     candidates = [t for t, most in zip(table, room, strict=True) if gemm_shared_bytes(t, itemsize, operands) <= most]
 
     def cost(t: GemmTile) -> float:
-        cycles = gemm_cycles(t, m, n, k, itemsize, device, operands=operands, tf32=tf32, residual=residual)
+        cycles = gemm_cycles(
+            t, m, n, k, itemsize, device, operands=operands, tf32=tf32, activated=activation != "none",
+            residual=residual,
+        )  # fmt: skip
         by_pointers = of_descriptors and not t.tma
         return cycles * (_WORTH_A_LAUNCH if t.parts > 1 else _WORTH_POINTERS if by_pointers else 1.0)
 

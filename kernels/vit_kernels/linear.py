@@ -30,7 +30,7 @@ from .launch import allocate, describable, describe, describe_in_gluon, launch
 from .linear_kernels import linear_kernel, linear_tma_kernel
 from .linear_parts import linear_parts_kernel, linear_sum_kernel
 from .linear_roles import linear_roles_kernel
-from .linear_roles_ring import NARROW
+from .linear_roles_ring import NARROW, ROWS
 from .norm import emitted_stats
 from .primitives import MANY_PARTIALS, STATS_COLUMNS
 
@@ -147,7 +147,7 @@ def linear(
         described = describable(x) and describable(weight) and (residual is None or describable(residual))
         tile = gemm_tiles.choose_gemm(
             m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32, described=described,
-            residual=residual is not None, call=call,
+            activation=activation, residual=residual is not None, call=call,
         )  # fmt: skip
     if tile is tiles.TORCH:
         y = with_torch.linear(
@@ -188,19 +188,15 @@ def linear(
             fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
             if not fits:
                 raise ValueError(f"a tile whose warps have roles does not fit this problem: {tile}, {m} x {n} x {k}")
-            rows, width, half = gemm_tiles.roles_blocks(tile)
-            weights = [describe_in_gluon(weight, columns, tile.block_k) for columns in (width, NARROW.value)]
-            results = [
-                None if t is None else describe_in_gluon(t, rows, columns)
-                for t in (residual, y) for columns in (half, NARROW.value)
-            ]  # fmt: skip
-            constants["num_warps"] = rows // 16
+            x_blocks, *weights = (
+                describe_in_gluon(t, rows, tile.block_k)
+                for t, rows in ((x, ROWS.value), (weight, tile.block_n), (weight, NARROW.value))
+            )
             del constants["FAST"], constants["CHUNK"]
             launch(
-                x, linear_roles_kernel, min(programs, device_of(x).sm_count),
-                describe_in_gluon(x, rows, tile.block_k), *weights, *results, ahead, bias, stats, column_sum,
-                layer_scale, y_stats, m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:2],
-                eps, STAGES=tile.num_stages, **constants,
+                x, linear_roles_kernel, min(programs, device_of(x).sm_count), x_blocks, *weights, ahead, *tensors,
+                m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:3], eps,
+                STAGES=tile.num_stages, **constants,
             )  # fmt: skip
         elif tile.tma:
             # Code for both, and for a loop over many partials, is more than the registers hold.

@@ -13,11 +13,12 @@ load_block = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_gl
 _REINTERPRETS = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 store_block = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
-# Rows of a tile that a multiplying warpgroup has; two that go together have twice as many.
+# A tile has two halves of so many rows, one for each multiplying warpgroup.
 ROWS = gl.constexpr(64)
+HALVES = gl.constexpr(2)
 # Vectors are written for one tile while those of the tile before are being read.
 TURNS = gl.constexpr(2)
-# Columns of the narrow tiles that the last round is shared out in, and of the tail of a tile of 192.
+# Columns that are finished at a time, and of the narrow tiles that the last round is shared out in.
 NARROW = gl.constexpr(64)
 
 
@@ -30,32 +31,47 @@ def barriers(number: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def own_slot(ring, slot, y_desc, WIDTH: gl.constexpr):
-    """A slot's place for weights, as that of results: of 64 rows, or of 128 and half of the columns."""
-    _, w_s, _, _, _ = ring
-    place = w_s.index(slot)
-    TOGETHER: gl.constexpr = y_desc.block_shape[0]
-    COLUMNS: gl.constexpr = w_s.shape[1] * ROWS // TOGETHER
+def as_pieces(sums_s, LAYOUT: gl.constexpr):
+    """Sums [HALVES, ROWS, BLOCK_N] as the pieces of NARROW columns that they are finished in: [pieces, ROWS, NARROW].
+    In a swizzled layout, columns lie 128 bytes of all rows at a time: of 16 bits, as many as a piece has."""
+    PIECES: gl.constexpr = HALVES * sums_s.shape[2] // NARROW
     if _REINTERPRETS:
-        place = place.reinterpret(y_desc.dtype, [TOGETHER, COLUMNS], y_desc.layout)
+        return sums_s.reinterpret(sums_s.dtype, [PIECES, ROWS, NARROW], LAYOUT)
     else:
-        place = place._reinterpret(y_desc.dtype, [TOGETHER, COLUMNS], y_desc.layout)
-    return place.slice(0, WIDTH, 1)
+        return sums_s._reinterpret(sums_s.dtype, [PIECES, ROWS, NARROW], LAYOUT)
 
 
 @gluon.jit
 def share_of_tiles(M, N, split, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
-    """(tiles done whole, the first narrow tile of this program, narrow tiles): `split` tiles are shared out in pieces,
-    beginning with the programs that have a whole tile less."""
+    """(whole tiles of this program, all its tiles with narrow ones, tiles done whole by all programs): `split` tiles are
+    shared out in pieces, beginning with the programs that have a whole tile less."""
     programs = gl.num_programs(0)
     whole = tiles_over(M, BLOCK_M) * tiles_over(N, BLOCK_N) - split
-    first = (gl.program_id(0) + programs - whole % programs) % programs
-    return whole, first, split * (BLOCK_N // NARROW)
+    own = (whole - gl.program_id(0) + programs - 1) // programs
+    first = _first_piece(whole)
+    return own, own + (split * (BLOCK_N // NARROW) - first + programs - 1) // programs, whole
 
 
 @gluon.jit
-def narrow_tile(piece, whole, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr):
-    """First row and column of a narrow tile: they are the pieces of the tiles from number `whole` on."""
+def _first_piece(whole):
+    programs = gl.num_programs(0)
+    return (gl.program_id(0) + programs - whole % programs) % programs
+
+
+@gluon.jit
+def tile_of_turn(
+    turn, own, whole, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr
+):  # fmt: skip
+    """First row and column of the turn-th tile of this program, and its columns by NARROW. Narrow ones, from turn `own`
+    on, are the pieces of the tiles from number `whole` on."""
     PIECES: gl.constexpr = BLOCK_N // NARROW
-    tile_m, tile_n = grouped_tile(whole + piece // PIECES, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    return tile_m * BLOCK_M, tile_n * BLOCK_N + piece % PIECES * NARROW
+    tile = gl.program_id(0) + turn * gl.num_programs(0)
+    column = 0
+    pieces = PIECES
+    if turn >= own:
+        piece = _first_piece(whole) + (turn - own) * gl.num_programs(0)
+        tile = whole + piece // PIECES
+        column = piece % PIECES * NARROW
+        pieces = 1
+    tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    return tile_m * BLOCK_M, tile_n * BLOCK_N + column, pieces

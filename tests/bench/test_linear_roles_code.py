@@ -18,17 +18,23 @@ from vit_bench.sass import disassemble
 from vit_kernels import linear
 
 def budgets(cubin):
-    "(registers asked for, highest register used, instructions, products) of the code behind each change of budget"
+    "(registers asked for, highest used, instructions, products, most between two products) behind each change of budget"
     found = []
     for text in disassemble(cubin):
         change = re.search(r"USETMAXREG\\.\\S+ (?:UP\\d, )?(0x[0-9a-f]+)", text)
         if change:
-            found.append([int(change[1], 16), 0, 0, 0])
+            found.append([int(change[1], 16), 0, 0, 0, 0])
+            since = 0
         elif found:
             used = [int(n) for n in re.findall(r"\\bR(\\d+)\\b", text)]
             found[-1][1] = max(found[-1][1], *used, 0)
             found[-1][2] += 1
-            found[-1][3] += "HGMMA" in text
+            since += 1
+            if "HGMMA" in text:
+                if found[-1][3]:
+                    found[-1][4] = max(found[-1][4], since)
+                found[-1][3] += 1
+                since = 0
     return found
 
 def meta(*shape, dtype=torch.bfloat16):
@@ -56,19 +62,18 @@ def test_no_role_uses_more_registers_than_it_has(compiled: list[Any]) -> None:
     """A register beyond a warp's budget belongs to another warp. ptxas keeps to the budgets by itself; this looks."""
     for kernel, warps, registers, spilled, budgets in compiled:
         assert kernel == "linear_roles_kernel" and spilled == 0
-        assert all(highest < asked for asked, highest, _, _ in budgets), budgets
-        multiplying = [asked for asked, _, _, products in budgets if products]
-        loading = min(asked for asked, *_ in budgets)
-        assert multiplying == ([224] if warps == 12 else [152] * 3)
-        groups = 2 if warps == 12 else 3  # the first two go together
-        assert 4 * (groups * multiplying[0] + loading) <= warps * registers, "more than the launch got"
+        # Behind the last change stand loops of waits that ptxas moved out of all roles.
+        assert all(highest < asked for asked, highest, *_ in budgets[:-1]), budgets
+        assert budgets[-1][2] < 100
+        multiplying = [asked for asked, _, _, products, _ in budgets if products]
+        others = {asked for asked, _, count, products, _ in budgets if count > 100 and not products}
+        assert multiplying == [multiplying[0]] * 2 and len(others) == 1 and warps == 12
+        assert 4 * (2 * multiplying[0] + others.pop()) <= warps * registers, "more than the launch got"
 
 
-def test_the_epilogue_takes_few_instructions_an_element(compiled: list[Any]) -> None:
-    """A warp has 64 x 256 / 4 elements of a tile, 128 a thread, or 64 x 192 / 4, and 64 x 64 / 4 of a narrow one. All
-    of its code, the loops over steps and tiles too, is 15 or 17 instructions for each at most. Where two warpgroups go
-    together they share it."""
-    for _, warps, _, _, budgets in compiled:
-        copies, elements, limit = (1, 128, 15) if warps == 12 else (3, 96, 17)
-        instructions = sum(count for _, _, count, products in budgets if products) / copies
-        assert instructions / (elements + 32) <= limit
+def test_between_two_products_there_are_few_instructions(compiled: list[Any]) -> None:
+    """A thread hands over 128 sums of a tile of 256 columns: from the last product of a tile to the first of the next
+    there are two to three instructions for each, and none of what finishes them."""
+    for _, _, _, _, budgets in compiled:
+        for between in (b for *_, products, b in budgets if products):
+            assert between <= 3 * 128

@@ -96,7 +96,10 @@ def test_linear(launches, choose, options, gated, described):
     x, weight = DRAW.normal(40, 24), DRAW.weight(144, 24)
     n = 72 if gated else 144
     linear(x, weight, **options)
-    options = {"gated": gated, "tf32": False, "described": described, "residual": "residual" in options}
+    options = {
+        "gated": gated, "tf32": False, "described": described, "activation": options.get("activation", "none"),
+        "residual": "residual" in options,
+    }  # fmt: skip
     assert asked == [(40, n, 24, 2, device_of(x), options)]
     expect(launches[0], "linear_kernel", x, 3 * (2 if gated else 3), EVEN_K=False, FAST=True, **GEMM_CONSTANTS)
 
@@ -288,10 +291,12 @@ def test_every_kernel_waits_for_the_launch_before_it_first():
 
 def test_where_warps_have_roles_those_that_load_wait_for_the_launch_before_it():
     """Only weights are loaded ahead of that, and whoever loads nothing works on what has been loaded."""
-    load, roles = (importlib.import_module(f"vit_kernels.{name}") for name in ("linear_roles_load", "linear_roles"))
+    load, multiply, finish, roles = (
+        importlib.import_module(f"vit_kernels.linear_roles{part}") for part in ("_load", "_multiply", "_finish", "")
+    )
     kernel = inspect.getsource(roles.linear_roles_kernel.fn)
-    roles_of = set(re.findall(r"\( ?(_?multiply|_?load\w*),", re.sub(r"\s+", " ", kernel)))
-    assert roles_of == {"multiply", "load_operands", "load_vectors"}
+    roles_of = set(re.findall(r"\( (multiply|finish|load\w*), \(", re.sub(r"\s+", " ", kernel)))
+    assert roles_of == {"multiply", "finish", "load_operands", "load_vectors"}
     assert "load_block" not in kernel and "gl.load" not in kernel
 
     def before(function, call):
@@ -299,12 +304,13 @@ def test_where_warps_have_roles_those_that_load_wait_for_the_launch_before_it():
         (at,) = (n for n, line in enumerate(lines) if f"{call}(" in line)
         return "\n".join(lines[:at])
 
-    assert re.findall(r"(_load\w*|load_\w+)\(", before(load.load_weights_ahead, "follow")) == [
-        "load_weights_ahead", "_load_weights",
-    ]  # fmt: skip
-    assert set(re.findall(r"load_block\((\w+)", inspect.getsource(load._load_weights.fn))) == {"w_desc", "tail_desc"}
-    for function, call in ((load.load_vectors, "follow"), (load.load_operands, "load_weights_ahead")):
-        assert not re.search(r"load_(block|step|tile)\(|gl\.load|_write", before(function, call)), function.__name__
+    assert re.findall(r"_load\w*\(", before(load.load_operands, "follow")) == ["_load_weights("]
+    assert set(re.findall(r"load_block\((\w+)", inspect.getsource(load._load_weights.fn))) == {"w_desc"}
+    assert not re.search(r"gl\.load|_write", before(load.load_vectors, "follow"))
+    # A residual is read by those who finish.
+    for function in (multiply.multiply, finish.finish):
+        assert before(function, "finish_half").count("if HAS_RESIDUAL:") == 1
+        assert "finish_half" not in before(function, "follow")
 
 
 class Compiled:

@@ -18,12 +18,10 @@ from .test_linear import FULL, draw_linear, run_linear
 
 linear_module = importlib.import_module("vit_kernels.linear")
 
-# The columns of half of what the tile choice takes: the sanitizer computes whole tiles, however few rows there are.
+# Four warps finish what eight multiply. The sanitizer computes whole tiles, however few rows there are.
 TILE = GemmTile(128, 128, 64, 4, 3, group_m=2, tma=1, roles=True)
-# Three warpgroups multiply, 128 columns and then 64; the third has a place of its own for results.
-THREE = GemmTile(192, 192, 64, 4, 3, group_m=2, tma=1, roles=True)
-# Two warpgroups go together, in halves of the columns.
-PAIR = GemmTile(128, 256, 64, 4, 4, group_m=2, tma=1, roles=True)
+# Two warps finish.
+WIDE = GemmTile(128, 256, 64, 4, 3, group_m=2, tma=1, roles=True)
 
 compiled_code = pytest.mark.skipif(
     RUNG == "interpreted" or (RUNG == "executed" and torch.cuda.get_device_capability() != (9, 0)),
@@ -46,10 +44,9 @@ def sms(monkeypatch):
 @pytest.mark.parametrize(
     ("tile", "seed", "m", "k", "n"),
     [
-        # Residuals come where results left, and vectors where those of two tiles before were.
+        # Sums come where those of the tile before were, and vectors where those of two tiles before were.
         pytest.param(TILE, 41, 70, 72, 320, id="three tiles"),
-        pytest.param(THREE, 46, 200, 72, 384, id="four tiles of three warpgroups, the last of 8 rows"),
-        pytest.param(PAIR, 48, 70, 136, 576, id="three tiles of two that go together, of the last only left columns"),
+        pytest.param(WIDE, 48, 70, 136, 576, id="three tiles of which the last has 64 columns"),
     ],
 )
 @compiled_code
@@ -63,34 +60,53 @@ def test_everything_at_once_in_the_tiles_of_one_program(tile, seed, m, k, n, dty
     judge_stats(stats, y)
 
 
+@pytest.mark.parametrize("tile", [TILE, WIDE], ids=["128 columns", "256 columns"])
 @compiled_code
 @sanitize_bfloat16
-def test_narrow_tiles_of_two_warpgroups_that_go_together(dtype, sms):
-    """5 tiles on 4 SMs: each does one, and then one of the four narrow ones of the fifth, in the first of two slots."""
-    sms(4, PAIR)
-    assert gemm_tiles.split_tiles(PAIR, 40, 1280, 4) == 1
-    arguments = draw_linear(Draw(dtype, seed=49), 40, 64, 1280, norm="rms", activation="silu", residual=True)
-    y, stats = run_linear(arguments, emit_stats=True)
-    judge(y, reference.linear, arguments)
-    judge_stats(stats, y)
+def test_nothing_added_in_the_tiles_of_one_program(tile, dtype, sms):
+    """Without residual and statistics, the last of three tiles is finished by those who multiplied it."""
+    sms(1, tile)
+    arguments = draw_linear(Draw(dtype, seed=50), 70, 72, 2 * tile.block_n + 64, norm="layer", activation="gelu")
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+@pytest.mark.parametrize("added", [True, False], ids=["residual", "nothing added"])
+@compiled_code
+@sanitize_bfloat16
+def test_narrow_tiles_of_the_wide_ones(added, dtype, sms):
+    """5 tiles on 4 SMs: each does one, and then one of the four narrow ones of the fifth."""
+    sms(4, WIDE)
+    assert gemm_tiles.split_tiles(WIDE, 40, 1280, 4) == 1
+    arguments = draw_linear(Draw(dtype, seed=49), 40, 64, 1280, norm="rms", activation="silu", residual=added)
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@compiled_code
+@sanitize_half
+def test_an_offset_of_the_rows_is_not_among_what_is_rounded(offset, dtype, sms):
+    """Sums are handed over in 16 bits, before the mean is subtracted: weights that are not centred would show."""
+    sms(1)
+    arguments = draw_linear(Draw(dtype, seed=51), 40, 72, 128, norm="layer")
+    arguments["x"] = Draw(dtype, seed=52).rows(40, 72, offset=offset)
+    judge(run_linear(arguments), reference.linear, arguments)
 
 
 @compiled_code
-@sanitize_bfloat16
-def test_narrow_tiles_of_three_warpgroups_and_one_step_each(dtype, sms):
-    """4 tiles on 3 SMs: each does one, and then one of the three narrow ones of the fourth."""
-    sms(3, THREE)
-    assert gemm_tiles.split_tiles(THREE, 150, 768, 3) == 1
-    arguments = draw_linear(Draw(dtype, seed=47), 150, 64, 768, residual=True, bias=False)
-    y, stats = run_linear(arguments, emit_stats=True)
-    judge(y, reference.linear, arguments)
-    judge_stats(stats, y)
+@sanitize_half
+def test_rows_of_any_scale(dtype, sms):
+    """Sums of rows as large as fp16 allows overflow it, and of small ones vanish in it, but for rstd."""
+    sms(1)
+    arguments = draw_linear(Draw(dtype, seed=53), 40, 72, 128, norm="layer")
+    arguments["weight"] = arguments["weight"] * 64
+    arguments["x"] = arguments["x"] * torch.logspace(-2, 4, 40).to(arguments["x"])[:, None]
+    judge(run_linear(arguments), reference.linear, arguments)
 
 
 @compiled_code
 @sanitize_bfloat16
 def test_one_step_a_tile_and_no_vectors(dtype, sms):
-    """The ring goes round with one step and two results a tile: 2 tiles of rows, one program."""
+    """The ring goes round with one step a tile: 2 tiles of rows, one program."""
     sms(1)
     arguments = draw_linear(Draw(dtype, seed=42), 130, 64, 64)
     arguments["bias"] = None
