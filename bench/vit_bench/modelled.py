@@ -56,10 +56,12 @@ MEASURED = (
 
 
 def gemm_seconds(
-    tile: GemmTile, m: int, n: int, k: int, device: Device, *, operands: int = 1, residual: bool = False
-) -> float:
+    tile: GemmTile, m: int, n: int, k: int, device: Device, *, operands: int = 1, activated: bool = False,
+    residual: bool = False,
+) -> float:  # fmt: skip
     """Modelled seconds of a 16-bit GEMM [m, k] x [k, n * operands]. Raises ValueError for a GPU without a clock."""
-    return gemm_cycles(tile, m, n, k, 2, device, operands=operands, residual=residual) / clock(device)
+    options = {"operands": operands, "activated": activated, "residual": residual}
+    return gemm_cycles(tile, m, n, k, 2, device, **options) / clock(device)
 
 
 def clock(device: Device) -> float:
@@ -113,7 +115,8 @@ def _by_the_tile_choice(
     if kernel == "linear_roles_kernel":
         blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
-        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, residual=bool(a.get("HAS_RESIDUAL")))
+        options = {"activated": a["ACTIVATION"] != "none", "residual": bool(a.get("HAS_RESIDUAL"))}
+        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
     if kernel == "linear_parts_kernel":
         blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, num_warps, num_stages, tma=int(a["DESCRIBED"]), parts=a["parts"])

@@ -28,15 +28,15 @@ _ROUND_TRIP = 1700
 # The same where warps have roles. What a step waits, with _ROLES_L2_BYTES_PER_CLOCK below, is fitted to 45 launches of
 # ViT-S, B and L at batches 8 and 64 on an H100, of kernels whose multiplying warps also finished (Triton 3.6, cold L2,
 # 1.75 GHz assumed). What follows is of the compiled kernel and no measurement: the instructions from the last product
-# of 256 columns to the first of the next tile, two warpgroups at a time, and 64 x 64 results finished by two warps
-# (simulated: 540 cycles for a norm and bias, 1,280 with an activation, 1,620 with a residual and statistics), by four,
-# as beside 128 columns, or by all eight that multiply, which finish the last tile if the registers hold what that takes.
+# of 256 columns to the first of the next tile, two warpgroups at a time, and what 64 x 64 results take two finishing
+# warps (simulated: 740 cycles for a norm and bias, 1,460 with an activation, 1,660 with a residual and statistics),
+# half as long with the four that there are beside 128 columns, and less with all eight that multiply, two on each unit.
 _ROLES_STEP = 25
 _ROLES_HAND_OVER = 700
-_ROLES_PIECE = 550
-_ROLES_ACTIVATION = 750
-_ROLES_RESIDUAL = 1100
-_ROLES_SHARE = {2: 1.0, 4: 0.55, 8: 0.3}
+_ROLES_PIECE = 740
+_ROLES_ACTIVATION = 720
+_ROLES_RESIDUAL = 920
+_ROLES_SHARE = {2: 1.0, 4: 0.5, 8: 0.3}
 # What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
 _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32

@@ -17,8 +17,8 @@ class GemmTile:
 
     chunk: columns that are finished at a time behind the product. tma: operands come through tensor descriptors, and
     so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
-    (`linear_roles`): eight multiply, four finish, others load; block_m is 128, and num_stages the slots of their ring. parts: so many programs a tile share K (`linear_parts`), and a second launch
-    adds up what they summed.
+    (`linear_roles`): eight multiply, others finish and load; block_m is 128, and num_stages the slots of their ring for
+    weights. parts: so many programs a tile share K (`linear_parts`), and a second launch adds up what they summed.
     """
 
     block_m: int
@@ -44,8 +44,9 @@ def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
     """Shared memory: num_stages slices of x and of one or two weight tiles, and a chunk on its way out."""
     slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
     if tile.roles:
-        # The sums that are handed over, twice the vectors that finish a tile, and the barriers.
-        return slices + tile.block_m * tile.block_n * itemsize + 2 * (2 * tile.block_m + 3 * tile.block_n) * 4 + 256
+        # One more of x, the sums that are handed over, twice what finishes rows, barriers, and what roles share.
+        more = tile.block_m * (tile.block_k + tile.block_n) * itemsize
+        return slices + more + 4 * tile.block_m * 4 + 1024
     out = tile.block_m * min(tile.chunk, tile.block_n) * itemsize
     return slices + out if tile.tma else slices
 

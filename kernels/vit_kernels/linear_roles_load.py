@@ -1,4 +1,4 @@
-"""The loading roles of `linear_roles_kernel`: one warp brings operands, one the vectors of a tile."""
+"""The loading roles of `linear_roles_kernel`: one warp brings operands, one row statistics."""
 
 from __future__ import annotations
 
@@ -9,28 +9,46 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, load_block, share_of_tiles, tile_of_turn
 from .primitives import STATS_COLUMNS, follow, shift_and_scale, tiles_over
 
+
 @gluon.jit
-def _load_weights(w_desc, ring, slot, column, k, WIDTH: gl.constexpr):
-    """Loads the weights of a step, and has the slot's barrier expect x beside them."""
+def _load_x(x_desc, ring, step, row, k):
+    """Loads x of a step, and has the step's barrier expect it."""
+    x_s, _, full, _ = ring
+    SLOTS: gl.constexpr = x_s.shape[0] // HALVES
+    arrived = full.index(step % SLOTS)
+    mbarrier.expect(arrived, HALVES * ROWS * x_s.shape[2] * 2)
+    for half in gl.static_range(HALVES):  # type: ignore[reportGeneralTypeIssues]
+        load_block(x_desc, [row + half * ROWS, k], arrived, x_s.index(step % SLOTS * HALVES + half))
+
+
+@gluon.jit
+def _load_weights(w_desc, ring, step, column, k, WIDTH: gl.constexpr):
+    """Loads the weights of a step, and has the step's barrier expect them."""
     x_s, w_s, full, _ = ring
-    mbarrier.expect(full.index(slot), (HALVES * ROWS + WIDTH) * x_s.shape[2] * 2)
-    load_block(w_desc, [column, k], full.index(slot), w_s.index(slot).slice(0, WIDTH))
+    arrived = full.index(step % (x_s.shape[0] // HALVES))
+    mbarrier.expect(arrived, WIDTH * x_s.shape[2] * 2)
+    load_block(w_desc, [column, k], arrived, w_s.index(step % w_s.shape[0]).slice(0, WIDTH))
 
 
 @gluon.jit
 def _load_tile(
-    x_desc, w_desc, ring, step, ahead, row, column, K, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, WIDTH: gl.constexpr
+    x_desc, w_desc, ring, step, ahead, last, row, column, row_after, K, BLOCK_K: gl.constexpr, WIDTH: gl.constexpr
 ):
-    """Loads the operands of the tile at (row, column), step by step, weights only from step number `ahead` on. Returns
-    the number of the next step."""
-    x_s, _, full, empty = ring
+    """Loads the weights of the tile at (row, column), step by step from number `ahead` on, and x of the step behind
+    each, in the end of the next tile's first: the slot that the weights of a step wait for was let go of with that of x
+    one step later. Returns the number of the next step; `last` is that of the program's last."""
+    _, w_s, _, empty = ring
+    STAGES: gl.constexpr = w_s.shape[0]
     for k in range(0, K, BLOCK_K):
-        slot = step % STAGES
         if step >= ahead:
-            mbarrier.wait(empty.index(slot), (step // STAGES & 1) ^ 1)
-            _load_weights(w_desc, ring, slot, column, k, WIDTH)
-        for half in gl.static_range(HALVES):  # type: ignore[reportGeneralTypeIssues]
-            load_block(x_desc, [row + half * ROWS, k], full.index(slot), x_s.index(slot * HALVES + half))
+            mbarrier.wait(empty.index(step % STAGES), (step // STAGES & 1) ^ 1)
+            _load_weights(w_desc, ring, step, column, k, WIDTH)
+        if step < last:
+            after = k + BLOCK_K
+            if after < K:
+                _load_x(x_desc, ring, step + 1, row, after)
+            else:
+                _load_x(x_desc, ring, step + 1, row_after, 0)
         step += 1
     return step
 
@@ -42,20 +60,25 @@ def load_operands(
 ):  # fmt: skip
     """The role of the loading warp: the operands of all tiles of this program, in order."""
     own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
+    steps = tiles_over(K, BLOCK_K)
+    last = all_turns * steps - 1
     # Every program has a whole tile to begin with. The weights of its first steps, as many as there are slots, do not
     # depend on the launch before.
-    _, column, _ = tile_of_turn(0, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    ahead = gl.minimum(tiles_over(K, BLOCK_K), STAGES)
+    row, column, _ = tile_of_turn(0, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    ahead = gl.minimum(steps, STAGES)
     for step in range(ahead):
         _load_weights(w_desc, ring, step, column, step * BLOCK_K, BLOCK_N)
     follow(OVERLAP)
+    _load_x(x_desc, ring, 0, row, 0)
     step = 0
     for turn in range(own):
-        row, column, _ = tile_of_turn(turn, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        step = _load_tile(x_desc, w_desc, ring, step, ahead, row, column, K, BLOCK_K, STAGES, BLOCK_N)
+        after, column_after, _ = tile_of_turn(turn + 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        step = _load_tile(x_desc, w_desc, ring, step, ahead, last, row, column, after, K, BLOCK_K, BLOCK_N)
+        row, column = after, column_after
     for turn in range(own, all_turns):
-        row, column, _ = tile_of_turn(turn, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        step = _load_tile(x_desc, narrow_w_desc, ring, step, ahead, row, column, K, BLOCK_K, STAGES, NARROW)
+        after, column_after, _ = tile_of_turn(turn + 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        step = _load_tile(x_desc, narrow_w_desc, ring, step, ahead, last, row, column, after, K, BLOCK_K, NARROW)
+        row, column = after, column_after
 
 
 @gluon.jit
@@ -77,53 +100,27 @@ def _merged_moments(stats_ptr, rows, M, columns, PARTIALS: gl.constexpr):
 
 
 @gluon.jit
-def _write_vectors(
-    pointers, vectors, vector_bars, turn, row, column, pieces, M, N, K, stride_bias, stride_scale, eps,
-    NORM: gl.constexpr, PARTIALS: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr,
+def load_statistics(
+    stats_ptr, vectors, vector_bars, M, N, K, split, eps, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+    GROUP_M: gl.constexpr, NORM: gl.constexpr, PARTIALS: gl.constexpr, TIMES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
-    """Writes what finishes the tile at (row, column): TIMES rstd and -TIMES rstd mean of its rows, TIMES bias, weight
-    sums and LayerScale of its columns."""
-    bias_ptr, stats_ptr, column_sum_ptr, scale_ptr = pointers
-    rstd_s, shift_s, bias_s, column_sum_s, scale_s = vectors
-    ready, spent = vector_bars
-    LANES: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])  # type: ignore[reportAssignmentType]
-    slot = turn % TURNS
-    mbarrier.wait(spent.index(slot), (turn // TURNS & 1) ^ 1)
-    for piece in range(pieces):
-        at = slot * (bias_s.shape[0] // TURNS) + piece
-        columns = column + piece * NARROW + gl.arange(0, NARROW, LANES)
-        keep = columns < N
-        if HAS_BIAS:
-            bias = gl.load(bias_ptr + columns.to(gl.int64) * stride_bias, mask=keep, other=0.0)
-            bias_s.index(at).store(bias.to(gl.float32) * TIMES)
-        if HAS_SCALE:
-            scale = gl.load(scale_ptr + columns.to(gl.int64) * stride_scale, mask=keep, other=0.0)
-            scale_s.index(at).store(scale.to(gl.float32))
-        if NORM == "layer":
-            column_sum_s.index(at).store(gl.load(column_sum_ptr + columns, mask=keep, other=0.0))
+    """The role of the warp that loads row statistics: TIMES rstd and -TIMES rstd mean of the rows of all tiles of this
+    program, in order."""
     if NORM != "none":
-        # In a loop that stays one: the loads of more rows fill the registers.
-        for half in range(HALVES):
-            rows = gl.minimum(row + half * ROWS + gl.arange(0, ROWS, LANES), M - 1)
-            mean, m2 = _merged_moments(stats_ptr, rows, M, K, PARTIALS)
-            mean, rstd = shift_and_scale(mean, m2, K, eps, NORM)
-            rstd_s.index(slot * HALVES + half).store(rstd * TIMES)
-            shift_s.index(slot * HALVES + half).store(-mean * (rstd * TIMES))
-    mbarrier.arrive(ready.index(slot), count=1)
-
-
-@gluon.jit
-def load_vectors(
-    pointers, vectors, vector_bars, M, N, K, split, stride_bias, stride_scale, eps,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr, NORM: gl.constexpr, PARTIALS: gl.constexpr,
-    TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr, OVERLAP: gl.constexpr,
-):  # fmt: skip
-    """The role of the warp that loads vectors: the vectors of all tiles of this program, in order."""
-    follow(OVERLAP)
-    own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
-    for turn in range(all_turns):
-        row, column, pieces = tile_of_turn(turn, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        _write_vectors(
-            pointers, vectors, vector_bars, turn, row, column, pieces, M, N, K, stride_bias, stride_scale, eps, NORM,
-            PARTIALS, TIMES, HAS_BIAS, HAS_SCALE,
-        )  # fmt: skip
+        follow(OVERLAP)
+        rstd_s, shift_s = vectors
+        ready, spent = vector_bars
+        LANES: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])  # type: ignore[reportAssignmentType]
+        own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
+        for turn in range(all_turns):
+            row, _, _ = tile_of_turn(turn, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+            slot = turn % TURNS
+            mbarrier.wait(spent.index(slot), (turn // TURNS & 1) ^ 1)
+            # In a loop that stays one: the loads of more rows fill the registers.
+            for half in range(HALVES):
+                rows = gl.minimum(row + half * ROWS + gl.arange(0, ROWS, LANES), M - 1)
+                mean, m2 = _merged_moments(stats_ptr, rows, M, K, PARTIALS)
+                mean, rstd = shift_and_scale(mean, m2, K, eps, NORM)
+                rstd_s.index(slot * HALVES + half).store(rstd * TIMES)
+                shift_s.index(slot * HALVES + half).store(-mean * (rstd * TIMES))
+            mbarrier.arrive(ready.index(slot), count=1)

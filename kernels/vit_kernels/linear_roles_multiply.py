@@ -7,7 +7,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from .linear_roles_finish import finish_half
+from .linear_roles_finish import finish_rows
 from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, share_of_tiles, tile_of_turn
 from .primitives import follow, rounded
 
@@ -19,10 +19,11 @@ def _multiply_step(
     """Begins one step's product, added to the sums or, in the first step, in their place; ends the one
     before."""
     x_s, w_s, full, _ = ring
-    slot = step % STAGES
-    mbarrier.wait(full.index(slot), step // STAGES & 1)
+    SLOTS: gl.constexpr = x_s.shape[0] // HALVES
+    slot = step % SLOTS
+    mbarrier.wait(full.index(slot), step // SLOTS & 1)
     x = x_s.index(slot * HALVES + half)
-    acc = warpgroup_mma(x, w_s.index(slot).slice(0, WIDTH).permute((1, 0)), acc, use_acc=ADD, is_async=True)
+    acc = warpgroup_mma(x, w_s.index(step % STAGES).slice(0, WIDTH).permute((1, 0)), acc, use_acc=ADD, is_async=True)
     return warpgroup_mma_wait(1, deps=(acc,))
 
 
@@ -34,8 +35,8 @@ def _multiply_half(
     """Multiplies the rows of one half of a tile of WIDTH columns, and hands over their sums, times rstd with a norm.
     Returns the number of the next step."""
     _, _, _, empty = ring
-    sums_s, _, summed, free = sums
-    rstd_s, _, _, _, _ = vectors
+    sums_s, summed, free = sums
+    rstd_s, _ = vectors
     ready, spent = vector_bars
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])  # type: ignore[reportAssignmentType]
     acc = gl.zeros((ROWS, WIDTH), gl.float32, LAYOUT)
@@ -45,13 +46,14 @@ def _multiply_half(
         acc = _multiply_step(acc, ring, step, half, WIDTH, STAGES, True)
         mbarrier.arrive(empty.index((step + (STAGES - 1)) % STAGES), count=1)
         step += 1
-    mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
+    if NORM != "none":
+        mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
     mbarrier.wait(free.index(half), (turn & 1) ^ 1)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(empty.index((step + (STAGES - 1)) % STAGES), count=1)
     if NORM != "none":
         acc = acc * rstd_s.index(turn % TURNS * HALVES + half).load(gl.SliceLayout(1, LAYOUT))[:, None]
-    mbarrier.arrive(spent.index(turn % TURNS), count=1)
+        mbarrier.arrive(spent.index(turn % TURNS), count=1)
     y, _ = rounded(acc, sums_s.dtype)
     sums_s.index(half).slice(0, WIDTH, 1).store(y)
     mbarrier.arrive(summed.index(half), count=1)
@@ -60,7 +62,7 @@ def _multiply_half(
 
 @gluon.jit
 def multiply(
-    half: gl.constexpr, results, ring, sums, vectors, vector_bars, M, N, K, split, stride_rm, BLOCK_M: gl.constexpr,
+    half: gl.constexpr, behind, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M: gl.constexpr,
     BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, NORM: gl.constexpr,
     ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr,
     HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr, HELPS: gl.constexpr, OVERLAP: gl.constexpr,
@@ -76,9 +78,8 @@ def multiply(
     if HELPS:
         if HAS_RESIDUAL:
             follow(OVERLAP)
-        _, pieces_s, summed, _ = sums
         row, column, pieces = tile_of_turn(all_turns - 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        finish_half(
-            results, pieces_s, summed, vectors, all_turns - 1, half, row + half * ROWS, column, pieces, M, N, stride_rm,
-            4, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+        finish_rows(
+            behind, sums, vectors, all_turns - 1, half, row, column, pieces, M, N, 4, NORM, ACTIVATION, TIMES, HAS_BIAS,
+            HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
         )  # fmt: skip

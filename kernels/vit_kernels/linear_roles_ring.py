@@ -31,20 +31,31 @@ def barriers(number: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def as_pieces(sums_s, LAYOUT: gl.constexpr):
-    """Sums [HALVES, ROWS, BLOCK_N] as the pieces of NARROW columns that they are finished in: [pieces, ROWS, NARROW].
-    In a swizzled layout, columns lie 128 bytes of all rows at a time: of 16 bits, as many as a piece has."""
-    PIECES: gl.constexpr = HALVES * sums_s.shape[2] // NARROW
+def as_pieces(sums_s, TALL: gl.constexpr):
+    """Sums [HALVES, ROWS, BLOCK_N] as the pieces that they are finished in, [pieces, TALL, NARROW]: NARROW columns
+    after NARROW columns. In a swizzled layout, columns lie 128 bytes of all rows at a time: of 16 bits, NARROW."""
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([TALL, NARROW], sums_s.dtype)  # type: ignore[reportAssignmentType]
+    PIECES: gl.constexpr = HALVES * ROWS // TALL * (sums_s.shape[2] // NARROW)
     if _REINTERPRETS:
-        return sums_s.reinterpret(sums_s.dtype, [PIECES, ROWS, NARROW], LAYOUT)
+        return sums_s.reinterpret(sums_s.dtype, [PIECES, TALL, NARROW], LAYOUT)
     else:
-        return sums_s._reinterpret(sums_s.dtype, [PIECES, ROWS, NARROW], LAYOUT)
+        return sums_s._reinterpret(sums_s.dtype, [PIECES, TALL, NARROW], LAYOUT)
+
+
+@gluon.jit
+def as_tall(vectors_s, TALL: gl.constexpr):
+    """Vectors [number, ROWS] as more of TALL rows each."""
+    NUMBER: gl.constexpr = vectors_s.shape[0] * ROWS // TALL
+    if _REINTERPRETS:
+        return vectors_s.reinterpret(vectors_s.dtype, [NUMBER, TALL], vectors_s.layout)
+    else:
+        return vectors_s._reinterpret(vectors_s.dtype, [NUMBER, TALL], vectors_s.layout)
 
 
 @gluon.jit
 def share_of_tiles(M, N, split, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
-    """(whole tiles of this program, all its tiles with narrow ones, tiles done whole by all programs): `split` tiles are
-    shared out in pieces, beginning with the programs that have a whole tile less."""
+    """(whole tiles of this program, all its tiles with narrow ones, tiles done whole by all programs): `split` tiles
+    are shared out in pieces, beginning with the programs that have a whole tile less."""
     programs = gl.num_programs(0)
     whole = tiles_over(M, BLOCK_M) * tiles_over(N, BLOCK_N) - split
     own = (whole - gl.program_id(0) + programs - 1) // programs

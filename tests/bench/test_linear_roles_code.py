@@ -18,7 +18,7 @@ from vit_bench.sass import disassemble
 from vit_kernels import linear
 
 def budgets(cubin):
-    "(registers asked for, highest used, instructions, products, most between two products) behind each change of budget"
+    "(registers asked for, highest used, instructions, products, most between two) behind each change of budget"
     found = []
     for text in disassemble(cubin):
         change = re.search(r"USETMAXREG\\.\\S+ (?:UP\\d, )?(0x[0-9a-f]+)", text)
