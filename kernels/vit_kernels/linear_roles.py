@@ -26,10 +26,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from .ahead import fetch_ahead
-from .linear_roles_finish import finish
+from .linear_roles_finish import finish, finish_rows
 from .linear_roles_load import load_operands, load_statistics
 from .linear_roles_multiply import multiply
-from .linear_roles_ring import HALVES, ROWS, TURNS, barriers
+from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, barriers, share_of_tiles, tile_of_turn
 
 
 @gluon.constexpr_function
@@ -42,7 +42,7 @@ def _finishing_warps(block_n):
 @gluon.constexpr_function
 def _registers(block_n):
     """Registers a thread of a multiplying warpgroup, and of all others."""
-    return (168, 168) if block_n == 256 else (120, 136)
+    return (176, 152) if block_n == 256 else (120, 136)
 
 
 # One compiled kernel for every number of rows, as `linear_kernel`.
@@ -91,13 +91,14 @@ def linear_roles_kernel(
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
     # What a residual or statistics take is more than the registers of those that multiply hold.
-    HELPS: gl.constexpr = not HAS_RESIDUAL and not EMIT_STATS  # type: ignore[reportAssignmentType]
+    HELPS: gl.constexpr = BLOCK_N == 256 and not HAS_RESIDUAL and not EMIT_STATS  # type: ignore[reportAssignmentType]
     REGISTERS: gl.constexpr = _registers(BLOCK_N)  # type: ignore[reportAssignmentType]
     FINISHING: gl.constexpr = _finishing_warps(BLOCK_N)  # type: ignore[reportAssignmentType]
-    SUMS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, BLOCK_N], x_desc.dtype)  # type: ignore[reportAssignmentType]
+    SUMS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, NARROW], x_desc.dtype)  # type: ignore[reportAssignmentType]
+    PIECES: gl.constexpr = HALVES * BLOCK_N // NARROW
     x_s = gl.allocate_shared_memory(x_desc.dtype, [(STAGES + 1) * HALVES, ROWS, BLOCK_K], x_desc.layout)
     w_s = gl.allocate_shared_memory(w_desc.dtype, [STAGES, BLOCK_N, BLOCK_K], w_desc.layout)
-    sums_s = gl.allocate_shared_memory(x_desc.dtype, [HALVES, ROWS, BLOCK_N], SUMS)
+    sums_s = gl.allocate_shared_memory(x_desc.dtype, [PIECES, ROWS, NARROW], SUMS)
     vectors = (
         gl.allocate_shared_memory(gl.float32, [TURNS * HALVES, ROWS], FLOATS),
         gl.allocate_shared_memory(gl.float32, [TURNS * HALVES, ROWS], FLOATS),
@@ -109,20 +110,8 @@ def linear_roles_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (
-                multiply,
-                (
-                    0, behind, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
-                    STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, HELPS, OVERLAP,
-                ),
-            ),
-            (
-                multiply,
-                (
-                    1, behind, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
-                    STAGES, NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, HELPS, OVERLAP,
-                ),
-            ),
+            (multiply, (0, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, NORM)),
+            (multiply, (1, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, NORM)),
             (
                 finish,
                 (
@@ -148,3 +137,11 @@ def linear_roles_kernel(
         [4, FINISHING, 1, 1],
         [REGISTERS[0], REGISTERS[1], REGISTERS[1], REGISTERS[1]],
     )  # fmt: skip
+    if HELPS:
+        own, turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
+        row, column, pieces = tile_of_turn(turns - 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        for half in range(HALVES):
+            finish_rows(
+                behind, sums, vectors, turns - 1, half, row, column, pieces, M, N, 4, NORM, ACTIVATION, TIMES, HAS_BIAS,
+                HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
+            )  # fmt: skip

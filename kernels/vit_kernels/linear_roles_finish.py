@@ -51,7 +51,7 @@ def finish_rows(
     sums_s, summed, _ = sums
     TALL: gl.constexpr = 16 * WARPS
     PARTS: gl.constexpr = ROWS // TALL
-    PITCH: gl.constexpr = sums_s.shape[2] // NARROW
+    PITCH: gl.constexpr = sums_s.shape[0] // HALVES
     pieces_s = as_pieces(sums_s, TALL)
     shift_s = as_tall(vectors[1], TALL)
     # A thread has 16 bytes of a row, a warp 128 bytes of four rows: whole lines of memory, and all banks.

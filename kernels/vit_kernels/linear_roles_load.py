@@ -72,11 +72,14 @@ def load_operands(
     _load_x(x_desc, ring, 0, row, 0)
     step = 0
     for turn in range(own):
-        after, column_after, _ = tile_of_turn(turn + 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        # There is no tile behind the last, and no number of one to divide by.
+        turn_after = gl.minimum(turn + 1, all_turns - 1)
+        after, column_after, _ = tile_of_turn(turn_after, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _load_tile(x_desc, w_desc, ring, step, ahead, last, row, column, after, K, BLOCK_K, BLOCK_N)
         row, column = after, column_after
     for turn in range(own, all_turns):
-        after, column_after, _ = tile_of_turn(turn + 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        turn_after = gl.minimum(turn + 1, all_turns - 1)
+        after, column_after, _ = tile_of_turn(turn_after, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         step = _load_tile(x_desc, narrow_w_desc, ring, step, ahead, last, row, column, after, K, BLOCK_K, NARROW)
         row, column = after, column_after
 

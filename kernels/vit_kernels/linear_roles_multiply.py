@@ -7,9 +7,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from .linear_roles_finish import finish_rows
-from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, share_of_tiles, tile_of_turn
-from .primitives import follow, rounded
+from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, share_of_tiles
+from .primitives import rounded
 
 
 @gluon.jit
@@ -25,6 +24,18 @@ def _multiply_step(
     x = x_s.index(slot * HALVES + half)
     acc = warpgroup_mma(x, w_s.index(step % STAGES).slice(0, WIDTH).permute((1, 0)), acc, use_acc=ADD, is_async=True)
     return warpgroup_mma_wait(1, deps=(acc,))
+
+
+@gluon.jit
+def _store_pieces(sums_s, first: gl.constexpr, y):
+    """Writes y in pieces of NARROW columns, to the places from number `first` on."""
+    WIDTH: gl.constexpr = y.shape[1]
+    if WIDTH == NARROW:
+        sums_s.index(first).store(y)
+    else:
+        left, right = y.reshape((ROWS, 2, WIDTH // 2)).permute((0, 2, 1)).split()
+        _store_pieces(sums_s, first, left)
+        _store_pieces(sums_s, first + WIDTH // 2 // NARROW, right)
 
 
 @gluon.jit
@@ -55,31 +66,20 @@ def _multiply_half(
         acc = acc * rstd_s.index(turn % TURNS * HALVES + half).load(gl.SliceLayout(1, LAYOUT))[:, None]
         mbarrier.arrive(spent.index(turn % TURNS), count=1)
     y, _ = rounded(acc, sums_s.dtype)
-    sums_s.index(half).slice(0, WIDTH, 1).store(y)
+    _store_pieces(sums_s, half * (sums_s.shape[0] // HALVES), y)
     mbarrier.arrive(summed.index(half), count=1)
     return step
 
 
 @gluon.jit
 def multiply(
-    half: gl.constexpr, behind, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M: gl.constexpr,
-    BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP_M: gl.constexpr, STAGES: gl.constexpr, NORM: gl.constexpr,
-    ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr,
-    HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr, HELPS: gl.constexpr, OVERLAP: gl.constexpr,
+    half: gl.constexpr, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+    BLOCK_K: gl.constexpr, STAGES: gl.constexpr, NORM: gl.constexpr,
 ):  # fmt: skip
-    """The role of a multiplying warpgroup: its half of all tiles of this program, in order. HELPS: the last of them it
-    finishes, too, because it has nothing left to multiply, and twice as many warps as finish the others."""
+    """The role of a multiplying warpgroup: its half of all tiles of this program, in order."""
     step = 0
-    own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
+    own, all_turns, _ = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
     for turn in range(own):
         step = _multiply_half(half, ring, sums, vectors, vector_bars, step, turn, K, BLOCK_K, STAGES, BLOCK_N, NORM)
     for turn in range(own, all_turns):
         step = _multiply_half(half, ring, sums, vectors, vector_bars, step, turn, K, BLOCK_K, STAGES, NARROW, NORM)
-    if HELPS:
-        if HAS_RESIDUAL:
-            follow(OVERLAP)
-        row, column, pieces = tile_of_turn(all_turns - 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        finish_rows(
-            behind, sums, vectors, all_turns - 1, half, row, column, pieces, M, N, 4, NORM, ACTIVATION, TIMES, HAS_BIAS,
-            HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
-        )  # fmt: skip

@@ -32,10 +32,9 @@ def barriers(number: gl.constexpr, arrivals: gl.constexpr):
 
 @gluon.jit
 def as_pieces(sums_s, TALL: gl.constexpr):
-    """Sums [HALVES, ROWS, BLOCK_N] as the pieces that they are finished in, [pieces, TALL, NARROW]: NARROW columns
-    after NARROW columns. In a swizzled layout, columns lie 128 bytes of all rows at a time: of 16 bits, NARROW."""
+    """Sums [pieces, ROWS, NARROW] as pieces of TALL rows each."""
     LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([TALL, NARROW], sums_s.dtype)  # type: ignore[reportAssignmentType]
-    PIECES: gl.constexpr = HALVES * ROWS // TALL * (sums_s.shape[2] // NARROW)
+    PIECES: gl.constexpr = sums_s.shape[0] * ROWS // TALL
     if _REINTERPRETS:
         return sums_s.reinterpret(sums_s.dtype, [PIECES, TALL, NARROW], LAYOUT)
     else:
