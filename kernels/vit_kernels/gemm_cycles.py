@@ -30,13 +30,14 @@ _ROUND_TRIP = 1700
 # 1.75 GHz assumed). What follows is of the compiled kernel and no measurement: the instructions from the last product
 # of 256 columns to the first of the next tile, two warpgroups at a time, and what 64 x 64 results take two finishing
 # warps (simulated: 740 cycles for a norm and bias, 1,460 with an activation, 1,660 with a residual and statistics),
-# half as long with the four that there are beside 128 columns, and less with all eight that multiply, two on each unit.
+# half as long with four, as there are beside 128 columns. The last tile of 256 is finished by four of those that
+# multiplied it, unless there is more behind the product than the registers hold.
 _ROLES_STEP = 25
 _ROLES_HAND_OVER = 700
 _ROLES_PIECE = 740
 _ROLES_ACTIVATION = 720
 _ROLES_RESIDUAL = 920
-_ROLES_SHARE = {2: 1.0, 4: 0.5, 8: 0.3}
+_ROLES_OF_FOUR = 0.5
 # What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
 _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32
@@ -120,14 +121,14 @@ def _roles_cycles(
         step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + _ROLES_STEP
         return steps * step + _ROLES_HAND_OVER * columns / 256
 
-    finishing = 2 if tile.block_n == 256 else 4
+    share = 1.0 if tile.block_n == 256 else _ROLES_OF_FOUR
     last = NARROW.value if split else tile.block_n
     whole = multiply(tile.block_n)
-    finished = 2 * tile.block_n // NARROW.value * piece * _ROLES_SHARE[finishing]
+    finished = 2 * tile.block_n // NARROW.value * piece * share
     cycles = whole + (cdiv(tiles - split, device.sm_count) - 1) * max(whole, finished)
     if split:
         cycles += max(multiply(last), finished)
-    return _LAUNCH + cycles + 2 * last // NARROW.value * piece * _ROLES_SHARE[finishing if residual else 8]
+    return _LAUNCH + cycles + 2 * last // NARROW.value * piece * (share if residual else _ROLES_OF_FOUR)
 
 
 def gemm_cycles(

@@ -66,7 +66,8 @@ def test_no_role_uses_more_registers_than_it_has(compiled: list[Any]) -> None:
         assert all(highest < asked for asked, highest, *_ in budgets[:-1]), budgets
         assert budgets[-1][2] < 100
         multiplying = [asked for asked, _, _, products, _ in budgets if products]
-        others = {asked for asked, _, count, products, _ in budgets[1:] if count > 100 and not products}
+        # 256: what Triton gives its first warps before the roles and behind them.
+        others = {n for n, _, count, products, _ in budgets if count > 100 and not products} - {256}
         assert multiplying == [multiplying[0]] * 2 and len(others) == 1 and warps == 12
         assert 4 * (2 * multiplying[0] + others.pop()) <= warps * registers, "more than the launch got"
 
