@@ -358,7 +358,7 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
 
     For running a tile that the tile choice would only pick for a large problem. width: of an attention head or of the
     one-kernel MLP, which are compile-time constants of those kernels. added: a residual and statistics, without which
-    the warps of `linear_roles` share their work differently.
+    the finishing warps of `linear_roles` have other code.
     """
     shape = " ".join(str(value) for value in vars(tile).values())
     name = f"tile {shape}"

@@ -30,8 +30,7 @@ _ROUND_TRIP = 1700
 # 1.75 GHz assumed). What follows is of the compiled kernel and no measurement: the instructions from the last product
 # of 256 columns to the first of the next tile, two warpgroups at a time, and what 64 x 64 results take two finishing
 # warps (simulated: 740 cycles for a norm and bias, 1,460 with an activation, 1,660 with a residual and statistics),
-# half as long with four, as there are beside 128 columns. The last tile of 256 is finished by four of those that
-# multiplied it, unless there is more behind the product than the registers hold.
+# half as long with four, as there are beside 128 columns.
 _ROLES_STEP = 25
 _ROLES_HAND_OVER = 700
 _ROLES_PIECE = 740
@@ -128,7 +127,7 @@ def _roles_cycles(
     cycles = whole + (cdiv(tiles - split, device.sm_count) - 1) * max(whole, finished)
     if split:
         cycles += max(multiply(last), finished)
-    return _LAUNCH + cycles + 2 * last // NARROW.value * piece * (share if residual else _ROLES_OF_FOUR)
+    return _LAUNCH + cycles + 2 * last // NARROW.value * piece * share
 
 
 def gemm_cycles(

@@ -26,10 +26,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from .ahead import fetch_ahead
-from .linear_roles_finish import finish, finish_rows
+from .linear_roles_finish import finish
 from .linear_roles_load import load_operands, load_statistics
 from .linear_roles_multiply import multiply
-from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, barriers, share_of_tiles, tile_of_turn
+from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, barriers
 
 
 @gluon.constexpr_function
@@ -42,7 +42,7 @@ def _finishing_warps(block_n):
 @gluon.constexpr_function
 def _registers(block_n):
     """Registers a thread of a multiplying warpgroup, and of all others."""
-    return (176, 152) if block_n == 256 else (120, 136)
+    return (168, 168) if block_n == 256 else (104, 152)
 
 
 # One compiled kernel for every number of rows, as `linear_kernel`.
@@ -90,8 +90,6 @@ def linear_roles_kernel(
     # with what those have loaded. Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
-    # What a residual or statistics take is more than the registers of those that multiply hold.
-    HELPS: gl.constexpr = BLOCK_N == 256 and not HAS_RESIDUAL and not EMIT_STATS  # type: ignore[reportAssignmentType]
     REGISTERS: gl.constexpr = _registers(BLOCK_N)  # type: ignore[reportAssignmentType]
     FINISHING: gl.constexpr = _finishing_warps(BLOCK_N)  # type: ignore[reportAssignmentType]
     SUMS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, NARROW], x_desc.dtype)  # type: ignore[reportAssignmentType]
@@ -116,7 +114,7 @@ def linear_roles_kernel(
                 finish,
                 (
                     behind, sums, vectors, vector_bars, M, N, split, BLOCK_M, BLOCK_N, GROUP_M, FINISHING,
-                    NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, HELPS, OVERLAP,
+                    NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, OVERLAP,
                 ),
             ),
             (
@@ -137,11 +135,3 @@ def linear_roles_kernel(
         [4, FINISHING, 1, 1],
         [REGISTERS[0], REGISTERS[1], REGISTERS[1], REGISTERS[1]],
     )  # fmt: skip
-    if HELPS:
-        own, turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
-        row, column, pieces = tile_of_turn(turns - 1, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        for half in range(HALVES):
-            finish_rows(
-                behind, sums, vectors, turns - 1, half, row, column, pieces, M, N, 4, NORM, ACTIVATION, TIMES, HAS_BIAS,
-                HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
-            )  # fmt: skip

@@ -40,7 +40,7 @@ def _load_vectors(behind, columns, keep, NORM: gl.constexpr, HAS_BIAS: gl.conste
 
 
 @gluon.jit
-def finish_rows(
+def _finish_rows(
     behind, sums, vectors, turn, half, row, column, pieces, M, N, WARPS: gl.constexpr, NORM: gl.constexpr,
     ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr,
     HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
@@ -107,20 +107,20 @@ def finish(
     behind, sums, vectors, vector_bars, M, N, split, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
     GROUP_M: gl.constexpr, WARPS: gl.constexpr, NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr,
     HAS_BIAS: gl.constexpr, HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
-    HELPS: gl.constexpr, OVERLAP: gl.constexpr,
+    OVERLAP: gl.constexpr,
 ):  # fmt: skip
-    """The role of the finishing warps: all tiles of this program, in order. HELPS: but for the last."""
+    """The role of the finishing warps: all tiles of this program, in order."""
     _, _, free = sums
     ready, spent = vector_bars
     if HAS_RESIDUAL:
         follow(OVERLAP)
     own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
-    for turn in range(all_turns - 1 if HELPS else all_turns):
+    for turn in range(all_turns):
         row, column, pieces = tile_of_turn(turn, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         if NORM != "none":
             mbarrier.wait(ready.index(turn % TURNS), turn // TURNS & 1)
         for half in range(HALVES):
-            finish_rows(
+            _finish_rows(
                 behind, sums, vectors, turn, half, row, column, pieces, M, N, WARPS, NORM, ACTIVATION, TIMES, HAS_BIAS,
                 HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
             )  # fmt: skip

@@ -64,7 +64,7 @@ def test_everything_at_once_in_the_tiles_of_one_program(tile, seed, m, k, n, dty
 @compiled_code
 @sanitize_bfloat16
 def test_nothing_added_in_the_tiles_of_one_program(tile, dtype, sms):
-    """Without residual and statistics, the last of three tiles of 256 columns is finished behind the roles."""
+    """The norm of whole rows, and nothing beside the product to read."""
     sms(1, tile)
     arguments = draw_linear(Draw(dtype, seed=50), 70, 72, 2 * tile.block_n + 64, norm="layer", activation="gelu")
     judge(run_linear(arguments), reference.linear, arguments)
