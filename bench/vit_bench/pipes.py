@@ -163,7 +163,7 @@ class Kernel:
         have main loops of their own (warp specialisation), that of the longest epilogue.
 
         None for a kernel without main loop, and where nothing behind the main loop stores to global memory: the results
-        leave by other warps than those that issue the products (tcgen05 with warp specialisation).
+        leave by other warps than those that issue the products (`linear_roles`, tcgen05 with warp specialisation).
         """
         flow, found = self.flow, []
         for header in self._main:

@@ -79,9 +79,10 @@ def test_main_loops_and_epilogues(found):
     for name in ("stem", "qkv", "projection"):
         launch = by_label[name]
         tile, cost = launch["tile"], launch["epilogue"]
-        # Of twelve warps that have roles, eight multiply.
-        multiplying = 8 if "roles" in launch["kernel"] else launch["num_warps"]
-        assert cost["outputs_per_thread"] == tile["m"] * tile["n"] / (32 * multiplying)
+        if "roles" in launch["kernel"]:
+            assert cost is None, "others finish than those that multiply"
+            continue
+        assert cost["outputs_per_thread"] == tile["m"] * tile["n"] / (32 * launch["num_warps"])
         assert cost["slots_per_output"] == cost["instructions"] / cost["outputs_per_thread"]
         # A store of 16 bytes holds eight results, and nothing of this size needs a hundred instructions each.
         assert 1 < cost["slots_per_output"] < 100
