@@ -86,8 +86,8 @@ def linear_roles_kernel(
     """
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
-    # The loading roles wait for the launch before, and so does what reads the residual; what the others do, they do
-    # with what those have loaded. Activations are fed half their input: see `activate_fast`.
+    # Whoever loads waits for the launch before; those that multiply do so with what has been loaded.
+    # Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
     REGISTERS: gl.constexpr = _registers(BLOCK_N)  # type: ignore[reportAssignmentType]

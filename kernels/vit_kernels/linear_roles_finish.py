@@ -1,4 +1,4 @@
-"""The finishing role of `linear_roles_kernel`: a warpgroup makes results of the sums that others hand over."""
+"""The finishing role of `linear_roles_kernel`: two or four warps make results of the sums that others hand over."""
 
 from __future__ import annotations
 
@@ -112,8 +112,7 @@ def finish(
     """The role of the finishing warps: all tiles of this program, in order."""
     _, _, free = sums
     ready, spent = vector_bars
-    if HAS_RESIDUAL:
-        follow(OVERLAP)
+    follow(OVERLAP)
     own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
     for turn in range(all_turns):
         row, column, pieces = tile_of_turn(turn, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
