@@ -16,6 +16,7 @@ from .gemm_tile import (
     may_have_roles,
     may_share,
     resident_programs,
+    ring_slots,
     shared_out,
     split_tiles,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "may_share",
     "parts_cycles",
     "resident_programs",
+    "ring_slots",
     "shared_out",
     "split_tiles",
     "step_cycles",
@@ -127,7 +129,7 @@ def choose_gemm(
         few = _SHARED_TMA_TILES if table is _TMA_TILES else _SHARED_TILES
         shared = [shared_out(tile, m, n, k, device.sm_count) for tile in few]
         table = (*table, *(tile for tile in shared if tile is not None))
-    if not may_have_roles(n, itemsize, device, gated=gated, described=described):
+    if not may_have_roles(n, k, itemsize, device, gated=gated, described=described):
         table = tuple(t for t in table if not t.roles)
     # What tiles with roles take is known to the byte.
     room = [device.shared_memory - (0 if t.roles else 2048) for t in table]

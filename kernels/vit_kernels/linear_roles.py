@@ -32,19 +32,6 @@ from .linear_roles_multiply import multiply
 from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, barriers
 
 
-@gluon.constexpr_function
-def _finishing_warps(block_n):
-    """Beside two warpgroups that multiply 256 columns there is one for all else: with a fourth, 128 registers would be
-    left at launch, which ptxas refuses for a product of 64 x 256."""
-    return 2 if block_n == 256 else 4
-
-
-@gluon.constexpr_function
-def _registers(block_n):
-    """Registers a thread of a multiplying warpgroup, and of all others."""
-    return (168, 168) if block_n == 256 else (104, 152)
-
-
 # One compiled kernel for every number of rows, as `linear_kernel`.
 @gluon.jit(do_not_specialize=["M", "split"])
 def linear_roles_kernel(
@@ -90,8 +77,8 @@ def linear_roles_kernel(
     # Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
-    REGISTERS: gl.constexpr = _registers(BLOCK_N)  # type: ignore[reportAssignmentType]
-    FINISHING: gl.constexpr = _finishing_warps(BLOCK_N)  # type: ignore[reportAssignmentType]
+    # Beside 256 columns there are no registers for warps that only load.
+    ALONE: gl.constexpr = BLOCK_N == 256  # type: ignore[reportAssignmentType]
     SUMS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, NARROW], x_desc.dtype)  # type: ignore[reportAssignmentType]
     PIECES: gl.constexpr = HALVES * BLOCK_N // NARROW
     x_s = gl.allocate_shared_memory(x_desc.dtype, [(STAGES + 1) * HALVES, ROWS, BLOCK_K], x_desc.layout)
@@ -101,37 +88,76 @@ def linear_roles_kernel(
         gl.allocate_shared_memory(gl.float32, [TURNS * HALVES, ROWS], FLOATS),
         gl.allocate_shared_memory(gl.float32, [TURNS * HALVES, ROWS], FLOATS),
     )
-    ring = x_s, w_s, barriers(STAGES + 1, 2), barriers(STAGES, HALVES)
+    # Who finishes reads statistics, too, unless it has written them: its reading is over then.
+    ring = x_s, w_s, barriers(STAGES + 1, HALVES + 1), barriers(STAGES, HALVES)
     sums = sums_s, barriers(HALVES, 1), barriers(HALVES, 1)
-    vector_bars = barriers(TURNS, 1), barriers(TURNS, HALVES + 1)
+    vector_bars = barriers(TURNS, 1), barriers(TURNS, HALVES + (1 if NORM == "layer" and not ALONE else 0))
     behind = bias_ptr, stride_bias, column_sum_ptr, scale_ptr, stride_scale, residual_ptr, stride_rm, y_ptr, y_stats_ptr
+    descs = x_desc, w_desc, narrow_w_desc
     fence_async_shared()
-    gl.warp_specialize(
-        [
-            (multiply, (0, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, NORM)),
-            (multiply, (1, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, STAGES, NORM)),
-            (
-                finish,
+    if ALONE:
+        gl.warp_specialize(
+            [
                 (
-                    behind, sums, vectors, vector_bars, M, N, split, BLOCK_M, BLOCK_N, GROUP_M, FINISHING,
-                    NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, OVERLAP,
+                    multiply,
+                    (
+                        0, descs, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                        NORM, ALONE, OVERLAP,
+                    ),
                 ),
-            ),
-            (
-                load_operands,
                 (
-                    x_desc, w_desc, narrow_w_desc, ring, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, STAGES,
-                    OVERLAP,
+                    multiply,
+                    (
+                        1, descs, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                        NORM, ALONE, OVERLAP,
+                    ),
                 ),
-            ),
-            (
-                load_statistics,
                 (
-                    stats_ptr, vectors, vector_bars, M, N, K, split, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS,
-                    TIMES, OVERLAP,
+                    finish,
+                    (
+                        behind, stats_ptr, sums, vectors, vector_bars, M, N, K, split, eps, BLOCK_M, BLOCK_N, GROUP_M,
+                        NORM, PARTIALS, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, ALONE,
+                        OVERLAP,
+                    ),
                 ),
-            ),
-        ],
-        [4, FINISHING, 1, 1],
-        [REGISTERS[0], REGISTERS[1], REGISTERS[1], REGISTERS[1]],
-    )  # fmt: skip
+            ],
+            [4, 4],
+            [168, 168],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    multiply,
+                    (
+                        0, descs, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                        NORM, ALONE, OVERLAP,
+                    ),
+                ),
+                (
+                    multiply,
+                    (
+                        1, descs, ring, sums, vectors, vector_bars, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                        NORM, ALONE, OVERLAP,
+                    ),
+                ),
+                (
+                    finish,
+                    (
+                        behind, stats_ptr, sums, vectors, vector_bars, M, N, K, split, eps, BLOCK_M, BLOCK_N, GROUP_M,
+                        NORM, PARTIALS, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS, ALONE,
+                        OVERLAP,
+                    ),
+                ),
+                (load_operands, (descs, ring, M, N, K, split, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, OVERLAP)),
+                (
+                    load_statistics,
+                    (
+                        stats_ptr, vectors, vector_bars, M, N, K, split, eps, BLOCK_M, BLOCK_N, GROUP_M, NORM, PARTIALS,
+                        TIMES, OVERLAP,
+                    ),
+                ),
+            ],
+            [4, 4, 1, 1],
+            [104, 152, 152, 152],
+        )  # fmt: skip

@@ -31,19 +31,8 @@ def barriers(number: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def as_pieces(sums_s, TALL: gl.constexpr):
-    """Sums [pieces, ROWS, NARROW] as pieces of TALL rows each."""
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([TALL, NARROW], sums_s.dtype)  # type: ignore[reportAssignmentType]
-    PIECES: gl.constexpr = sums_s.shape[0] * ROWS // TALL
-    if _REINTERPRETS:
-        return sums_s.reinterpret(sums_s.dtype, [PIECES, TALL, NARROW], LAYOUT)
-    else:
-        return sums_s._reinterpret(sums_s.dtype, [PIECES, TALL, NARROW], LAYOUT)
-
-
-@gluon.jit
 def as_tall(vectors_s, TALL: gl.constexpr):
-    """Vectors [number, ROWS] as more of TALL rows each."""
+    """Vectors [number, ROWS] as fewer of TALL rows each."""
     NUMBER: gl.constexpr = vectors_s.shape[0] * ROWS // TALL
     if _REINTERPRETS:
         return vectors_s.reinterpret(vectors_s.dtype, [NUMBER, TALL], vectors_s.layout)
