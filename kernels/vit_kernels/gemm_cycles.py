@@ -25,25 +25,22 @@ _SHORT = 1.12  # before sm_90, the products of a tile of 32 rows: a warp has few
 # L2: 24 launches of ViT-B at batch 1 on an H100, with rings of 3 to 6 slots of 16 to 48 KB. So a step takes that time
 # by the number of slots.
 _ROUND_TRIP = 1700
-# The same where warps have roles. What a step waits, with _ROLES_L2_BYTES_PER_CLOCK below, is fitted to 45 launches of
-# ViT-S, B and L at batches 8 and 64 on an H100, of kernels whose multiplying warps also finished (Triton 3.6, cold L2,
-# 1.75 GHz assumed). What follows is of the compiled kernel and no measurement: the instructions from the last product
-# of 256 columns to the first of the next tile, two warpgroups at a time, and what 64 x 64 results take two finishing
-# warps (simulated: 740 cycles for a norm and bias, 1,460 with an activation, 1,660 with a residual and statistics),
-# half as long with four, as there are beside 128 columns.
-_ROLES_STEP = 25
-_ROLES_HAND_OVER = 700
-_ROLES_PIECE = 740
-_ROLES_ACTIVATION = 720
-_ROLES_RESIDUAL = 920
-_ROLES_OF_FOUR = 0.5
+# Where warps have roles: fitted to 32 launches of ViT-S, B and L at batches 8 and 64 on an H100, each in both such
+# tiles (Triton 3.6, cold L2, 1.75 GHz assumed), 7 % off on average. What a step waits beside 256 columns, whose ring
+# has three slots; from the last product of 256 columns to the first of the next tile; what 64 x 64 results take the
+# finishing warps, more with an activation, and more with residual and statistics.
+_ROLES_STEP = 90
+_ROLES_HAND_OVER = 930
+_ROLES_PIECE = 1130
+_ROLES_ACTIVATION = 520
+_ROLES_RESIDUAL = 970
 # What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
 _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
-_ROLES_L2_BYTES_PER_CLOCK = 44  # fitted with the figures of roles above: these ask for more of it than others
+_ROLES_L2_BYTES_PER_CLOCK = 42  # fitted with the figures of roles above: these ask for more of it than others
 
 
 def step_cycles(
@@ -116,18 +113,19 @@ def _roles_cycles(
     busy_sms = min(tiles + 3 * split, device.sm_count)
     piece = _ROLES_PIECE + _ROLES_ACTIVATION * activated + _ROLES_RESIDUAL * residual
 
+    waits = _ROLES_STEP if tile.block_n == 256 else 0
+
     def multiply(columns: int) -> float:
-        step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + _ROLES_STEP
+        step = step_cycles(replace(tile, block_n=columns), itemsize, device, busy_sms=busy_sms) + waits
         return steps * step + _ROLES_HAND_OVER * columns / 256
 
-    share = 1.0 if tile.block_n == 256 else _ROLES_OF_FOUR
     last = NARROW.value if split else tile.block_n
     whole = multiply(tile.block_n)
-    finished = 2 * tile.block_n // NARROW.value * piece * share
+    finished = 2 * tile.block_n // NARROW.value * piece
     cycles = whole + (cdiv(tiles - split, device.sm_count) - 1) * max(whole, finished)
     if split:
         cycles += max(multiply(last), finished)
-    return _LAUNCH + cycles + 2 * last // NARROW.value * piece * share
+    return _LAUNCH + cycles + 2 * last // NARROW.value * piece
 
 
 def gemm_cycles(

@@ -36,7 +36,6 @@ class GemmTile:
 # What adds up the parts, so many rows and columns a program: all at once at batch 8 of ViT-B.
 SUM_ROWS, SUM_COLUMNS = 16, 64
 _REGISTERS = 65536
-ROLES_BLOCK_K = 64
 _LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
 _MOST_PARTS = 8
 
@@ -89,17 +88,14 @@ def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
     return left_over if rounds and left_over * (tile.block_n // NARROW.value) <= sm_count else 0
 
 
-def may_have_roles(n: int, k: int, itemsize: int, device: Device, *, gated: bool, described: bool) -> bool:
-    """Whether `linear_roles_kernel` can compute it: sm_90's instructions, 16 bits, whole narrow tiles, and steps for a
-    ring of two slots."""
-    if not described or itemsize != 2 or gated or n % NARROW.value:
-        return False
-    return 90 <= device.capability < 100 and k > 2 * ROLES_BLOCK_K
+def may_have_roles(n: int, itemsize: int, device: Device, *, gated: bool, described: bool) -> bool:
+    """Whether `linear_roles_kernel` can compute it: sm_90's instructions, 16 bits, and whole narrow tiles."""
+    return described and 90 <= device.capability < 100 and itemsize == 2 and not gated and n % NARROW.value == 0
 
 
 def ring_slots(tile: GemmTile, k: int) -> int:
-    """With roles, slots for weights. In 256 columns, what is loaded ahead, one step more of x, is never beyond the next
-    tile."""
+    """With roles, slots for weights; with less than two the tile does not fit. In 256 columns, whose ring those that
+    multiply fill, what is loaded ahead, a step more of x, is never beyond the next tile."""
     return min(tile.num_stages, cdiv(k, tile.block_k) - 1) if tile.block_n == 256 else tile.num_stages
 
 

@@ -129,8 +129,8 @@ def choose_gemm(
         few = _SHARED_TMA_TILES if table is _TMA_TILES else _SHARED_TILES
         shared = [shared_out(tile, m, n, k, device.sm_count) for tile in few]
         table = (*table, *(tile for tile in shared if tile is not None))
-    if not may_have_roles(n, k, itemsize, device, gated=gated, described=described):
-        table = tuple(t for t in table if not t.roles)
+    roles = may_have_roles(n, itemsize, device, gated=gated, described=described)
+    table = tuple(t for t in table if not t.roles or (roles and ring_slots(t, k) > 1))
     # What tiles with roles take is known to the byte.
     room = [device.shared_memory - (0 if t.roles else 2048) for t in table]
     candidates = [t for t, most in zip(table, room, strict=True) if gemm_shared_bytes(t, itemsize, operands) <= most]

@@ -188,8 +188,9 @@ def linear(
                 eps, **constants,
             )  # fmt: skip
         elif tile.roles:
-            fits = gemm_tiles.may_have_roles(n, k, x.element_size(), device_of(x), gated=gated, described=described)
-            if not fits:
+            slots = gemm_tiles.ring_slots(tile, k)
+            fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
+            if not fits or slots < 2:
                 raise ValueError(f"a tile whose warps have roles does not fit this problem: {tile}, {m} x {n} x {k}")
             x_blocks, *weights = (
                 describe_in_gluon(t, rows, tile.block_k)
@@ -199,7 +200,7 @@ def linear(
             launch(
                 x, linear_roles_kernel, min(programs, device_of(x).sm_count), x_blocks, *weights, ahead, *tensors,
                 m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:3], eps,
-                STAGES=gemm_tiles.ring_slots(tile, k), **constants,
+                STAGES=slots, **constants,
             )  # fmt: skip
         elif tile.tma:
             # Code for both, and for a loop over many partials, is more than the registers hold.
