@@ -1,10 +1,14 @@
 """The kernel of `linear` for large products on sm_90, in Gluon: its warps have roles.
 
-One warp loads operands, one the row statistics of x, two warpgroups multiply 64 rows of a tile each, and two or four
-warps finish what those have summed. Sums are handed over in shared memory, rounded to 16 bits as a product of PyTorch's
-would be, so that what stands behind a product (norm, bias, activation, LayerScale, residual, moments) is computed under
-the next one. While those that multiplied also finished, the tensor cores rested for a third of the time (measured on an
-H100, fc1 of ViT-B at batch 64).
+Two warpgroups multiply 64 rows of a tile each, and four warps finish what those have summed. Sums are handed over in
+shared memory, rounded to 16 bits as a product of PyTorch's would be, so that what stands behind a product (norm, bias,
+activation, LayerScale, residual, moments) is computed under the next one. While those that multiplied also finished,
+the tensor cores rested for a third of the time (measured on an H100, fc1 of ViT-B at batch 64).
+
+Beside 128 columns two more warps load operands and row statistics. Beside 256 there are no registers for these: with a
+fourth warpgroup, 128 would be left at launch, which ptxas refuses for a product of 64 x 256. There those that multiply
+load operands, slots ahead, and those that finish load statistics, a tile ahead. (Two finishing warps and two that load
+fit, too, but took 119.6 us for that fc1, four and none 97.0, by measurements on an H100.)
 
 A barrier's n-th use is waited for by its parity, n & 1. Nobody fills a place before everybody has let go of it:
 
@@ -73,7 +77,7 @@ def linear_roles_kernel(
     """
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
-    # Whoever loads waits for the launch before; those that multiply do so with what has been loaded.
+    # Whoever loads waits for the launch before; all others work on what has been loaded.
     # Activations are fed half their input: see `activate_fast`.
     TIMES: gl.constexpr = 1.0 if ACTIVATION == "none" else 0.5  # type: ignore[reportAssignmentType]
     FLOATS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])  # type: ignore[reportAssignmentType]
@@ -88,9 +92,9 @@ def linear_roles_kernel(
         gl.allocate_shared_memory(gl.float32, [TURNS * HALVES, ROWS], FLOATS),
         gl.allocate_shared_memory(gl.float32, [TURNS * HALVES, ROWS], FLOATS),
     )
-    # Who finishes reads statistics, too, unless it has written them: its reading is over then.
     ring = x_s, w_s, barriers(STAGES + 1, HALVES + 1), barriers(STAGES, HALVES)
     sums = sums_s, barriers(HALVES, 1), barriers(HALVES, 1)
+    # Those that finish let go of statistics, too, unless they write them themselves.
     vector_bars = barriers(TURNS, 1), barriers(TURNS, HALVES + (1 if NORM == "layer" and not ALONE else 0))
     behind = bias_ptr, stride_bias, column_sum_ptr, scale_ptr, stride_scale, residual_ptr, stride_rm, y_ptr, y_stats_ptr
     descs = x_desc, w_desc, narrow_w_desc

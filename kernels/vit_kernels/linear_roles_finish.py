@@ -1,4 +1,5 @@
-"""The finishing role of `linear_roles_kernel`: two or four warps make results of the sums that others hand over."""
+"""The finishing role of `linear_roles_kernel`: four warps make results of the sums that others hand
+over."""
 
 from __future__ import annotations
 

@@ -125,8 +125,8 @@ def test_attention_of_many_short_sequences_keeps_their_keys_in_shared_memory(rec
 
 def test_the_last_tiles_of_a_product_are_split_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:
     """74 x 9 tiles of 256 columns on 132 SMs leave 6 over, and 74 x 6 of 128 columns 48; 74 x 12 and x 3 leave more
-    than make a piece for each SM. At batch 64 there are 99 x 9, 3, 12 and 3 tiles."""
-    for name, left_over in (("ViT-B, batch 48", (6, 48, 0, 0)), ("ViT-B, batch 64", (0, 33, 0, 33))):
+    than make a piece for each SM. At batch 64 there are 99 x 9, 12 and 3 tiles of 256 columns, and 99 x 6 of 128."""
+    for name, left_over in (("ViT-B, batch 48", (6, 48, 0, 0)), ("ViT-B, batch 64", (0, 66, 0, 33))):
         seen = recorded[name]
         block = list(zip(seen["kernels"], seen["split"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
         roles = "linear_roles_kernel"

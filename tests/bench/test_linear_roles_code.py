@@ -74,7 +74,8 @@ def test_no_role_uses_more_registers_than_it_has(compiled: list[Any]) -> None:
 
 def test_between_two_products_there_are_few_instructions(compiled: list[Any]) -> None:
     """A thread hands over 128 sums of a tile of 256 columns: from the last product of a tile to the first of the next
-    there are two to three instructions for each, and none of what finishes them."""
+    there are three to four instructions for each, with those that find the next tile and load for it, and none of what
+    finishes them: a GELU alone would be ten."""
     for _, _, _, _, budgets in compiled:
         for between in (b for *_, products, b in budgets if products):
-            assert between <= 3 * 128
+            assert between <= 4 * 128
