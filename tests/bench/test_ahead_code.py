@@ -46,8 +46,8 @@ def test_weights_are_asked_for_before_the_wait_and_only_there(compiled: list[Any
     kernels = ["linear_tma_kernel", "linear_roles_kernel", "linear_tma_kernel", "linear_tma_kernel", "linear_kernel"]
     expected = [["sm_80", kernel, False, 0, []] for kernel in ["linear_kernel"] * 5 + ["patch_embed_kernel"]]
     for number, kernel in enumerate([*kernels, "patch_embed_kernel"]):
-        # The fourth product's weights are a slice of wider ones. Where warps have roles, those wait that load: beside 256
-        # columns all do.
+        # The fourth product's weights are a slice of wider ones. Where warps have roles, those wait that load: beside
+        # 256 columns all do.
         waits = 3 if "roles" in kernel else 1
         expected.append(["sm_90", kernel, number != 3, waits, ["ACQBULK"]])
     assert compiled == expected

@@ -301,6 +301,7 @@ def test_where_warps_have_roles_those_that_load_wait_for_the_launch_before_it():
 
     def before(function, call):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function.fn))).body
+        assert isinstance(definition, ast.FunctionDef)
         lines = [line for statement in definition.body[1:] for line in ast.unparse(statement).splitlines()]
         (at,) = (n for n, line in enumerate(lines) if f"{call}(" in line)
         return "\n".join(lines[:at])
