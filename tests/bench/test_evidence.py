@@ -152,7 +152,7 @@ def test_shipped_tiles_are_found_and_can_be_forced_on_a_small_problem() -> None:
         from vit_bench.tile_choices import forced, shipped_choices
         choices = shipped_choices("linear", torch.float16, gpu("sm_90"), ["vit_base_patch16_224"])
         tall = max(choices, key=lambda choice: choice.tile.block_m * choice.tile.block_n)
-        x, weight = torch.zeros(3, 64, dtype=torch.float16), torch.zeros(64, 64, dtype=torch.float16)
+        x, weight = torch.zeros(3, 192, dtype=torch.float16), torch.zeros(64, 192, dtype=torch.float16)
         with recording(gpu("sm_90")) as recorder:
             vit_kernels.linear(x, weight)
             with forced("linear", tall.tile):
