@@ -34,6 +34,14 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Sustained:
+    """Seconds of one call among many without a pause, caches warm, and the clock of the SMs meanwhile, Hz."""
+
+    seconds: float
+    clock: float
+
+
+@dataclass(frozen=True)
 class Ceilings:
     """What the machine reached in the run's own process: bytes/s of a large copy (read and written bytes), FLOP/s of a
     large matrix product by dtype ("bf16")."""
@@ -65,6 +73,7 @@ class Row:
     flops, nbytes: of one call, each operand once; images: of one call, 0 for what has none; launches: kernels of one
     call; peak_bytes: most memory that a call holds beyond its inputs and weights; errors: the figures by which
     it was found right; modelled_s, bound_s: seconds by the tile choice's model and by datasheet;
+    sustained: on a GPU, of a kernel, beside `seconds`, which are of calls with a pause between them;
     code: registers, spills, shared memory and so on of its kernels, with source "compiled" or beside a time;
     state: clocks, power and temperature of the GPU, read while it ran (nvidia-smi's names).
     """
@@ -82,6 +91,7 @@ class Row:
     settings: dict[str, str] = field(default_factory=dict)
     reason: str = ""
     seconds: Spread | None = None
+    sustained: Sustained | None = None
     images: int = 0
     flops: int | None = None
     nbytes: int | None = None
@@ -148,7 +158,11 @@ def load(path: Path) -> Results:
         raise ValueError(f"{path}: version must be {VERSION}; got {data.get('version')!r}")
     try:
         runs = [Run(**{**run, "ceilings": _made(Ceilings, run["ceilings"])}) for run in data["runs"]]
-        rows = [Row(**{**row, "seconds": _made(Spread, row["seconds"])}) for row in data["rows"]]
+        rows = [
+            # Files of before have no sustained times.
+            Row(**row | {"seconds": _made(Spread, row["seconds"]), "sustained": _made(Sustained, row.get("sustained"))})
+            for row in data["rows"]
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged benchmark results: {error!r}") from error
     if bad := next((row for row in rows if not 0 <= row.run < len(runs)), None):
@@ -177,7 +191,7 @@ def save(results: Results, path: Path) -> None:
 
 
 _SPREAD = tuple(f"{one.name}_s" if one.name != "timings" else one.name for one in fields(Spread))
-_APART = ("shape", "settings", "seconds", "errors", "code", "state")
+_APART = ("shape", "settings", "seconds", "sustained", "errors", "code", "state")
 _PLAIN = tuple(one.name for one in fields(Row) if one.name not in _APART)
 _SHARES = ("datasheet flops", "measured flops", "datasheet bytes", "measured bytes")
 _SHAPE = ("batch", "tokens", "heads", "head_dim", "m", "n", "k")
@@ -185,6 +199,8 @@ COLUMNS = (
     *_PLAIN,
     *_SHAPE,
     *_SPREAD,
+    "sustained_s",
+    "sustained_ghz",
     "images_per_s",
     "tflops",
     "gb_per_s",
@@ -203,6 +219,8 @@ def write_csv(results: Results, rows: Iterable[Row], path: Path) -> None:
             line |= {name: row.shape[name] for name in _SHAPE if name in row.shape}
             if row.seconds is not None:
                 line |= dict(zip(_SPREAD, asdict(row.seconds).values(), strict=True))
+            if row.sustained is not None:
+                line |= {"sustained_s": row.sustained.seconds, "sustained_ghz": row.sustained.clock / 1e9}
             rates = (row.per_second(row.images), row.per_second(row.flops), row.per_second(row.nbytes))
             for name, rate, unit in zip(("images_per_s", "tflops", "gb_per_s"), rates, (1, 1e12, 1e9), strict=True):
                 line[name] = None if rate is None else rate / unit

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vit_bench.results import COLUMNS, Ceilings, Results, Row, Run, Spread, load, save, write_csv
+from vit_bench.results import COLUMNS, Ceilings, Results, Row, Run, Spread, Sustained, load, save, write_csv
 
 RUN = Run("2026-01-02T03:04:05Z", "vit-engine bench", {"device": "H100 SXM"}, Ceilings(3e12, {"bf16": 8e14}))
 ROW = Row(
@@ -29,16 +29,26 @@ ROW = Row(
     flops=4 * 10**11,
     nbytes=3 * 10**9,
 )
+WITHOUT_A_PAUSE = replace(ROW, sustained=Sustained(0.003, 1.25e9))
 KNOWN = replace(RUN, datasheet={"bandwidth": 3e12, "half": 1e15, "single": 5e13})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     compiled = replace(ROW, source="compiled", seconds=None, code={"kernels": [{"registers": 128}]})
-    saved = Results([RUN, replace(RUN, ceilings=None)], [ROW, compiled])
+    saved = Results([RUN, replace(RUN, ceilings=None)], [ROW, WITHOUT_A_PAUSE, compiled])
     save(saved, path)
     assert load(path) == saved
     assert [child.name for child in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_files_without_sustained_times_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    save(Results([RUN], [WITHOUT_A_PAUSE]), path)
+    data = json.loads(path.read_text())
+    del data["rows"][0]["sustained"]
+    path.write_text(json.dumps(data))
+    assert load(path).rows == [ROW]
 
 
 def test_an_interrupted_save_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +125,12 @@ def test_rows_of_one_thing_have_one_key() -> None:
 def test_the_table_has_a_line_a_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     missing = replace(ROW, source="not run", seconds=None, reason="not installed", contender="xFormers")
-    write_csv(Results([KNOWN], [ROW, missing]), [ROW, missing], path)
+    write_csv(Results([KNOWN], [WITHOUT_A_PAUSE, missing]), [WITHOUT_A_PAUSE, missing], path)
     with path.open(newline="") as file:
         first, second = csv.DictReader(file)
     assert tuple(first) == COLUMNS
     assert (first["median_s"], first["p20_s"], first["timings"]) == ("0.002", "0.001", "25")
+    assert (first["sustained_s"], first["sustained_ghz"], second["sustained_s"]) == ("0.003", "1.25", "")
     assert float(first["images_per_s"]) == 4000 and float(first["tflops"]) == 200 and float(first["gb_per_s"]) == 1500
     assert first["settings"] == "torch 2.14; graphs no" and (first["tokens"], first["m"]) == ("197", "")
     assert float(first["share of datasheet flops"]) == pytest.approx(0.2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType  # type: ignore[reportPrivateImportUsage]
 
-from vit_bench.results import OURS, Row, Spread
+from vit_bench.results import OURS, Row, Spread, Sustained
 from vit_bench.timed import attentions, ceilings, measured, problems, timing
 from vit_bench.timed.contenders import CannotRunError, Contender
 from vit_bench.timed.machine import cpu_label
@@ -155,6 +155,7 @@ class Gpu:
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(measured, "launches_of", lambda run: 7)
+        monkeypatch.setattr(measured, "sustained", lambda run, device: Sustained(1e-4, 1.4e9))
         monkeypatch.setattr(measured, "state_under_load", lambda run, uuid: {"clocks.sm": "1755", "asked": uuid})
 
     def synchronize(self, _: Any = None) -> None:
@@ -186,6 +187,7 @@ def test_rows_of_a_gpu(monkeypatch):
     ours, other = rows[OURS], rows["PyTorch SDPA"]
     assert (ours.device, ours.source, ours.launches, ours.peak_bytes) == ("H100 SXM", "gpu", 7, 600)
     assert ours.state == {"clocks.sm": "1755", "asked": "12-34"} and other.state == {}
+    assert ours.sustained == other.sustained == Sustained(1e-4, 1.4e9)
 
 
 def test_memory_of_other_runtimes_is_not_known(monkeypatch):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from tests.rung import child_environment
 from vit_bench.modelled import how_far_off
-from vit_bench.results import OURS, Ceilings, Results, Row, Run, Spread, load, save
+from vit_bench.results import OURS, Ceilings, Results, Row, Run, Spread, Sustained, load, save
 from vit_bench.timed import ceilings, compiled, machine, measured
 from vit_bench.timed.shapes import Case
 from vit_bench.tuning import GpuLostError
@@ -70,7 +70,14 @@ class Stub:
             ]
         times = {OURS: Spread(0.02, 0.019, 0.021, 9), "timm": Spread(0.0205, 0.0195, 0.0215, 9)}
         rows = [
-            Row(**shared, contender=name, source=self.source, seconds=spread, peak_bytes=2_500_000)
+            Row(
+                **shared,
+                contender=name,
+                source=self.source,
+                seconds=spread,
+                sustained=Sustained(0.025, 1.4e9) if self.source == "gpu" else None,
+                peak_bytes=2_500_000,
+            )
             for name, spread in times.items()
         ]
         return [*rows, Row(**shared, contender="xFormers", source="not run", reason="not installed: pip install it")]
@@ -176,6 +183,7 @@ def test_with_a_gpu_everything_is_measured_on_it(tmp_path: Path, monkeypatch: py
     out = tmp_path / "r.json"
     result = invoke("--batch", "8", "--dtype", "fp16", "--dtype", "bf16", "--out", str(out))
     assert result.exit_code == 0, result.output
+    assert ", without a pause 25.000 ms at 1.40 GHz, 2.5 MB" in printed(result)
     found = load(out)
     assert len(found.runs) == 1 and found.runs[0].datasheet == machine.datasheet(H100)
     assert {row.model for row in found.rows} == {"vit_base_patch16_224", ""}, "unless others are asked for"

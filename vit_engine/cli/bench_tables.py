@@ -107,6 +107,8 @@ def _measured(row: Row, shares: dict[str, float], ours: Row | None) -> str:
         parts.append(f"{data / 1e9:.4g} GB/s")
         shown |= {"measured bytes": "of copy", "datasheet bytes": "of datasheet's bandwidth"}
     parts += [f"{shares[name]:.0%} {text}" for name, text in shown.items() if name in shares]
+    if row.sustained is not None:
+        parts.append(f"without a pause {_seconds(row.sustained.seconds)} at {row.sustained.clock / 1e9:.2f} GHz")
     if row.peak_bytes is not None:
         parts.append(f"{row.peak_bytes / 1e6:.1f} MB")
     if row.launches:

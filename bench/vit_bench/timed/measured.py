@@ -18,6 +18,7 @@ from vit_bench.timed.contenders import CannotRunError, Contender, Run
 from vit_bench.timed.machine import cpu_label, gpu_label
 from vit_bench.timed.problems import Figures, Problem, Problems
 from vit_bench.timed.shapes import DTYPES, Case
+from vit_bench.timed.sustained import sustained
 from vit_bench.timed.work import work
 from vit_bench.tuning import GpuLostError
 from vit_bench.tuning_candidates import reason
@@ -66,6 +67,9 @@ class Measuring:
             if isinstance(found, Spread) and one.run is not None:
                 measured = {"source": self.source, "seconds": found, "errors": one.errors or {}}
                 measured |= self._beside(one.contender, one.run)
+                if self.device.type == "cuda" and case.suite != "model":
+                    with torch.inference_mode():
+                        measured["sustained"] = sustained(one.run, self.device)
                 if name == OURS:
                     measured["state"] = state
             rows.append(
