@@ -2,7 +2,7 @@
 
 A GPU at its power limit lowers its clock. A product timed now and then, between things that take little power, shows
 what its code is worth; timed without a pause it shows what the power limit leaves of that. On an H100 (700 W) large
-16-bit products ran at 1.5 to 1.7 GHz the one way and at 1.2 to 1.5 GHz the other.
+16-bit products ran at 1.6 to 1.8 GHz the one way and at 1.2 to 1.6 GHz the other.
 """
 
 from __future__ import annotations
