@@ -66,22 +66,34 @@ def _judged(current: _Current, problem: Problem, choice: Any) -> dict[str, Any]:
     return verified(current.of(problem, torch.device("cpu")), choice)
 
 
-def _cold(flush: torch.Tensor, run: Callable[[], object] | None) -> torch.cuda.CUDAGraph:
-    """A CUDA graph that empties the L2 cache and runs, `RUNS` times."""
+def captured(call: Callable[[], object], body: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of `body`. `call`, which it consists of, is made twice before: what happens only once must not be
+    captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(2):  # what happens only once must not be captured
-            if run is not None:
-                run()
+        for _ in range(2):
+            call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        body()
+    return graph
+
+
+def _cold(flush: torch.Tensor, run: Callable[[], object] | None) -> torch.cuda.CUDAGraph:
+    """A CUDA graph that empties the L2 cache and runs, `RUNS` times."""
+
+    def call() -> None:
+        if run is not None:
+            run()
+
+    def body() -> None:
         for _ in range(RUNS):
             flush.zero_()
-            if run is not None:
-                run()
-    return graph
+            call()
+
+    return captured(call, body)
 
 
 def _replayed(graph: torch.cuda.CUDAGraph) -> float:

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from vit_bench.results import Sustained
+from vit_bench.tuning_gpu import captured
 
 _CALLS = 100  # of a graph; the stamps around them are launches, too
 _LEAST = 0.4  # seconds without a pause before the clock has settled
@@ -38,15 +39,16 @@ def stamp_kernel(out_ptr):  # [programs, 3]
     tl.store(out_ptr + program * 3 + 2, nanoseconds)
 
 
-def clock(before: Stamps, after: Stamps) -> float:
-    """Hz between two stamps of the same SMs, the median of theirs; cycles of different SMs have nothing in common.
+def between(before: Stamps, after: Stamps) -> tuple[float, float]:
+    """Nanoseconds between two stamps of the same SMs, and cycles a nanosecond: medians of theirs. Cycles of different
+    SMs have nothing in common.
 
     before, after: by SM, its cycles and the nanoseconds. ValueError where no SM has both.
     """
-    both = [(before[sm], after[sm]) for sm in before.keys() & after.keys()]
-    if not both:
+    spans = [(after[sm][0] - before[sm][0], after[sm][1] - before[sm][1]) for sm in before.keys() & after.keys()]
+    if not spans:
         raise ValueError("before and after must have an SM in common; got none")
-    return statistics.median((c1 - c0) / (t1 - t0) * 1e9 for (c0, t0), (c1, t1) in both)
+    return statistics.median(passed for _, passed in spans), statistics.median(c / passed for c, passed in spans)
 
 
 def _read(stamps: torch.Tensor) -> dict[int, tuple[int, int]]:
@@ -61,24 +63,20 @@ def sustained(run: Callable[[], object], device: torch.device) -> Sustained:
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     before, after = (torch.zeros(sms, _STAMP, dtype=torch.int64, device=device) for _ in range(2))
 
-    def together() -> None:
+    def call() -> None:
+        run()
+        stamp_kernel[(sms,)](after)
+
+    def body() -> None:
         stamp_kernel[(sms,)](before)
         for _ in range(_CALLS):
             run()
         stamp_kernel[(sms,)](after)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        together()  # what happens only once must not be captured
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        together()
+    graph = captured(call, body)
     begin = time.perf_counter()
     while time.perf_counter() - begin < _LEAST:
         graph.replay()
         torch.cuda.synchronize(device)
-    first, last = _read(before), _read(after)
-    passed = statistics.median(last[sm][1] - first[sm][1] for sm in first.keys() & last.keys())
-    return Sustained(passed / 1e9 / _CALLS, clock(first, last))
+    nanoseconds, rate = between(_read(before), _read(after))
+    return Sustained(nanoseconds / 1e9 / _CALLS, rate * 1e9)
