@@ -27,7 +27,7 @@ from vit_kernels import fold_norm
 from . import ops
 from .derived import DerivedCache
 
-__all__ = ["AttentionInputs", "BlockPlan", "Norm", "Source", "Stack", "apply_norm", "run_block"]
+__all__ = ["AttentionInputs", "BlockPlan", "Norm", "Source", "Stack", "apply_norm", "queries_apart", "run_block"]
 
 Source = tuple[nn.Module, str]  # the tensor is getattr(module, name)
 
@@ -150,25 +150,38 @@ def run_block(
     name: str,
     inputs: AttentionInputs = PLAIN,
     fold: bool = True,
+    first_token: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Rows x [B * N, D] of the residual stream through one block; returns the next rows and their statistics.
 
     stats: row statistics of x, None to compute them. derived: keeps the folded weights under keys that start with name.
     fold: False normalises in launches of their own instead, with the parameters as they are: two more launches a block
         and no copies of weights (biases stored in parts are still put together).
+    first_token: only the first token of each image comes out, rows [B, D]. It attends to all tokens, so keys and values
+        are those of all; queries, projection and MLP of the others are read by nobody and left out. For the last block
+        in front of a head that reads the class token (equation 4). Not with a mask or a causal order.
     """
+    if first_token and (inputs.mask is not None or inputs.causal):
+        raise ValueError("first_token must be False with a mask or a causal order; got True")
     # Each half in a call of its own: what it makes on the way is freed before the other half needs the memory.
-    x, x_stats = _attend(plan, x, stats, batch_tokens, derived, name, inputs, fold)
+    x, x_stats = _attend(plan, x, stats, batch_tokens, derived, name, inputs, fold, first_token)
     return _mlp(plan, x, x_stats, derived, name, fold)
 
 
 def _attend(
     plan: BlockPlan, x: Tensor, stats: Tensor | None, batch_tokens: tuple[int, int], derived: DerivedCache, name: str,
-    inputs: AttentionInputs, fold: bool,
+    inputs: AttentionInputs, fold: bool, first_token: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    q, k, v = _project(plan, x, stats, batch_tokens, derived, name, fold)
-    if plan.q_norm is not None or inputs.cos is not None:
+    changed = plan.q_norm is not None or inputs.cos is not None
+    # qk_rope takes as many queries as keys, and three layers are not put together without fold.
+    may = first_token and not changed and (fold or len(plan.qkv.weights) == 1)
+    apart = may and queries_apart(x.shape[0], plan.heads * plan.head_dim, x.shape[1])
+    project = _project_apart if apart else _project
+    q, k, v = project(plan, x, stats, batch_tokens, derived, name, fold)
+    if changed:
         q, k = _normalise_and_rotate(plan, q, k, inputs)
+    if first_token:
+        q, x = q[:, :1], _first_rows(x, batch_tokens)
     o = ops.attention(q, k, v, scale=plan.scale, causal=inputs.causal, mask=inputs.mask)
     assert isinstance(o, Tensor)
     del q, k, v
@@ -195,6 +208,32 @@ def _project(
     packed = _normed_linear(x, stats, plan.norm1, plan.qkv, derived, f"{name}.qkv", fold)
     assert isinstance(packed, Tensor)
     return list(packed.view(*batch_tokens, sum(heads), plan.head_dim).split(heads, dim=2))
+
+
+def queries_apart(rows: int, queries: int, width: int) -> bool:
+    """Whether queries of the first tokens alone are worth two launches more than queries of all rows.
+
+    They are where those of all rows cost more than about 10 us on an H100 (modelled): in ViT-B/16 from batch 38 on.
+    """
+    return rows * queries * width >= 1 << 32
+
+
+def _first_rows(x: Tensor, batch_tokens: tuple[int, int]) -> Tensor:
+    """Rows [B * N, D] -> those of the first token of each image, [B, D], a view."""
+    return x.view(*batch_tokens, x.shape[1])[:, 0]
+
+
+def _project_apart(
+    plan: BlockPlan, x: Tensor, stats: Tensor | None, batch_tokens: tuple[int, int], derived: DerivedCache, name: str,
+    fold: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Queries [B, 1, H, D] of the first token of each image, keys and values [B, N, Hk, D] of all, each a view."""
+    queries, key = plan.heads * plan.head_dim, f"{name}.qkv"
+    first = _first_rows(x, batch_tokens)
+    q = _normed_linear(first, None, plan.norm1, plan.qkv, derived, key, fold, part=slice(0, queries))
+    kv = _normed_linear(x, stats, plan.norm1, plan.qkv, derived, key, fold, part=slice(queries, None))
+    q = q.view(batch_tokens[0], 1, plan.heads, plan.head_dim)
+    return [q, *kv.view(*batch_tokens, 2 * plan.heads_k, plan.head_dim).split(plan.heads_k, dim=2)]
 
 
 def _normalise_and_rotate(plan: BlockPlan, q: Tensor, k: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
@@ -231,19 +270,26 @@ def _mlp(
 
 def _normed_linear(
     x: Tensor, stats: Tensor | None, norm: Norm | None, layer: Stack, derived: DerivedCache, key: str, fold: bool,
-    **options: Any,
+    part: slice | None = None, **options: Any,
 ) -> Any:  # fmt: skip
-    """ops.linear of norm(x): the norm folded into the layer, in a launch of its own (fold=False), or absent."""
-    if norm is None:
-        return ops.linear(x, *_joined(layer, derived, key), **options)
-    if not fold:
-        return ops.linear(apply_norm(x, norm), *_joined(layer, derived, key), **options)
-    weight, column_sum, bias = _folded(norm, layer, derived, key)
+    """ops.linear of norm(x): the norm folded into the layer, in a launch of its own (fold=False), or absent.
+
+    part: which of the layer's outputs, None for all.
+    """
+    if norm is None or not fold:
+        rows = x if norm is None else apply_norm(x, norm)
+        return ops.linear(rows, *_part(part, *_joined(layer, derived, key)), **options)
+    weight, column_sum, bias = _part(part, *_folded(norm, layer, derived, key))
     if stats is None:
         stats = ops.row_stats(x)
     return ops.linear(
         x, weight, bias, norm=norm.kind, stats=stats, column_sum=column_sum, eps=norm.eps, **options
     )  # fmt: skip
+
+
+def _part(part: slice | None, *parameters: Any) -> tuple[Any, ...]:
+    """These rows of parameters that may be None."""
+    return parameters if part is None else tuple(None if p is None else p[part] for p in parameters)
 
 
 def _folded(norm: Norm, layer: Stack, derived: DerivedCache, key: str) -> tuple[Tensor, ...]:

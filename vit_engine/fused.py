@@ -4,6 +4,9 @@
     block   see encoder_block.py           z and its row statistics
     tail    layer_norm on what the head reads, head
 
+Where the head reads the class token (equation 4), the last block has keys and values of all tokens, and the rest of it
+for the class token alone.
+
 The parameters are the model's own; only the folded weights are copies.
 """
 
@@ -33,14 +36,15 @@ def forward_features(model: ViT, images: Tensor) -> Tensor:
 
 
 def forward(model: ViT, images: Tensor) -> Tensor:
-    """images [B, C, H, W] -> logits. Equation 4 normalises the class token alone, so the other rows are left out."""
+    """images [B, C, H, W] -> logits. Equation 4 reads the class token alone, so the last block computes no other."""
     if model.config.global_pool == "token":
         if isinstance(model.pre_logits, nn.Identity) and isinstance(model.head, nn.Linear):
             # Nothing but launches from the pixels to the logits.
             return model.replays.run(
-                "forward", model, (images,), lambda: (_classify_token(model, _encode(model, images)),)
+                "forward", model, (images,), lambda: (_classify_token(model, _class_token(model, images)),)
             )[0]
-        return _classify_token(model, encode(model, images))
+        found = model.replays.run("class token", model, (images,), lambda: (_class_token(model, images),))
+        return _classify_token(model, found[0])
     z = encode(model, images)
     if isinstance(model.norm, nn.LayerNorm):
         z = _norm(z.flatten(0, 1), model.norm).view(z.shape)
@@ -60,7 +64,13 @@ def encode(model: ViT, images: Tensor) -> Tensor:
     return model.replays.run("encode", model, (images,), lambda: (_encode(model, images),))[0]
 
 
-def _encode(model: ViT, images: Tensor) -> Tensor:
+def _class_token(model: ViT, images: Tensor) -> Tensor:
+    """images [B, C, H, W] -> class tokens z_L^0 [B, D], not normalised."""
+    return _encode(model, images, class_token=True)[:, 0]
+
+
+def _encode(model: ViT, images: Tensor, class_token: bool = False) -> Tensor:
+    """z_L [B, T, D]; class_token: z_L^0 alone, [B, 1, D]."""
     stem = model.patch_embed
     use_constants = images.dtype == torch.uint8
     z, stats = ops.patch_embed(
@@ -71,8 +81,12 @@ def _encode(model: ViT, images: Tensor) -> Tensor:
     z = z.view(batch * tokens, width)
     for number, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        z, stats = run_block(_plan(block), z, stats, (batch, tokens), model.derived, f"blocks.{number}")
-    return z.view(batch, tokens, width)
+        last = number == len(model.blocks) - 1
+        z, stats = run_block(
+            _plan(block), z, stats, (batch, tokens), model.derived, f"blocks.{number}",
+            first_token=class_token and last,
+        )  # fmt: skip
+    return z.view(batch, 1 if class_token else tokens, width)
 
 
 def _plan(block: Block) -> BlockPlan:
@@ -106,10 +120,10 @@ def _prefix(model: ViT) -> Tensor | None:
     return model.derived.get("prefix", tokens, lambda: (torch.cat([t[0] for t in tokens if t is not None]),))[0]
 
 
-def _classify_token(model: ViT, z: Tensor) -> Tensor:
-    """tokens z_L [B, T, D] -> the head's result on the normalised class token."""
+def _classify_token(model: ViT, token: Tensor) -> Tensor:
+    """class tokens z_L^0 [B, D] -> the head's result on them, normalised."""
     norm = model.norm if isinstance(model.norm, nn.LayerNorm) else model.fc_norm
-    return _classify(model, _norm(z[:, 0], norm) if isinstance(norm, nn.LayerNorm) else z[:, 0])
+    return _classify(model, _norm(token, norm) if isinstance(norm, nn.LayerNorm) else token)
 
 
 def _gamma(scale: nn.Module) -> Source | None:

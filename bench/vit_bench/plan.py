@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 import vit_kernels
 from vit_engine.config import ViTConfig
+from vit_engine.encoder_block import queries_apart
 
 BATCHES = (1, 8, 64, 256)
 
@@ -25,28 +27,28 @@ class Call:
 
     kernel: the launcher's name; label: what it is in the model; times: how often one forward pass of float images makes
     it, 0 for the calls of other entry points (uint8 images, features of all tokens, statistics of rows that no kernel
-    of ours wrote) and of models that are no preset.
+    of ours wrote) and of models that are no preset; block: "each" encoder block makes it, or the "last" one alone that
+    computes no other token than the head reads, "" outside of them.
     """
 
     kernel: str
     label: str
     run: Callable[[], object]
     times: int
+    block: str = ""
 
 
 def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str = "meta") -> Iterator[Call]:
-    """The distinct launcher calls of `config` (each encoder block repeats the same ones), in the order of a forward."""
+    """The distinct launcher calls of `config` (encoder blocks repeat the same ones), in the order of a forward."""
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.ones(shape, dtype=dtype, device=device)
 
     new_fp32 = partial(new, dtype=torch.float32)
-    width, hidden, tokens = config.embed_dim, config.mlp_hidden, config.num_tokens
+    width, tokens = config.embed_dim, config.num_tokens
     rows = batch * tokens
     vector = new(width)
-    scale = new(width) if config.layer_scale is not None else None
     x = new(rows, width)
-    stats = new_fp32(2, -(-width // 64), rows)
 
     size = (batch, config.in_channels, *config.image_hw)
     stem: list[torch.Tensor | None] = [new(width, config.in_channels, *config.patch_hw), vector]
@@ -59,37 +61,70 @@ def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str =
     yield Call("patch_embed", "stem, uint8", partial(embed, raw, *stem, mean=constants, std=constants), 0)
     yield Call("row_stats", "statistics", partial(vit_kernels.row_stats, x), 0)
 
-    qkv, sums, folded_bias = new(3 * width, width), new_fp32(3 * width), new_fp32(3 * width)
-    normed = partial(vit_kernels.linear, norm="layer", stats=stats, column_sum=sums)
-    yield Call("linear", "qkv", partial(normed, x, qkv, folded_bias), config.depth)
-    packed = new(batch, tokens, 3, config.num_heads, config.head_dim)
-    yield Call("attention", "attention", partial(vit_kernels.attention, *packed.unbind(2)), config.depth)
-    added = partial(vit_kernels.linear, layer_scale=scale, residual=x, emit_stats=True)
-    attended = new(rows, width)
-    yield Call("linear", "projection", partial(added, attended, new(width, width), vector), config.depth)
-
-    inner = hidden // 2 if config.activation == "swiglu" else hidden
-    sums, folded_bias = new_fp32(hidden), new_fp32(hidden)
-    feed_forward = partial(
-        vit_kernels.mlp,
-        stats=stats,
-        column_sum=sums,
-        activation=config.activation,
-        layer_scale=scale,
-        residual=x,
-        emit_stats=True,
-    )
-    run = partial(feed_forward, x, new(hidden, width), folded_bias, new(width, inner), vector)
-    yield Call("mlp", "mlp", run, config.depth)
+    yield from _block(config, batch, new, new_fp32)
     # The class token is normalised alone. Patches are pooled as normalised rows, or what was pooled is normalised.
     all_rows = config.global_pool != "token" and not config.norm_after_pool
     normalise = partial(vit_kernels.layer_norm, weight=vector, bias=new(width))
     yield Call("layer_norm", "final norm", partial(normalise, x), int(all_rows))
-    run = partial(normalise, x.view(batch, tokens, width)[:, 0])
+    run = partial(normalise, new(batch, width))
     yield Call("layer_norm", "final norm, class token", run, int(not all_rows))
     if config.num_classes:
         head = new(config.num_classes, width), new(config.num_classes)
         yield Call("linear", "head", partial(vit_kernels.linear, new(batch, width), *head), 1)
+
+
+def _block(
+    config: ViTConfig, batch: int, new: Callable[..., torch.Tensor], new_fp32: Callable[..., torch.Tensor]
+) -> Iterator[Call]:
+    """The calls of an encoder block, and those of the last one behind which the class token alone is read."""
+    width, hidden, tokens = config.embed_dim, config.mlp_hidden, config.num_tokens
+    rows, vector, partials = batch * tokens, new(width), -(-width // 64)
+    class_token = config.global_pool == "token"
+    times = config.depth - 1 if class_token else config.depth
+    x, stats = new(rows, width), new_fp32(2, partials, rows)
+    first = x.view(batch, tokens, width)[:, 0]
+    scale = new(width) if config.layer_scale is not None else None
+
+    def normed(x: torch.Tensor, stats: torch.Tensor, parts: int) -> Callable[[], object]:
+        outputs = parts * width
+        weight, sums, bias = new(outputs, width), new_fp32(outputs), new_fp32(outputs)
+        return partial(vit_kernels.linear, x, weight, bias, norm="layer", stats=stats, column_sum=sums)
+
+    def behind(x: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Projection and MLP that add to rows x."""
+        finish: dict[str, Any] = {"layer_scale": scale, "residual": x, "emit_stats": True}
+        project = partial(vit_kernels.linear, new(len(x), width), new(width, width), vector, **finish)
+        inner = hidden // 2 if config.activation == "swiglu" else hidden
+        # What the projection made: the rows lie one behind the other.
+        made = new(len(x), width)
+        feed_forward = partial(
+            vit_kernels.mlp, made, new(hidden, width), new_fp32(hidden), new(width, inner), vector,
+            stats=new_fp32(2, partials, len(x)), column_sum=new_fp32(hidden), activation=config.activation,
+            **finish | {"residual": made},
+        )  # fmt: skip
+        return project, feed_forward
+
+    packed = new(batch, tokens, 3, config.num_heads, config.head_dim)
+    projection, mlp = behind(x)
+    yield Call("linear", "qkv", normed(x, stats, 3), times, "each")
+    yield Call("attention", "attention", partial(vit_kernels.attention, *packed.unbind(2)), times, "each")
+    yield Call("linear", "projection", projection, times, "each")
+    yield Call("mlp", "mlp", mlp, times, "each")
+    if not class_token:
+        return
+    projection, mlp = behind(first)
+    q, k, v = packed.unbind(2)
+    if queries_apart(rows, width, width):
+        yield Call("row_stats", "last statistics", partial(vit_kernels.row_stats, first), 1, "last")
+        yield Call("linear", "last queries", normed(first, new_fp32(2, 1, batch), 1), 1, "last")
+        yield Call("linear", "last keys and values", normed(x, stats, 2), 1, "last")
+        q = new(batch, 1, config.num_heads, config.head_dim)
+        k, v = new(batch, tokens, 2, config.num_heads, config.head_dim).unbind(2)
+    else:
+        yield Call("linear", "last qkv", normed(x, stats, 3), 1, "last")
+    yield Call("attention", "last attention", partial(vit_kernels.attention, q[:, :1], k, v), 1, "last")
+    yield Call("linear", "last projection", projection, 1, "last")
+    yield Call("mlp", "last mlp", mlp, 1, "last")
 
 
 def launch_labels(label: str, kernels: Sequence[str]) -> list[str]:
@@ -99,8 +134,8 @@ def launch_labels(label: str, kernels: Sequence[str]) -> list[str]:
     count = len(kernels) - sum(adds)
     if count == 1:
         names = [label]
-    elif label == "mlp" and count == 2:
-        names = ["fc1", "fc2"]
+    elif label.endswith("mlp") and count == 2:
+        names = [f"{label.removesuffix('mlp')}{product}" for product in ("fc1", "fc2")]
     else:
         names = [f"{label} {n + 1}/{count}" for n in range(count)]
     found: list[str] = []

@@ -94,8 +94,8 @@ def test_the_committed_file_accounts_for_every_family_and_name() -> None:
 
 @pytest.mark.compiled
 def test_launches_of_a_full_size_model_are_recorded() -> None:
-    """torchvision's ViT-B/16 at batch 1: five launches a block, one for the stem and one for the norm of the class
-    token."""
+    """torchvision's ViT-B/16 at batch 1: five launches a block, one for the stem, one for the norm of the class
+    token, and one that adds up the parts of its fc2 in the last block."""
     counted = run("""
         import dataclasses, json
         from vit_bench.dropin_families import FAMILIES
@@ -105,6 +105,6 @@ def test_launches_of_a_full_size_model_are_recorded() -> None:
         print(json.dumps({**dataclasses.asdict(launches), "problems": compiled["sm_90"].problems}))
     """)
     assert counted["problems"] == []
-    assert counted["ours"] == 12 * 5 + 2
+    assert counted["ours"] == 12 * 5 + 3
     assert counted["left"] == 1  # the classifier
     assert counted["eager"] > 2 * counted["ours"]

@@ -36,6 +36,7 @@ def test_launches_are_named_by_what_they_are_in_the_model():
     assert launch_labels("mlp", ["mlp_kernel"]) == ["mlp"]
     assert launch_labels("mlp", [product, parts, added]) == ["fc1", "fc2", "fc2 sums"]
     assert launch_labels("mlp", [parts, added, parts, added]) == ["fc1", "fc1 sums", "fc2", "fc2 sums"]
+    assert launch_labels("last mlp", [product, parts, added]) == ["last fc1", "last fc2", "last fc2 sums"]
     assert launch_labels("mlp", ["row_stats_kernel", product, product]) == ["mlp 1/3", "mlp 2/3", "mlp 3/3"]
 
 
@@ -47,10 +48,11 @@ def test_the_launches_of_a_forward_and_what_they_take(found):
     assert (found["model"], found["batch"], found["dtype"]) == ("vit_tiny_patch16_224", 64, "fp16")
     assert found["gpu"]["name"] == "H100 SXM" and found["peaks"]["bandwidth"] == 3.35e12
     launches = found["launches"]
-    names = ["stem", "qkv", "attention", "projection", "mlp", "final norm, class token", "head"]
-    assert [launch["label"] for launch in launches] == names
-    assert [launch["times"] for launch in launches] == [1, 12, 12, 12, 12, 1, 1]
-    assert found["forward"]["launches"] == 51
+    block = ["qkv", "attention", "projection", "mlp"]
+    last = ["last qkv", "last attention", "last projection", "last fc1", "last fc2"]
+    assert [launch["label"] for launch in launches] == ["stem", *block, *last, "final norm, class token", "head"]
+    assert [launch["times"] for launch in launches] == [1, *[11] * 4, *[1] * 7]
+    assert found["forward"]["launches"] == 1 + 11 * 4 + 5 + 2
     for launch in launches:
         assert 16 <= launch["registers"] <= 255 and launch["stack"] == 0, launch["label"]
         assert launch["shared"] <= launch["shared_limit"] == 232_448

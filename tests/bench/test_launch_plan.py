@@ -14,6 +14,10 @@ pytestmark = pytest.mark.compiled
 
 BLOCK = ["linear_kernel", "attention_kernel", "linear_kernel", "linear_kernel", "linear_kernel"]
 NARROW_BLOCK = [*BLOCK[:3], "mlp_kernel"]  # fc1, activation and fc2 in one kernel
+# The last block, of which the head reads the class token: fc2 of few rows is shared out, its parts added up.
+LAST = [*BLOCK, "linear_sum_kernel"]
+# Queries of the class token apart from keys and values of all, with the row statistics that they need.
+APART = ["row_stats_kernel", "linear_kernel", *LAST]
 GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
 
 RECORD = """
@@ -56,10 +60,11 @@ def plans(*calls: str) -> list[dict[str, Any]]:
     return run(f"{RECORD}print(json.dumps([{', '.join(calls)}]))")
 
 
-def check(seen: dict[str, Any], block: list[str], tail: list[str]) -> None:
+def check(seen: dict[str, Any], block: list[str], tail: list[str], last: list[str] | None = None) -> None:
     # Which of their kernels `linear` and `attention` take is a matter of size.
     kernels = [re.sub("_(tma|roles|whole|parts)_kernel", "_kernel", kernel) for kernel in seen["kernels"]]
-    assert kernels == ["patch_embed_kernel", *block * seen["depth"], *tail]
+    blocks = [*block * (seen["depth"] - 1), *(block if last is None else last)]
+    assert kernels == ["patch_embed_kernel", *blocks, *tail]
     assert seen["other"] == [], "something besides the kernels does work on the device"
     for grid in seen["grids"]:
         assert all(1 <= size <= limit for size, limit in zip(grid, GRID_LIMITS, strict=True)), grid
@@ -73,11 +78,11 @@ TAIL = ["layer_norm_kernel", "linear_kernel"]
 
 PLANS = {
     "ViT-B, batch 64": 'plan("vit_base_patch16_224", 64)',
-    "ViT-B, batch 48": 'plan("vit_base_patch16_224", 48, depth=1)',
+    "ViT-B, batch 48": 'plan("vit_base_patch16_224", 48, depth=2)',
     "ViT-B, batch 1": 'plan("vit_base_patch16_224", 1)',
     "ViT-B, batch 1, sm_80": 'plan("vit_base_patch16_224", 1, "sm_80")',
     "batch 4096": 'plan("vit_base_patch16_224", 4096, depth=1)',
-    "16384 tokens": 'plan("vit_base_patch16_224", 4, pixels=2048, depth=1)',
+    "16384 tokens": 'plan("vit_base_patch16_224", 4, pixels=2048, depth=2)',
     "registers": 'plan("vit_small_patch14_reg4_dinov2", 1, depth=1)',
     "1280 wide": 'plan("vit_huge_patch14_224", 64, depth=1)',
     "average pooling": 'plan("vit_base_patch16_224", 64, depth=1, global_pool="avg", fc_norm=False)',
@@ -91,34 +96,49 @@ def recorded() -> dict[str, dict[str, Any]]:
 
 
 def test_vit_b_makes_five_launches_a_block_and_no_other_work(recorded: dict[str, dict[str, Any]]) -> None:
-    check(recorded["ViT-B, batch 64"], BLOCK, TAIL)
-    assert len(recorded["ViT-B, batch 64"]["kernels"]) == 1 + 5 * 12 + 2
+    check(recorded["ViT-B, batch 64"], BLOCK, TAIL, APART)
+    assert len(recorded["ViT-B, batch 64"]["kernels"]) == 1 + 5 * 11 + 8 + 2
 
 
 def test_a_small_batch_makes_a_sixth_launch_to_add_up_the_parts_of_fc2(recorded: dict[str, dict[str, Any]]) -> None:
-    """Not on sm_90, where a longer ring is as fast."""
-    check(recorded["ViT-B, batch 1, sm_80"], [*BLOCK, "linear_sum_kernel"], TAIL)
+    """Not on sm_90, where a longer ring is as fast, but for the class token alone."""
+    check(recorded["ViT-B, batch 1, sm_80"], LAST, TAIL)
     assert recorded["ViT-B, batch 1, sm_80"]["kernels"].count("linear_parts_kernel") == 12
-    check(recorded["ViT-B, batch 1"], BLOCK, TAIL)
+    check(recorded["ViT-B, batch 1"], BLOCK, TAIL, LAST)
 
 
-@pytest.mark.parametrize("name", ["batch 4096", "16384 tokens"])
-def test_grids_of_the_largest_inputs_stay_within_the_hardware(name: str, recorded: dict[str, dict[str, Any]]) -> None:
-    check(recorded[name], BLOCK, TAIL)
+def test_the_last_block_multiplies_one_row_for_each_image(recorded: dict[str, dict[str, Any]]) -> None:
+    """Of its products keys and values alone are as large as those of the blocks in front: 99 x 6 tiles of 256 columns,
+    walked by 132 programs. The others have the 64 rows of the class tokens."""
+    seen = recorded["ViT-B, batch 64"]
+    last = list(zip(seen["kernels"], [grid[0] for grid in seen["grids"]], strict=True))[-10:-2]
+    products = [(kernel, programs) for kernel, programs in last if "linear" in kernel]
+    assert products == [
+        ("linear_tma_kernel", 12), ("linear_roles_kernel", 132), ("linear_tma_kernel", 12), ("linear_tma_kernel", 48),
+        ("linear_parts_kernel", 48), ("linear_sum_kernel", 48),
+    ]  # fmt: skip
+    assert ("attention_kernel", 64 * 12) in last
+
+
+@pytest.mark.parametrize(("name", "block"), [("batch 4096", BLOCK), ("16384 tokens", LAST)])
+def test_grids_of_the_largest_inputs_stay_within_the_hardware(
+    name: str, block: list[str], recorded: dict[str, dict[str, Any]]
+) -> None:
+    check(recorded[name], BLOCK, TAIL, ["row_stats_kernel", "linear_kernel", *block])
     assert max(grid[0] for grid in recorded[name]["grids"]) > GRID_LIMITS[1] // 16, "large enough to tell"
 
 
 def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, dict[str, Any]]) -> None:
     """All but the head's, in the batch that fills the GPU and in the one that leaves most of it idle."""
-    assert recorded["ViT-B, batch 1"]["kernels"].count("linear_tma_kernel") == 4 * 12
-    assert recorded["ViT-B, batch 64"]["kernels"].count("linear_roles_kernel") == 4 * 12
+    for name, kernel in (("ViT-B, batch 1", "linear_tma_kernel"), ("ViT-B, batch 64", "linear_roles_kernel")):
+        assert recorded[name]["kernels"][1 : 1 + 5 * 11].count(kernel) == 4 * 11
 
 
 def test_attention_of_many_short_sequences_keeps_their_keys_in_shared_memory(recorded: dict[str, Any]) -> None:
     """197 tokens: not at batch 1, where a head a program would leave SMs without. Of long ones warps have roles."""
     seen = recorded["ViT-B, batch 64"]
     whole = [grid for kernel, grid in zip(seen["kernels"], seen["grids"], strict=True) if "whole" in kernel]
-    assert whole == [[64 * 12, 1, 1]] * 12
+    assert whole == [[64 * 12, 1, 1]] * 11, "of the last block's queries one an image is left"
     for other, kernel in (("ViT-B, batch 1", "attention_kernel"), ("16384 tokens", "attention_roles_kernel")):
         assert recorded[other]["kernels"].count(kernel) == recorded[other]["depth"]
 
@@ -158,7 +178,7 @@ def test_the_last_tiles_are_halved_where_that_keeps_all_sms_busy_and_registers_h
 
 
 def test_registers_and_layer_scale_add_no_work(recorded: dict[str, dict[str, Any]]) -> None:
-    check(recorded["registers"], BLOCK, ["layer_norm_kernel"])
+    check(recorded["registers"], BLOCK, ["layer_norm_kernel"], BLOCK)
 
 
 def test_the_mean_over_the_patches_is_the_only_work_of_pytorchs(recorded: dict[str, dict[str, Any]]) -> None:
@@ -236,5 +256,7 @@ def test_plans_of_the_presets(device: str) -> None:
         for kernel, behind in itertools.pairwise(one["kernels"]):
             assert (behind == "linear_sum_kernel") == ("linear_parts" in kernel), (name, batch)
         one["kernels"] = [kernel for kernel in one["kernels"] if kernel != "linear_sum_kernel"]
-        check(one, NARROW_BLOCK if narrow else BLOCK, TAIL[: 1 if "huge" in name else 2])
-        assert len(one["kernels"]) <= 1 + 5 * one["depth"] + 2, (name, batch)
+        # One kernel for the whole MLP pays for many rows only.
+        last = ["row_stats_kernel", "linear_kernel", *BLOCK] if "row_stats_kernel" in one["kernels"] else BLOCK
+        check(one, NARROW_BLOCK if narrow else BLOCK, TAIL[: 1 if "huge" in name else 2], last)
+        assert len(one["kernels"]) <= 1 + 5 * one["depth"] + 2 + 2, (name, batch)

@@ -23,16 +23,16 @@ def figures(modelled: float | None = 4e-6, bound: float = 1e-6) -> Recorded:
 
 STEM, QKV, ATTENTION, HEAD = (
     Known("stem", "patch_embed_kernel", figures(None, 2e-6)),
-    Known("qkv", "linear_kernel", figures()),
-    Known("attention", "attention_kernel", figures(2e-6, 3e-6)),
+    Known("qkv", "linear_kernel", figures(), block=0, times=2),
+    Known("attention", "attention_kernel", figures(2e-6, 3e-6), block=0, times=2),
     Known("head", "linear_kernel", figures(1e-6)),
 )
-PASS = in_order([STEM, QKV, ATTENTION, HEAD], depth=2)
+PASS = in_order([STEM, QKV, ATTENTION, HEAD])
 
 
 def steps() -> list[Step]:
     found, at = [], 0.0
-    for label, kernel, known, block in PASS:
+    for label, kernel, known, block, _ in PASS:
         assert known is not None
         found.append(Step(label, kernel, block, at, known.seconds, known))
         at += known.seconds
@@ -42,6 +42,14 @@ def steps() -> list[Step]:
 def test_blocks_stand_between_stem_and_tail():
     assert [(one.label, one.block) for one in PASS] == [
         ("stem", None), ("qkv", 0), ("attention", 0), ("qkv", 1), ("attention", 1), ("head", None),
+    ]  # fmt: skip
+
+
+def test_a_last_block_of_its_own_is_the_one_behind_the_others():
+    last = Known("last qkv", "linear_kernel", figures(), block=2), Known("last mlp", "mlp_kernel", None, block=2)
+    found = in_order([STEM, QKV, ATTENTION, *last, HEAD])
+    assert [(one.label, one.block, one.times) for one in found[3:]] == [
+        ("qkv", 1, 1), ("attention", 1, 1), ("last qkv", 2, 1), ("last mlp", 2, 1), ("head", None, 1),
     ]  # fmt: skip
 
 

@@ -51,9 +51,12 @@ def asked() -> dict[str, list[list[Any]]]:
                     found += [(call.times, *launch) for launch in launches]
             return found
 
-        found = {{f"{{name}} {{batch}}": asked(name, batch) for name in {list(PUBLISHED)} for batch in (1, 8)}}
+        mean = dict(global_pool="avg", fc_norm=False)
+        cases = [(name, batch) for name in {list(PUBLISHED)} for batch in (1, 8, 64)]
+        found = {{f"{{name}} {{batch}}": asked(name, batch) for name, batch in cases}}
+        found |= {{f"{{name}} {{batch}} pooled": asked(name, batch, **mean) for name, batch in cases}}
         found |= {{f"tiny {{batch}}": asked("vit_tiny_patch16_224", batch) for batch in (4, 64)}}
-        found["pooled"] = asked("vit_tiny_patch16_224", 4, global_pool="avg", fc_norm=False)
+        found["pooled"] = asked("vit_tiny_patch16_224", 4, **mean)
         print(json.dumps(found))
         """
     )
@@ -70,20 +73,41 @@ def test_products_counted_by_hand():
 @pytest.mark.parametrize(("model", "gflop"), [*zip(PUBLISHED, (35.13, 110.97, 123.1), strict=True)])
 def test_flop_per_image_are_the_published_ones(asked, model, gflop):
     """torchvision publishes billions of multiply-adds, which are those of matrix products: two FLOP each. The rest of a
-    forward (norms, softmax, activations) is in neither figure."""
+    forward (norms, softmax, activations) is in neither figure. They are of all tokens, as for a mean over them."""
     assert gflop == pytest.approx(2 * PUBLISHED[model].value.meta["_ops"], rel=2e-4)
     for batch in (1, 8):
-        flops = sum(times * flops for times, _, flops, _ in asked[f"{model} {batch}"])
+        flops = sum(times * flops for times, _, flops, _ in asked[f"{model} {batch} pooled"])
         assert flops / batch / 1e9 == pytest.approx(gflop, rel=2e-4)
 
 
+def test_behind_the_last_attention_the_class_token_alone_is_computed(asked):
+    """Of 197 tokens 196 are left out of projection, fc1 and fc2 (9 of a block's 12 D^2) and of the queries' products;
+    of the queries themselves (another D^2) where they are many."""
+    width, others = 768, 196
+    for batch, d_squared in ((1, 9), (8, 9), (64, 10)):
+        whole, alone = (
+            sum(times * flops for times, _, flops, _ in asked[f"vit_base_patch16_224 {batch}{pooled}"])
+            for pooled in (" pooled", "")
+        )
+        assert whole - alone == batch * others * (2 * d_squared * width**2 + 2 * 2 * 197 * width), batch
+
+
 def test_a_forward_makes_its_launches_as_often_as_there_are_blocks(asked):
-    made = [(times, kernel) for times, kernel, _, _ in asked["vit_base_patch16_224 8"] if times]
-    made = [(times, re.sub("linear_(tma|roles)_kernel", "linear_kernel", kernel)) for times, kernel in made]
-    block = [(12, "linear_kernel"), (12, "attention_kernel"), *[(12, "linear_kernel")] * 3]
-    assert made == [(1, "patch_embed_kernel"), *block, (1, "layer_norm_kernel"), (1, "linear_kernel")]
-    assert sum(times for times, _ in made) == 63
-    assert (12, "mlp_kernel") in [(times, kernel) for times, kernel, _, _ in asked["tiny 64"]]
+    def made(name):
+        found = [(times, kernel) for times, kernel, _, _ in asked[name] if times]
+        return [(times, re.sub("_(tma|roles|whole|parts)_kernel", "_kernel", kernel)) for times, kernel in found]
+
+    def block(times, behind=1):
+        return [(times, "linear_kernel")] * behind + [(times, "attention_kernel"), *[(times, "linear_kernel")] * 3]
+
+    tail = [(1, "layer_norm_kernel"), (1, "linear_kernel")]
+    assert made("vit_base_patch16_224 8 pooled") == [(1, "patch_embed_kernel"), *block(12), *tail]
+    # The one row of each image is too few for fc2's long K: its parts are summed up by a launch more.
+    rows = [*block(1), (1, "linear_sum_kernel")]
+    assert made("vit_base_patch16_224 8") == [(1, "patch_embed_kernel"), *block(11), *rows, *tail]
+    rows = [(1, "row_stats_kernel"), *block(1, behind=2), (1, "linear_sum_kernel")]
+    assert made("vit_base_patch16_224 64") == [(1, "patch_embed_kernel"), *block(11), *rows, *tail]
+    assert (11, "mlp_kernel") in [(times, kernel) for times, kernel, _, _ in asked["tiny 64"]]
     norms = [(times, size) for times, kernel, _, size in asked["pooled"] if kernel == "layer_norm_kernel"]
     assert [times for times, _ in norms] == [1, 0] and norms[0][1] > 100 * norms[1][1]
 
@@ -103,7 +127,20 @@ def test_bytes_are_every_operand_once(asked):
         "norm": 2 * batch * width * size + 2 * width * size,
         "head": batch * width * size + classes * (width + 1) * size + batch * classes * size,
     }
-    assert [size for times, _, _, size in asked["tiny 4"] if times] == list(expected.values())
+    assert [size for times, _, _, size in asked["pooled"] if times] == [
+        *list(expected.values())[:-2], 2 * x + 2 * width * size, expected["head"],
+    ]  # fmt: skip
+    # Behind the attention of the last block there is a row for each image.
+    row, its_stats = batch * width * size, 2 * partials * batch * 4
+    expected |= {
+        "last qkv": expected["qkv"],
+        "last attention": row + 2 * x + row,
+        "last projection": 3 * row + width * (width + 1) * size + its_stats,
+        "last fc1": row + its_stats + hidden * (width * size + 4 + 4) + batch * hidden * size,
+        "last fc2": batch * hidden * size + width * (hidden + 1) * size + 2 * row + its_stats,
+    }
+    order = [*list(expected)[:6], *list(expected)[8:], "norm", "head"]
+    assert [size for times, _, _, size in asked["tiny 4"] if times] == [expected[name] for name in order]
     rows = 64 * tokens
     x, stats = rows * width * size, 2 * partials * rows * 4
     (one_kernel,) = (size for _, kernel, _, size in asked["tiny 64"] if kernel == "mlp_kernel")

@@ -48,10 +48,13 @@ def check_all(found: dict[str, list[Any]]) -> None:
         shape = case.shape
         if case.suite == "model":
             head = bool(case.config and case.config.num_classes)
-            one_kernel_mlp = sum(kernel == "mlp_kernel" for kernel, *_ in launches) == 2
+            # A block like those in front of the last, and the last, which computes the class token alone.
+            one_kernel_mlps = sum(kernel == "mlp_kernel" for kernel, *_ in launches)
             sums = sum(kernel == "linear_sum_kernel" for kernel, *_ in launches)
-            assert sums in (0, 2) and sums == sum("linear_parts" in kernel for kernel, *_ in launches), case
-            assert len(launches) == 1 + 2 * (4 if one_kernel_mlp else 5) + sums + 1 + head, case
+            apart = sum(kernel == "row_stats_kernel" for kernel, *_ in launches)
+            assert one_kernel_mlps in (0, 1) and sums in (0, 1, 2) and apart in (0, 1), case
+            assert sums == sum("linear_parts" in kernel for kernel, *_ in launches), case
+            assert len(launches) == 1 + 2 * 5 - one_kernel_mlps + 2 * apart + sums + 1 + head, case
             assert launches[0][3]["M"] == shape["batch"] * shape["tokens"], case
             assert launches[0][0] == "patch_embed_kernel"
             assert launches[2][0] in ("attention_kernel", "attention_whole_kernel", "attention_roles_kernel")
@@ -125,13 +128,13 @@ def test_rows_of_compiled_code_have_no_time(compiled):
     # Two tensors of all tokens and the packed projection at least; two blocks' worth would be more.
     tokens = 64 * 197 * 192 * 2
     assert 4 * tokens < forward["peak_bytes"] < 8 * tokens
-    assert forward["images"] == 64 and forward["launches"] == 51 and forward["modelled_s"] > forward["bound_s"]
+    assert forward["images"] == 64 and forward["launches"] == 52 and forward["modelled_s"] > forward["bound_s"]
     assert forward["flops"] == sum(one["times"] * one["flops"] for one in forward["code"]["kernels"])
     for label in ("qkv", "mlp"):
         call = rows[f"kernels/vit_tiny_patch16_224/b64/{label}"]
         (alone,) = call["code"]["kernels"]
         (inside,) = (one for one in forward["code"]["kernels"] if one["launch"] == label)
-        assert alone | {"times": 12} == inside, "a call is one call, however often a forward makes it"
+        assert alone | {"times": 11} == inside, "a call is one call, however often a forward makes it"
         assert call["flops"] == alone["flops"] and call["images"] == 0 and call["launches"] == 1
 
 

@@ -155,16 +155,16 @@ def test_the_file_and_what_is_printed(on_gpu, tmp_path):
     result = on_gpu(FakeGpu(wrong=["4x256 w4"]))
     assert result.exit_code == 0, result.output
     table = read_tuned(tmp_path / "out.json")
-    assert (table.gpu, table.versions) == (HERE, versions_here()) and len(table.entries) == 12
+    assert (table.gpu, table.versions) == (HERE, versions_here()) and len(table.entries) == 17
     winners = {entry.problem["kernel"]: entry.winner for entry in table.entries}
     assert (
         winners["linear"] == winners["attention"] == winners["layer_norm"] == "torch"
         and "m" in table.entries[0].problem
     )
     text = printed(result)
-    assert f"{MODEL}, batch 1, fp16, on NVIDIA H100 80GB HBM3 (sm_90, 132 SMs): 12 problems" in text
+    assert f"{MODEL}, batch 1, fp16, on NVIDIA H100 80GB HBM3 (sm_90, 132 SMs): 17 problems" in text
     assert "PyTorch 1.0 us" in text and "2.0 us" in text and "discarded: 4x256 w4: it is wrong" in text
-    assert "12 entries" in text and "accelerate(model, tuned=" in text
+    assert "17 entries" in text and "accelerate(model, tuned=" in text
 
 
 def test_without_pytorch_it_cannot_win(on_gpu, tmp_path):
@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on(on_gpu, tmp_path):
     fake = FakeGpu()
     assert on_gpu(fake, "--resume").exit_code == 0
     again = read_tuned(tmp_path / "out.json").entries
-    assert len(again) == 12 and again[:3] == first and fake.problems == 9
+    assert len(again) == 17 and again[:3] == first and fake.problems == 14
 
 
 def test_a_candidate_that_breaks_the_gpu_is_left_out_afterwards(on_gpu, tmp_path):
@@ -196,7 +196,7 @@ def test_a_candidate_that_breaks_the_gpu_is_left_out_afterwards(on_gpu, tmp_path
 
 def test_no_right_candidate_is_a_failure(on_gpu):
     result = on_gpu(FakeGpu(wrong=["all"]))
-    assert result.exit_code == 1 and "No candidate was right for 12" in printed(result)
+    assert result.exit_code == 1 and "No candidate was right for 17" in printed(result)
 
 
 def test_a_file_of_another_gpu_is_not_added_to(on_gpu, tmp_path):

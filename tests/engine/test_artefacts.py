@@ -186,7 +186,7 @@ def norms(table):
     found = [json.loads(text) for name, text in files.items() if name.endswith("/layer_norm_kernel.json")]
     return [kernel["num_warps"] for kernel in found]
 
-problem = dict(kernel="layer_norm", dtype="bfloat16", kind="layer", weight=True, bias=True, row_stride=64, m=5, n=64)
+problem = dict(kernel="layer_norm", dtype="bfloat16", kind="layer", weight=True, bias=True, row_stride=64, m=1, n=64)
 winner = dict(block_m=1, block_n=64, num_warps=8)
 table = Tuned(Gpu("H100", 90, 132), {{}}, "", (Entry(problem, winner),))
 print(json.dumps([norms(None), norms(table), norms(None)]))

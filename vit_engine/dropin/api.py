@@ -20,7 +20,7 @@ from .graphed import Graphed, whole_models
 from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
-from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTorchvision
+from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTimmLogits, FusedTorchvision
 
 __all__ = ["accelerate", "attached_to", "explain", "refresh", "restore", "use_tuned"]
 
@@ -155,6 +155,7 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
         kind = class_name(part)
         if kind in TIMM_MODELS:
             FusedTimmFeatures(part, name, state).attach()
+            FusedTimmLogits(part, name, state).attach()
         elif kind == _TORCHVISION:
             FusedTorchvision(part, name, state).attach()
         elif kind in TRANSFORMERS_STEMS:

@@ -166,8 +166,8 @@ class Attached:
         """The modules whose parts need no mention of their own in explain()."""
         return [self.module]
 
-    def report(self) -> tuple[str, str | None]:
-        """(kernels that run, reason why not), as things stand now; for explain()."""
+    def report(self) -> tuple[str, str | None] | None:
+        """(kernels that run, reason why not), as things stand now, None for nothing to say; for explain()."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:

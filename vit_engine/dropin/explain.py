@@ -69,13 +69,17 @@ def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanatio
     graphed = [a for a in attached if isinstance(a, Graphed)]
     attached = [a for a in attached if not isinstance(a, Graphed)]
     covered = {id(part) for a in attached for part in a.covers()}
-    reports = {id(a.module): a for a in attached}
+    reports: dict[int, list[Attached]] = {}
+    for a in attached:
+        reports.setdefault(id(a.module), []).append(a)
     for name, part in model.named_modules():
         if id(part) in reports:
-            one = reports[id(part)]
-            kernels, why = one.report()
-            label = f"{name}.{one.method}" if one.method != "forward" else name
-            rows.append(Row(label.lstrip(".") or "the model", PYTORCH if why else kernels, why or ""))
+            for one in reports[id(part)]:
+                found = one.report()
+                if found is not None:
+                    kernels, why = found
+                    label = f"{name}.{one.method}" if one.method != "forward" else name
+                    rows.append(Row(label.lstrip(".") or "the model", PYTORCH if why else kernels, why or ""))
         elif (
             "forward" in vars(part)
             and not isinstance(vars(part)["forward"], Graphed)

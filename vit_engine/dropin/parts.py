@@ -80,15 +80,20 @@ class FusedBlock(Attached):
             return "training: gradients"
         return None
 
-    def step(self, x: Tensor, stats: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        """Tokens x [B, N, D] and their row statistics, None if unknown, to those behind the block."""
+    def step(
+        self, x: Tensor, stats: Tensor | None, inputs: AttentionInputs, first_token: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens x [B, N, D] and their row statistics, None if unknown, to those behind the block.
+
+        first_token: only the first token of each image comes out, [B, 1, D].
+        """
         assert self._block is not None
         batch, tokens, width = x.shape
         rows, stats = run_block(
             self._block.plan, x.reshape(batch * tokens, width), stats, (batch, tokens), self.state.derived, self.name,
-            inputs, self.state.fold,
+            inputs, self.state.fold, first_token,
         )  # fmt: skip
-        return rows.view(batch, tokens, width), stats
+        return rows.view(batch, 1 if first_token else tokens, width), stats
 
     def _repeated_step(self, x: Tensor, stats: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         """step(), the launches of shapes seen before made again without their host work."""
@@ -219,15 +224,22 @@ class FusedNorm(Attached):
         return "layer_norm", str(found) if weight is None else self.why_not(weight) or self.why
 
 
-def chain(blocks: Any, x: Tensor, stats: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Tokens x [B, N, D] through blocks one after the other, statistics handed on directly where nothing is between."""
-    for block in blocks:
+def chain(
+    blocks: Any, x: Tensor, stats: Tensor | None, first_token: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens x [B, N, D] through blocks one after the other, statistics handed on directly where nothing is between.
+
+    first_token: only the first token of each image is wanted, [B, 1, D], and the last block computes no other if it
+        runs on the kernels and nobody looks at what comes out of it.
+    """
+    last = len(blocks) - 1
+    for number, block in enumerate(blocks):
         fused = vars(block).get("forward")
         hooked = block._forward_hooks or block._forward_pre_hooks
         if isinstance(fused, FusedBlock) and not hooked and fused.why_not(x) is None:
             if not torch.compiler.is_compiling():
                 fused.why = None
-            x, stats = fused.step(x, stats, AttentionInputs())
+            x, stats = fused.step(x, stats, AttentionInputs(), first_token and number == last)
         else:
             x, stats = block(x), None
-    return x, stats
+    return (x[:, :1], None) if first_token and x.shape[1] != 1 else (x, stats)

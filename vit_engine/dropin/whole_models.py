@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .patch_embed import TIMM_PATCHES, check_timm_images
 from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import foreign_code
 
-__all__ = ["TIMM_MODELS", "FusedTimmFeatures", "FusedTorchvision"]
+__all__ = ["TIMM_MODELS", "FusedTimmFeatures", "FusedTimmLogits", "FusedTorchvision"]
 
 TIMM_MODELS = ("timm.models.vision_transformer.VisionTransformer", "timm.models.deit.VisionTransformerDistilled")
 _IDENTITY, _DROPOUT = "torch.nn.modules.linear.Identity", "torch.nn.modules.dropout.Dropout"
@@ -119,12 +120,24 @@ class FusedTimmFeatures(Attached):
         self.why = None
         return self.replays.run("features", self.module, (x,), lambda: (self._features(stem, x),))[0]
 
-    def _features(self, stem: Stem, x: Tensor) -> Tensor:
+    def class_token(self, x: Tensor) -> Tensor | None:
+        """The class token [B, 1, D] of forward_features() and no other; None if that has to run as it is."""
+        stem = self.stem()
+        if isinstance(stem, str) or not isinstance(x, Tensor) or x.ndim != 4 or self.why_not(x) is not None:
+            return None
+        check_timm_images(self.module.patch_embed, stem.conv, x)
+        if torch.compiler.is_compiling():
+            return self._features(stem, x, class_token=True)
+        self.why = None
+        run = partial(self._features, stem, x, class_token=True)
+        return self.replays.run("class token", self.module, (x,), lambda: (run(),))[0]
+
+    def _features(self, stem: Stem, x: Tensor, class_token: bool = False) -> Tensor:
         model: Any = self.module
         z, stats = run_stem(stem, x, self.state.derived, f"{self.name}.stem")
         before = z
         z = model.norm_pre(z)
-        z, _ = chain(model.blocks, z, stats if z is before else None)
+        z, _ = chain(model.blocks, z, stats if z is before else None, class_token)
         return model.norm(z)
 
     def covers(self) -> list[nn.Module]:
@@ -136,6 +149,40 @@ class FusedTimmFeatures(Attached):
             return "", stem
         why = self.why_not(stem.conv.weight) or self.why
         return "patch_embed (positions and prefix tokens in the same launch)", why
+
+
+class FusedTimmLogits(Attached):
+    """Stands in for the forward() of timm's VisionTransformer where its head reads the class token alone.
+
+    The last block and the final norm then compute that token only. Anything else is timm's own forward(), which calls
+    forward_features().
+    """
+
+    def _features(self) -> FusedTimmFeatures | None:
+        """Who makes the class token; None if others than the head's Linear may look at the tokens."""
+        model: Any = self.module
+        mine = vars(model)
+        found = mine.get("forward_features")
+        usual = class_name(model) == TIMM_MODELS[0] and not {"pool", "forward_head"} & mine.keys()
+        alone = usual and model.attn_pool is None and model.global_pool == "token"
+        return found if alone and isinstance(found, FusedTimmFeatures) else None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        given = [*args, *kwargs.values()]
+        # With a mask or a causal order as well, forward_features() has more to ask.
+        alone = len(given) == 1 and kwargs.keys() <= {"x"}
+        features = self._features() if alone else None
+        token = None if features is None else features.class_token(given[0])
+        return self.original(*args, **kwargs) if token is None else self.module.forward_head(token)  # type: ignore[operator]
+
+    def covers(self) -> list[nn.Module]:
+        return []
+
+    def report(self) -> tuple[str, str | None] | None:
+        features = self._features()
+        if features is None or features.report()[1] is not None:
+            return None
+        return "class token alone behind the attention of the last block", None
 
 
 class FusedTorchvision(Attached):
@@ -191,8 +238,8 @@ class FusedTorchvision(Attached):
     def _class_token(self, stem: Stem, x: Tensor) -> Tensor:
         encoder: Any = self.module.encoder
         z, stats = run_stem(stem, x, self.state.derived, f"{self.name}.stem")
-        z, _ = chain(encoder.layers, z, stats)
-        # The head reads the class token alone, so the other rows are not normalised.
+        # The head reads the class token alone, so the last block and the norm compute no other.
+        z, _ = chain(encoder.layers, z, stats, first_token=True)
         return encoder.ln(z[:, 0])
 
     def covers(self) -> list[nn.Module]:

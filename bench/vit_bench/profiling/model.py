@@ -7,6 +7,7 @@ A step's seconds are the modelled ones, at least the bound; those of a launch wi
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ from vit_bench.roofline import PEAKS
 from vit_engine.config import ViTConfig
 from vit_kernels.device import Device
 
-IN_BLOCK = ("qkv", "attention", "projection", "mlp", "fc1", "fc2")
-
 
 @dataclass(frozen=True)
 class Step:
@@ -42,12 +41,14 @@ class Step:
 
 
 class Known(NamedTuple):
-    """A launch before it has a time. figures: None for GPUs without a datasheet in `vit_bench.roofline`."""
+    """A launch before it has a time. figures: None for GPUs without a datasheet in `vit_bench.roofline`; block: the
+    number of the first encoder block that makes it, None outside of them; times: how many blocks do."""
 
     label: str
     kernel: str
     figures: Recorded | None
     block: int | None = None
+    times: int = 1
 
 
 def distinct(config: ViTConfig, device: Device, batch: int, dtype: str) -> list[Known]:
@@ -67,16 +68,21 @@ def distinct(config: ViTConfig, device: Device, batch: int, dtype: str) -> list[
             names = launch_labels(call.label, [launch.kernel for launch in recorder.launches])
             for name, launch in zip(names, recorder.launches, strict=True):
                 figures = recorded(launch, DTYPES[dtype], device) if device in PEAKS else None
-                found.append(Known(name, launch.kernel, figures))
+                block = {"each": 0, "last": config.depth - 1}.get(call.block)
+                found.append(Known(name, launch.kernel, figures, block, call.times))
     return found
 
 
-def in_order(launches: Sequence[Known], depth: int) -> list[Known]:
+def in_order(launches: Sequence[Known]) -> list[Known]:
     """Every launch of the pass, from the distinct ones."""
-    block = [one for one in launches if one.label.removesuffix(" sums") in IN_BLOCK]
-    first = launches.index(block[0])
-    blocks = [one._replace(block=number) for number in range(depth) for one in block]
-    return [*launches[:first], *blocks, *launches[first + len(block) :]]
+    found: list[Known] = []
+    for block, group in itertools.groupby(launches, lambda one: one.block):
+        alike = list(group)
+        if block is None:
+            found += alike
+        else:
+            found += [one._replace(block=block + n, times=1) for n in range(alike[0].times) for one in alike]
+    return found
 
 
 def planned(model: str, device: Device, batch: int, dtype: str) -> list[Step]:
@@ -86,7 +92,7 @@ def planned(model: str, device: Device, batch: int, dtype: str) -> list[Step]:
     """
     config = ViTConfig.preset(model)
     steps, at = [], 0.0
-    for label, kernel, figures, block in in_order(distinct(config, device, batch, dtype), config.depth):
+    for label, kernel, figures, block, _ in in_order(distinct(config, device, batch, dtype)):
         if figures is None:
             raise ValueError(f"device must be one of {', '.join(d.name for d in PEAKS)}; got {device.name!r}")
         steps.append(Step(label, kernel, block, at, figures.seconds, figures))

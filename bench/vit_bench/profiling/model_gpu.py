@@ -105,8 +105,8 @@ def steps_of(events: Sequence[Any], passes: int, expected: Sequence[Known]) -> l
     for place in range(count):
         start = statistics.median(times[place][0] for times in seen)
         seconds = statistics.median(times[place][1] for times in seen)
-        label, kernel, figures, block = known[place]
-        steps.append(Step(label, kernel, block, start, seconds, figures))
+        one = known[place]
+        steps.append(Step(one.label, one.kernel, one.block, start, seconds, one.figures))
     return steps
 
 
@@ -135,7 +135,7 @@ def measured(name: str, gpu: torch.device, batch: int, dtype: str) -> tuple[list
     model = model.to(gpu, DTYPES[dtype]).set_backend("triton")
     images = torch.randn(batch, config.in_channels, *config.image_hw, device=gpu, dtype=DTYPES[dtype])
     device = known_gpu(torch.cuda.get_device_name(gpu)) or device_of(images)
-    expected = in_order(distinct(config, device, batch, dtype), config.depth)
+    expected = in_order(distinct(config, device, batch, dtype))
 
     def run() -> object:
         return model(images)

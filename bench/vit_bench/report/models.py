@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vit_bench.profiling.model import IN_BLOCK
 from vit_bench.profiling.times import evidence_of, seconds_of
 from vit_bench.report.data import (
     FIRST_MODEL,
@@ -24,6 +23,7 @@ from vit_bench.timed.timing import verdict
 
 # Colours of the launches of a block: attention and the products around it are told apart, what lies outside is grey.
 _PART_COLOURS = {"qkv": 0, "attention": 1, "projection": 2, "fc1": 3, "fc2": 4, "mlp": 3}
+_IN_BLOCK = tuple(_PART_COLOURS)
 _OUTSIDE = 6
 
 
@@ -193,13 +193,13 @@ def breakdown(book: Book) -> Section | None:
         return None
     strips, table = [], []
     for row in rows:
-        block = [one for one in kernels_of(row) if one["launch"] in IN_BLOCK]
+        block = [one for one in kernels_of(row) if one["launch"] in _IN_BLOCK]
         total = sum(one["s"] for one in block)
         parts = tuple(Part(_name(one), one["s"], _hover(one), _PART_COLOURS.get(_name(one), _OUTSIDE)) for one in block)
         strips.append((f"batch {row.images}", f"{microseconds(total)} µs a block", parts))
         table += [(str(row.images), *_kernel_cells(one, total)) for one in block]
     last = rows[-1]
-    longest = max((one for one in kernels_of(last) if one["launch"] in IN_BLOCK), key=lambda one: one["s"])
+    longest = max((one for one in kernels_of(last) if one["launch"] in _IN_BLOCK), key=lambda one: one["s"])
     figure = Strips(
         name=f"block {last.model} {last.dtype} {last.device}",
         title=f"One encoder block of {last.model}, {last.dtype}",
@@ -266,7 +266,7 @@ def timeline(book: Book) -> Section | None:
         return None
     row = min(rows, key=lambda row: abs(row.images - 8))
     kernels = kernels_of(row)
-    block = [one for one in kernels if one["launch"] in IN_BLOCK]
+    block = [one for one in kernels if one["launch"] in _IN_BLOCK]
     first = kernels.index(block[0])
     order = [*kernels[:first], *block * int(block[0]["times"]), *kernels[first + len(block) :]]
     strips = []

@@ -11,14 +11,14 @@ from vit_bench.recording import Launch, recording
 from vit_bench.timed.shapes import DTYPES, Case
 from vit_kernels.device import Device
 
-BLOCKS = 2  # of a model: its others make the same launches again
+BLOCKS = 2  # of a model: the last, and one in front of it, whose launches the others make again
 
 
 @torch.no_grad()
 def launches(case: Case, dtype: str, gpu: Device) -> list[Launch]:
     """The launches of one case on this GPU. Nothing is executed; their kernels are not compiled.
 
-    Of a model they are the engine's own, from its first two blocks, in memory that nobody wrote. Everything else is on
+    Of a model they are the engine's own, of two blocks, in memory that nobody wrote. Everything else is on
     the meta device.
     """
     kind = DTYPES[dtype]
