@@ -9,18 +9,36 @@ from unittest import mock
 import pytest
 import timm.models.deit
 import torch
+import transformers
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
 import vit_engine
 from vit_engine.dropin import parts
 
-from .support import close, images, kernels, pair, ready, timm_model, torchvision_model
+from .support import close, hf_dinov2, hf_vit, images, kernels, pair, ready, timm_model, torchvision_model
 
 pytestmark = pytest.mark.interpreted_only
 
 ALONE = "class token alone behind the attention of the last block"
-BUILDERS: dict[str, Callable[..., Any]] = {"timm": timm_model, "torchvision": torchvision_model}
+
+def hf_classifier(model: Any = transformers.ViTForImageClassification) -> Any:
+    return hf_vit(model, num_labels=5)
+
+
+def hf_deit() -> Any:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.DeiTConfig(image_size=32, patch_size=8, num_labels=5, **small)  # type: ignore[arg-type]
+    return ready(transformers.DeiTForImageClassification(config))
+
+
+# Tokens of an image, by who builds the model.
+BUILDERS: dict[str, tuple[Callable[..., Any], int]] = {
+    "timm": (timm_model, 17),
+    "torchvision": (torchvision_model, 17),
+    "transformers' ViT": (hf_classifier, 17),
+    "transformers' DeiT": (hf_deit, 18),
+}
 
 
 def distilled(**more: Any) -> Any:
@@ -28,7 +46,7 @@ def distilled(**more: Any) -> Any:
     return ready(timm.models.deit.VisionTransformerDistilled(**given))
 
 
-def tokens_behind(run: Callable[[], Tensor]) -> tuple[Tensor, list[int]]:
+def tokens_behind(run: Callable[[], Any]) -> tuple[Any, list[int]]:
     """What run() returns, and how many tokens an image come out of each block of a chain."""
     seen: list[int] = []
 
@@ -45,10 +63,12 @@ def tokens_behind(run: Callable[[], Tensor]) -> tuple[Tensor, list[int]]:
 @pytest.mark.parametrize("name", BUILDERS)
 @torch.no_grad()
 def test_one_token_comes_out_of_the_last_block(name: str) -> None:
-    theirs, ours = pair(BUILDERS[name])
-    logits, seen = tokens_behind(lambda: ours(images()))
-    close(logits, theirs(images()))
-    assert seen == [17, 1]
+    build, tokens = BUILDERS[name]
+    theirs, ours = pair(build)
+    for _ in range(2):
+        found, seen = tokens_behind(lambda: ours(images()))
+        close(found, theirs(images()))
+        assert seen == [tokens, 1]
 
 
 def pooled_by_attention_after_all() -> Any:
@@ -62,6 +82,10 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "attention pooling": lambda: timm_model(global_pool="map", class_token=False),
     "attention pooling put in later": pooled_by_attention_after_all,
     "a token of distillation": distilled,
+    "transformers' backbone": hf_vit,
+    "transformers' DINOv2, which reads the patches too": lambda: hf_dinov2(
+        transformers.Dinov2ForImageClassification, num_labels=5
+    ),
 }
 
 
@@ -139,6 +163,76 @@ def test_whoever_looks_at_the_tokens_sees_all_of_them(change: Callable[[Any, lis
     assert ours_saw == theirs_saw == [17] * 3
 
 
+def hooked_layer(model: Any, seen: list[Any]) -> None:
+    model.vit.layers[-1].register_forward_hook(lambda _module, _given, y: seen.append(y.shape[1]))
+
+
+def hooked_last_norm(model: Any, seen: list[Any]) -> None:
+    model.vit.layernorm.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[1]))
+
+
+def hooked_backbone(model: Any, seen: list[Any]) -> None:
+    model.vit.register_forward_hook(lambda _module, _given, y: seen.append(y.last_hidden_state.shape[1]))
+
+
+def own_norm(model: Any, seen: list[Any]) -> None:
+    original = type(model.vit.layernorm).forward.__get__(model.vit.layernorm)
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(x.shape[1])
+        return original(x)
+
+    model.vit.layernorm.forward = forward
+
+
+@pytest.mark.parametrize("change", [hooked_layer, hooked_last_norm, hooked_backbone, own_norm])
+@torch.no_grad()
+def test_whoever_looks_at_the_tokens_of_transformers_sees_all_of_them(
+    change: Callable[[Any, list[Any]], None],
+) -> None:
+    theirs, ours = pair(hf_classifier)
+    ours(images())
+    theirs_saw: list[int] = []
+    ours_saw: list[int] = []
+    change(theirs, theirs_saw)
+    change(ours, ours_saw)
+    for _ in range(3):
+        close(ours(images()), theirs(images()))
+    assert ours_saw == theirs_saw == [17] * 3
+
+
+@torch.no_grad()
+def test_what_is_asked_of_transformers_beside_the_logits_is_of_all_tokens() -> None:
+    theirs, ours = pair(hf_classifier)
+    more: dict[str, Any]
+    for more, tokens in (
+        ({"output_hidden_states": True}, [17, 17]),
+        ({"attention_mask": torch.ones(2, 17).tril(14)}, [17, 17]),
+        ({"labels": torch.tensor([1, 2])}, [17, 1]),
+        ({"return_dict": False}, [17, 1]),
+    ):
+        found, seen = tokens_behind(lambda more=more: ours(images(), **more))
+        close(found, theirs(images(), **more))
+        assert seen == tokens, more
+    assert tokens_behind(lambda: ours.vit(images()))[1] == [17, 17], "the backbone by itself has all of them"
+    pooler = hf_classifier()
+    pooler.vit = ready(transformers.ViTModel(pooler.config, add_pooling_layer=True))
+    assert tokens_behind(lambda: vit_engine.accelerate(pooler)(images()))[1] == [17, 17]
+
+
+def test_gradients_of_transformers_are_those_of_all_tokens() -> None:
+    theirs, ours = pair(hf_classifier)
+    for model in (theirs, ours):
+        model(images()).logits.square().sum().backward()
+    largest = max(p.grad.abs().max() for p in theirs.parameters())
+    compared = 0
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        if b.grad.abs().max() > 1e-5 * largest:  # those of key biases are 0 but for rounding
+            close(a.grad, b.grad)
+            compared += 1
+    assert compared > 30
+
+
 @torch.no_grad()
 def test_hooks_of_the_head_and_a_new_head_are_seen() -> None:
     theirs, ours = pair(timm_model)
@@ -159,8 +253,12 @@ def test_explain_says_so() -> None:
     assert kernels(ours)["the model"] == ALONE
     ours.blocks.register_forward_hook(lambda *_: None)
     assert "the model" not in kernels(ours)
-    inside = nn.Sequential(timm_model())
-    assert kernels(vit_engine.accelerate(inside))["0"] == ALONE
+    inside = nn.Sequential(timm_model(), hf_classifier())
+    found = kernels(vit_engine.accelerate(inside))
+    assert found["0"] == found["1"] == ALONE
+    backbone: Any = inside[1].vit
+    backbone.register_forward_hook(lambda *_: None)
+    assert "1" not in kernels(inside)
 
 
 def test_training_is_the_librarys_own() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import vit_engine
@@ -115,6 +116,20 @@ def test_blocks_repeat_their_launches_where_the_model_does_not(repeated: list[st
     vit_engine.refresh(ours)
     for _ in range(3):
         close(ours(images(1)).last_hidden_state, theirs(images(1)).last_hidden_state)
+
+
+def test_a_pass_for_the_class_token_is_not_one_for_all(repeated: list[str]) -> None:
+    """Of a classifier and its backbone, of logits and features: the same tokens go in, others come out."""
+    theirs, ours = pair(lambda: hf_vit(transformers.ViTForImageClassification, num_labels=5))
+    for _ in range(4):
+        close(ours(images(1)).logits, theirs(images(1)).logits)
+        close(ours.vit(images(1)).last_hidden_state, theirs.vit(images(1)).last_hidden_state)
+    assert repeated and not refused(ours)
+    theirs, ours = pair(timm_model)
+    for _ in range(4):
+        close(ours(images(1)), theirs(images(1)))
+        close(ours.forward_features(images(1)), theirs.forward_features(images(1)))
+    assert not refused(ours)
 
 
 @pytest.mark.parametrize("name", list(BUILDS))

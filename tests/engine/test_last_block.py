@@ -1,4 +1,4 @@
-"""The last block behind which the class token alone is read: the first token of the whole block, from fewer launches."""
+"""The last block behind which the class token alone is read: the first token of the whole block, and no other."""
 
 from __future__ import annotations
 

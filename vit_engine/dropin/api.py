@@ -19,6 +19,7 @@ from .explain import Explanation, explanation_of
 from .graphed import Graphed, whole_models
 from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
+from .transformers_classifiers import TRANSFORMERS_CLASSIFIERS, FusedClassifier
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
 from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTimmLogits, FusedTorchvision
 
@@ -158,6 +159,8 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
             FusedTimmLogits(part, name, state).attach()
         elif kind == _TORCHVISION:
             FusedTorchvision(part, name, state).attach()
+        elif kind in TRANSFORMERS_CLASSIFIERS:
+            FusedClassifier(part, name, state).attach()
         elif kind in TRANSFORMERS_STEMS:
             FusedEmbeddings(part, name, state).attach()
         elif kind == TIMM_PATCHES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,9 +15,15 @@ from .describe import Block, Made, Unsupported, class_name, norm
 from .structure import Structure, foreign_code, only_listens
 from .timm_blocks import REFUSED, TIMM_BLOCKS
 from .torchvision_blocks import TORCHVISION_BLOCKS
-from .transformers_blocks import TRANSFORMERS_BLOCKS
+from .transformers_blocks import TRANSFORMERS_BLOCKS, outputs_are_collected
 
-__all__ = ["BLOCKS", "FusedBlock", "FusedNorm", "chain", "describe_block", "is_block"]
+__all__ = [
+    "BLOCKS", "CLASS_TOKEN_ALONE", "FusedBlock", "FusedNorm", "chain", "describe_block", "first_token_of", "is_block",
+]  # fmt: skip
+
+CLASS_TOKEN_ALONE = "class token alone behind the attention of the last block"
+# The block of whose tokens nobody will read but the first of each image, while a classifier's forward() runs.
+first_token_of: ContextVar[nn.Module | None] = ContextVar("first_token_of", default=None)
 
 BLOCKS = {**TIMM_BLOCKS, **TORCHVISION_BLOCKS, **TRANSFORMERS_BLOCKS}
 
@@ -95,19 +102,30 @@ class FusedBlock(Attached):
         )  # fmt: skip
         return rows.view(batch, 1 if first_token else tokens, width), stats
 
-    def _repeated_step(self, x: Tensor, stats: Tensor | None, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
+    def _repeated_step(
+        self, x: Tensor, stats: Tensor | None, inputs: AttentionInputs, first_token: bool
+    ) -> tuple[Tensor, Tensor]:
         """step(), the launches of shapes seen before made again without their host work."""
         given = (x, stats, inputs.mask, inputs.cos, inputs.sin)
-        kind = f"{inputs.causal} {[value is None for value in given]}"
+        kind = f"{inputs.causal} {first_token} {[value is None for value in given]}"
 
         present = [value for value in given if value is not None]
 
         def run() -> tuple[Tensor, Tensor]:
-            y, stats_out = self.replays.run(kind, self.module, present, lambda: self.step(x, stats, inputs))
+            y, stats_out = self.replays.run(
+                kind, self.module, present, lambda: self.step(x, stats, inputs, first_token)
+            )
             return y, stats_out
 
         y, stats = counting_changes(run)
-        return y.view(x.shape), stats
+        return y.view(x.shape[0], 1 if first_token else x.shape[1], x.shape[2]), stats
+
+    def _first_token_alone(self, inputs: AttentionInputs) -> bool:
+        """Whether a classifier has said that it reads no other, and nobody else is going to."""
+        if torch.compiler.is_compiling() or first_token_of.get() is not self.module:
+            return False
+        asked = inputs.mask is not None or inputs.causal or outputs_are_collected()
+        return not asked and only_listens(self.module._forward_hooks)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tokens = args[0] if args else kwargs.get(self._tokens)
@@ -124,7 +142,7 @@ class FusedBlock(Attached):
         if not torch.compiler.is_compiling():
             self.why = None
         if torch.compiler.is_compiling() or not wants_gradient(self.module, x):
-            y, stats = self._repeated_step(x, self._statistics_of(x), inputs)
+            y, stats = self._repeated_step(x, self._statistics_of(x), inputs, self._first_token_alone(inputs))
         elif any_requires_grad(args[1:], {k: v for k, v in kwargs.items() if v is not x}):
             return self.instead("another argument than the tokens asks for a gradient", *args, **kwargs)
         else:

@@ -23,7 +23,7 @@ from .describe import (
     source,
 )
 
-__all__ = ["TRANSFORMERS_BLOCKS", "collecting_outputs", "other_outputs_wanted"]
+__all__ = ["TRANSFORMERS_BLOCKS", "collecting_outputs", "other_outputs_wanted", "outputs_are_collected"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ def _collector() -> Any:
 def collecting_outputs() -> bool:
     """Whether a model of transformers is collecting what its parts return right now, through hooks on them."""
     return _collector() is not None
+
+
+def outputs_are_collected() -> bool:
+    """Whether that model was asked for any output of its parts, hidden states among them."""
+    return bool(_collector())
 
 
 def other_outputs_wanted() -> str | None:

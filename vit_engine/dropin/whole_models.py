@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attached import Attached, wants_gradient
 from .describe import Unsupported, class_name, required_norm
-from .parts import chain
+from .parts import CLASS_TOKEN_ALONE, chain
 from .patch_embed import TIMM_PATCHES, check_timm_images
 from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import foreign_code
@@ -182,7 +182,7 @@ class FusedTimmLogits(Attached):
         features = self._features()
         if features is None or features.report()[1] is not None:
             return None
-        return "class token alone behind the attention of the last block", None
+        return CLASS_TOKEN_ALONE, None
 
 
 class FusedTorchvision(Attached):
