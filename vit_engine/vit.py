@@ -252,7 +252,10 @@ class ViT(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] -> logits [B, num_classes]; see forward_features()."""
+        """images [B, C, H, W] -> logits [B, num_classes]; see forward_features().
+
+        With global_pool "token" the kernels compute the last block for the class token alone (equation 4).
+        """
         if self.graphs is None or torch.compiler.is_compiling():
             return self._forward(images)
         if self.backend == "torch":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -129,8 +128,7 @@ class FusedTimmFeatures(Attached):
         if torch.compiler.is_compiling():
             return self._features(stem, x, class_token=True)
         self.why = None
-        run = partial(self._features, stem, x, class_token=True)
-        return self.replays.run("class token", self.module, (x,), lambda: (run(),))[0]
+        return self.replays.run("class token", self.module, (x,), lambda: (self._features(stem, x, class_token=True),))[0]
 
     def _features(self, stem: Stem, x: Tensor, class_token: bool = False) -> Tensor:
         model: Any = self.module

@@ -1,7 +1,8 @@
 """FLOP and bytes of a case: what has to be computed and moved, whoever does it.
 
 By the rules of `vit_bench.roofline`: products only, a multiply-add being two; every operand and result of a launcher
-call once. A forward pass is the sum of its calls, so what one call writes and the next reads counts twice.
+call once. A forward pass is the sum of its calls, so what one call writes and the next reads counts twice. Of a model
+whose head reads the class token alone, the last block counts for that token only, whoever computes more.
 """
 
 from __future__ import annotations
