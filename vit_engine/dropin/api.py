@@ -46,11 +46,12 @@ def accelerate(
 
     Encoder blocks (equations 2 and 3 of arXiv 2010.11929 and their variants), the stem and the norms outside the blocks
     are taken over by objects set on the module instances; everything else stays the library's own. Class, parameters,
-    buffers, state_dict, hooks on blocks and all methods are those of the model. Where a classifier reads the class token
-    alone (timm, torchvision, transformers' ViT and DeiT), its last block computes that token only, unless a hook, a method
-    of your own or an argument asks for the others. Where the kernels cannot run (no GPU,
+    buffers, state_dict, hooks on blocks and all methods are those of the model. Where the kernels cannot run (no GPU,
     autocast, float64, training, an adapter or hook inside a block, outputs that they do not compute) the original code
     of that part runs: explain(model) says where and why. restore(model) undoes it.
+
+    Where a classifier reads the class token alone (timm's, torchvision's, transformers' ViT and DeiT), its last block
+    computes that token only, unless a hook, a method of your own or an argument asks for the others.
 
     Results are those of the model in its own dtype within its own rounding error. In eval mode gradients are right,
     too: PyTorch's operators compute the pass again when backward() asks for it. Training runs the original code.

@@ -128,7 +128,7 @@ class FusedTimmFeatures(Attached):
         if torch.compiler.is_compiling():
             return self._features(stem, x, class_token=True)
         self.why = None
-        return self.replays.run("class token", self.module, (x,), lambda: (self._features(stem, x, class_token=True),))[0]
+        return self.replays.run("class token", self.module, (x,), lambda: (self._features(stem, x, True),))[0]
 
     def _features(self, stem: Stem, x: Tensor, class_token: bool = False) -> Tensor:
         model: Any = self.module
