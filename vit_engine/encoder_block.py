@@ -27,7 +27,10 @@ from vit_kernels import fold_norm
 from . import ops
 from .derived import DerivedCache
 
-__all__ = ["AttentionInputs", "BlockPlan", "Norm", "Source", "Stack", "apply_norm", "queries_apart", "run_block"]
+__all__ = [
+    "AttentionInputs", "BlockPlan", "MlpPlan", "Norm", "Source", "Stack", "apply_norm", "joined", "one_partial",
+    "queries_apart", "read", "run_block", "run_mlp", "stats_of_few",
+]  # fmt: skip
 
 Source = tuple[nn.Module, str]  # the tensor is getattr(module, name)
 
@@ -89,14 +92,28 @@ class Stack:
         return torch.cat(filled)
 
 
-@dataclass(frozen=True)
-class BlockPlan:
+@dataclass(frozen=True, kw_only=True)
+class MlpPlan:
+    """Where the parameters of x + gamma2 MLP(norm2(x)) are.
+
+    fc1: with activation "swiglu" the gate's rows first. mlp_norm: of the hidden features. gamma2: LayerScale.
+    """
+
+    norm2: Norm
+    fc1: Stack
+    activation: str
+    fc2: Stack
+    mlp_norm: Norm | None = None
+    gamma2: Source | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan(MlpPlan):
     """Where the parameters of one block are, and its settings.
 
     qkv: [(heads + 2 heads_k) * head_dim, D] in this order. heads, heads_k, head_dim, scale: of the attention.
     q_norm, k_norm: over head_dim, both or neither. interleaved: pairs of rotary embeddings are neighbours.
-    attention_norm, mlp_norm: norms inside the branches, on the attention's output and on the hidden features.
-    fc1: with activation "swiglu" the gate's rows first. gamma1, gamma2: LayerScale.
+    attention_norm: on the attention's output. gamma1: LayerScale.
     """
 
     norm1: Norm
@@ -106,17 +123,11 @@ class BlockPlan:
     head_dim: int
     scale: float
     proj: Stack
-    norm2: Norm
-    fc1: Stack
-    activation: str
-    fc2: Stack
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     interleaved: bool = False
     attention_norm: Norm | None = None
-    mlp_norm: Norm | None = None
     gamma1: Source | None = None
-    gamma2: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,9 @@ def run_block(
         raise ValueError("first_token must be False with a mask or a causal order; got True")
     # Each half in a call of its own: what it makes on the way is freed before the other half needs the memory.
     x, x_stats = _attend(plan, x, stats, batch_tokens, derived, name, inputs, fold, first_token)
-    return _mlp(plan, x, x_stats, derived, name, fold)
+    if first_token:
+        x_stats = stats_of_few(x, x_stats)
+    return run_mlp(plan, x, x_stats, derived, name, fold)
 
 
 def _attend(
@@ -218,6 +231,17 @@ def queries_apart(rows: int, queries: int, width: int) -> bool:
     return rows * queries * width >= 1 << 32
 
 
+def one_partial(dtype: torch.dtype, width: int) -> bool:
+    """Whether products of few rows take their statistics as one partial: in fp32, the tiles of few rows have no
+    registers for the loop over more than 16 of 64 columns each."""
+    return dtype == torch.float32 and width > 16 * 64
+
+
+def stats_of_few(x: Tensor, stats: Tensor) -> Tensor:
+    """Statistics of few rows x, as a product takes them: those that are known, or, in a launch more, as one partial."""
+    return ops.row_stats(x) if one_partial(x.dtype, x.shape[1]) else stats
+
+
 def _first_rows(x: Tensor, batch_tokens: tuple[int, int]) -> Tensor:
     """Rows [B * N, D] -> those of the first token of each image, [B, D], a view."""
     return x.view(*batch_tokens, x.shape[1])[:, 0]
@@ -247,9 +271,10 @@ def _normalise_and_rotate(plan: BlockPlan, q: Tensor, k: Tensor, inputs: Attenti
     )  # fmt: skip
 
 
-def _mlp(
-    plan: BlockPlan, x: Tensor, stats: Tensor, derived: DerivedCache, name: str, fold: bool
+def run_mlp(
+    plan: MlpPlan, x: Tensor, stats: Tensor, derived: DerivedCache, name: str, fold: bool
 ) -> tuple[Tensor, Tensor]:
+    """Rows x [M, D] and their statistics to those behind the MLP."""
     finish = {"layer_scale": read(plan.gamma2), "residual": x, "emit_stats": True}
     if plan.mlp_norm is not None:
         hidden = _normed_linear(
@@ -262,9 +287,9 @@ def _mlp(
         norm: dict[str, Any] = {"norm": plan.norm2.kind, "stats": stats, "column_sum": column_sum}
         norm["eps"], rows = plan.norm2.eps, x
     else:
-        weight, bias = _joined(plan.fc1, derived, f"{name}.fc1")
+        weight, bias = joined(plan.fc1, derived, f"{name}.fc1")
         norm, rows = {"norm": "none"}, apply_norm(x, plan.norm2)
-    fc2 = _joined(plan.fc2, derived, f"{name}.fc2")
+    fc2 = joined(plan.fc2, derived, f"{name}.fc2")
     return ops.mlp(rows, weight, bias, *fc2, activation=plan.activation, **norm, **finish)  # type: ignore[return-value]
 
 
@@ -278,7 +303,7 @@ def _normed_linear(
     """
     if norm is None or not fold:
         rows = x if norm is None else apply_norm(x, norm)
-        return ops.linear(rows, *_part(part, *_joined(layer, derived, key)), **options)
+        return ops.linear(rows, *_part(part, *joined(layer, derived, key)), **options)
     weight, column_sum, bias = _part(part, *_folded(norm, layer, derived, key))
     if stats is None:
         stats = ops.row_stats(x)
@@ -300,7 +325,7 @@ def _folded(norm: Norm, layer: Stack, derived: DerivedCache, key: str) -> tuple[
     )
 
 
-def _joined(layer: Stack, derived: DerivedCache, key: str) -> tuple[Tensor, Tensor | None]:
+def joined(layer: Stack, derived: DerivedCache, key: str) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a layer: its own tensors, or the parts put together once per change of any of them."""
     weight = layer.weight() if len(layer.weights) == 1 else None
     bias = read(layer.biases[0]) if len(layer.biases) == 1 else None

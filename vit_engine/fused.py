@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .attention_pool import PoolPlan, run_pool
 from .encoder_block import BlockPlan, Norm, Source, Stack, run_block
 from .layers import Block, LayerScale
 
 if TYPE_CHECKING:
+    from .pooling import AttentionPool
     from .vit import ViT
 
 __all__ = ["forward", "forward_features", "forward_head"]
@@ -29,10 +31,7 @@ __all__ = ["forward", "forward_features", "forward_head"]
 
 def forward_features(model: ViT, images: Tensor) -> Tensor:
     """images [B, C, H, W] -> tokens [B, T, D] after the final norm (before it, if it comes after pooling)."""
-    z = encode(model, images)
-    if isinstance(model.norm, nn.LayerNorm):
-        z = _norm(z.flatten(0, 1), model.norm).view(z.shape)
-    return z
+    return _normed(model, encode(model, images))
 
 
 def forward(model: ViT, images: Tensor) -> Tensor:
@@ -45,15 +44,16 @@ def forward(model: ViT, images: Tensor) -> Tensor:
             )[0]
         found = model.replays.run("class token", model, (images,), lambda: (_class_token(model, images),))
         return _classify_token(model, found[0])
-    z = encode(model, images)
-    if isinstance(model.norm, nn.LayerNorm):
-        z = _norm(z.flatten(0, 1), model.norm).view(z.shape)
-    return forward_head(model, z)
+    if model.attn_pool is not None and isinstance(model.pre_logits, nn.Identity):
+        return model.replays.run(
+            "forward", model, (images,), lambda: (forward_head(model, _normed(model, _encode(model, images))),)
+        )[0]
+    return forward_head(model, _normed(model, encode(model, images)))
 
 
 def forward_head(model: ViT, tokens: Tensor, pre_logits: bool = False) -> Tensor:
     """tokens [B, T, D] of forward_features() -> logits, or the classifier's input."""
-    x = model.pool(tokens)
+    x = model.pool(tokens) if model.attn_pool is None else _attention_pool(model, model.attn_pool, tokens)
     if isinstance(model.fc_norm, nn.LayerNorm):
         x = _norm(x, model.fc_norm)
     return _classify(model, x, pre_logits)
@@ -108,6 +108,24 @@ def _plan(block: Block) -> BlockPlan:
     )
 
 
+def _attention_pool(model: ViT, pool: AttentionPool, tokens: Tensor) -> Tensor:
+    """tokens [B, T, D] -> [B, D]: the probe attends to the patches."""
+    plan = PoolPlan(
+        latent=(pool, "latent"),
+        q=_layer(pool.q),
+        kv=_layer(pool.kv),
+        heads=pool.num_heads,
+        head_dim=pool.head_dim,
+        scale=pool.scale,
+        proj=_layer(pool.proj),
+        norm2=Norm(pool.norm),
+        fc1=_layer(pool.mlp.fc1),
+        activation=pool.mlp.activation,
+        fc2=_layer(pool.mlp.fc2),
+    )
+    return run_pool(plan, tokens, model.derived, "attn_pool", model.config.num_prefix_tokens)
+
+
 def _layer(linear: nn.Linear) -> Stack:
     return Stack(((linear, "weight"),), ((linear, "bias"),))
 
@@ -128,6 +146,11 @@ def _classify_token(model: ViT, token: Tensor) -> Tensor:
 
 def _gamma(scale: nn.Module) -> Source | None:
     return (scale, "gamma") if isinstance(scale, LayerScale) else None
+
+
+def _normed(model: ViT, z: Tensor) -> Tensor:
+    """tokens z_L [B, T, D], normalised if the norm is in front of the pooling."""
+    return _norm(z.flatten(0, 1), model.norm).view(z.shape) if isinstance(model.norm, nn.LayerNorm) else z
 
 
 def _norm(rows: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -38,8 +38,8 @@ class ViT(nn.Module):
         "triton": this project's kernels on an NVIDIA GPU.
         "interpret": the same kernels in Triton's interpreter, on the CPU; slow, for checking.
         "auto": "triton" while the parameters are on a CUDA device, "torch" anywhere else.
-    A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another. What
-    pools the tokens into one vector (mean or AttentionPool) are PyTorch's operators on every backend.
+    A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another. The mean
+    over the patches is PyTorch's operator on every backend, and so is all of `forward_head()` when it is called alone.
     """
 
     def __init__(self, config: ViTConfig, backend: str = "auto") -> None:

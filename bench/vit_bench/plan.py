@@ -16,7 +16,7 @@ import torch
 
 import vit_kernels
 from vit_engine.config import ViTConfig
-from vit_engine.encoder_block import queries_apart
+from vit_engine.encoder_block import one_partial, queries_apart
 
 BATCHES = (1, 8, 64, 256)
 
@@ -66,6 +66,8 @@ def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str =
     all_rows = config.global_pool != "token" and not config.norm_after_pool
     normalise = partial(vit_kernels.layer_norm, weight=vector, bias=new(width))
     yield Call("layer_norm", "final norm", partial(normalise, x), int(all_rows))
+    if config.global_pool == "map":
+        yield from _attention_pool(config, batch, new, new_fp32)
     run = partial(normalise, new(batch, width))
     yield Call("layer_norm", "final norm, class token", run, int(not all_rows))
     if config.num_classes:
@@ -90,6 +92,9 @@ def _block(
         weight, sums, bias = new(outputs, width), new_fp32(outputs), new_fp32(outputs)
         return partial(vit_kernels.linear, x, weight, bias, norm="layer", stats=stats, column_sum=sums)
 
+    def few(x: torch.Tensor) -> bool:
+        return x is first and one_partial(x.dtype, width)
+
     def behind(x: torch.Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
         """Projection and MLP that add to rows x."""
         finish: dict[str, Any] = {"layer_scale": scale, "residual": x, "emit_stats": True}
@@ -99,8 +104,8 @@ def _block(
         made = new(len(x), width)
         feed_forward = partial(
             vit_kernels.mlp, made, new(hidden, width), new_fp32(hidden), new(width, inner), vector,
-            stats=new_fp32(2, partials, len(x)), column_sum=new_fp32(hidden), activation=config.activation,
-            **finish | {"residual": made},
+            stats=new_fp32(2, 1 if few(x) else partials, len(x)), column_sum=new_fp32(hidden),
+            activation=config.activation, **finish | {"residual": made},
         )  # fmt: skip
         return project, feed_forward
 
@@ -124,7 +129,35 @@ def _block(
         yield Call("linear", "last qkv", normed(x, stats, 3), 1, "last")
     yield Call("attention", "last attention", partial(vit_kernels.attention, q[:, :1], k, v), 1, "last")
     yield Call("linear", "last projection", projection, 1, "last")
+    if few(first):
+        anew = partial(vit_kernels.row_stats, new(batch, width))
+        yield Call("row_stats", "last statistics, one partial", anew, 1, "last")
     yield Call("mlp", "last mlp", mlp, 1, "last")
+
+
+def _attention_pool(
+    config: ViTConfig, batch: int, new: Callable[..., torch.Tensor], new_fp32: Callable[..., torch.Tensor]
+) -> Iterator[Call]:
+    """The calls of the MAP head: a query that all images share, keys and values of all tokens."""
+    width, hidden, tokens = config.embed_dim, config.mlp_hidden, config.num_tokens
+    vector, made = new(width), new(batch, width)
+    keys_and_values = partial(vit_kernels.linear, new(batch * tokens, width), new(2 * width, width), new(2 * width))
+    yield Call("linear", "pool keys and values", keys_and_values, 1)
+    k, v = new(batch, tokens, 2, config.num_heads, config.head_dim)[:, config.num_prefix_tokens :].unbind(2)
+    q = new(1, 1, config.num_heads, config.head_dim).expand(batch, -1, -1, -1)
+    yield Call("attention", "pool attention", partial(vit_kernels.attention, q, k, v), 1)
+    project = partial(vit_kernels.linear, made, new(width, width), vector, emit_stats=True)
+    yield Call("linear", "pool projection", project, 1)
+    few = one_partial(made.dtype, width)
+    if few:
+        yield Call("row_stats", "pool statistics", partial(vit_kernels.row_stats, made), 1)
+    inner = hidden // 2 if config.activation == "swiglu" else hidden
+    feed_forward = partial(
+        vit_kernels.mlp, made, new(hidden, width), new_fp32(hidden), new(width, inner), vector,
+        stats=new_fp32(2, 1 if few else -(-width // 64), batch), column_sum=new_fp32(hidden),
+        activation=config.activation, residual=made, emit_stats=True,
+    )  # fmt: skip
+    yield Call("mlp", "pool mlp", feed_forward, 1)
 
 
 def launch_labels(label: str, kernels: Sequence[str]) -> list[str]:

@@ -85,6 +85,7 @@ PLANS = {
     "16384 tokens": 'plan("vit_base_patch16_224", 4, pixels=2048, depth=2)',
     "registers": 'plan("vit_small_patch14_reg4_dinov2", 1, depth=1)',
     "1280 wide": 'plan("vit_huge_patch14_224", 64, depth=1)',
+    "attention pooling": 'plan("vit_base_patch16_siglip_224", 64, depth=1)',
     "average pooling": 'plan("vit_base_patch16_224", 64, depth=1, global_pool="avg", fc_norm=False)',
 }
 
@@ -181,6 +182,13 @@ def test_registers_and_layer_scale_add_no_work(recorded: dict[str, dict[str, Any
     check(recorded["registers"], BLOCK, ["layer_norm_kernel"], BLOCK)
 
 
+def test_attention_pooling_is_five_launches_more(recorded: dict[str, dict[str, Any]]) -> None:
+    """Keys and values, attention of one query an image, projection, and an MLP of 64 rows, whose fc2 is shared out."""
+    pool = ["linear_kernel", "attention_kernel", *["linear_kernel"] * 3, "linear_sum_kernel"]
+    check(recorded["attention pooling"], BLOCK, ["layer_norm_kernel", *pool])
+    assert recorded["attention pooling"]["grids"][-5] == [64 * 12, 1, 1]
+
+
 def test_the_mean_over_the_patches_is_the_only_work_of_pytorchs(recorded: dict[str, dict[str, Any]]) -> None:
     pooled = recorded["average pooling"]
     check(pooled | {"other": []}, BLOCK, TAIL)
@@ -260,3 +268,28 @@ def test_plans_of_the_presets(device: str) -> None:
         last = ["row_stats_kernel", "linear_kernel", *BLOCK] if "row_stats_kernel" in one["kernels"] else BLOCK
         check(one, NARROW_BLOCK if narrow else BLOCK, TAIL[: 1 if "huge" in name else 2], last)
         assert len(one["kernels"]) <= 1 + 5 * one["depth"] + 2 + 2, (name, batch)
+
+
+def test_wide_models_in_fp32_take_statistics_of_few_rows_as_one_partial() -> None:
+    """18 partials of SO400M's rows: a launch more behind the pool's projection, and the plan knows of it."""
+    seen = run(
+        """
+        import json, torch
+        from vit_bench.launch_plan import forward_plan
+        from vit_bench.plan import model_calls
+        from vit_bench.recording import gpu, recording
+        from vit_engine import ViTConfig
+        config = ViTConfig.preset("vit_so400m_patch14_siglip_224", depth=1)
+        found = forward_plan(config, 1, torch.float32, gpu("sm_90"))
+        with recording(gpu("sm_90"), torch_device="meta") as recorder:
+            for call in model_calls(config, 1, torch.float32):
+                if call.times:
+                    call.run()
+        spilled = [launch.binary.resources.spilled_bytes for launch in found.launches]
+        plans = [[launch.kernel for launch in launches] for launches in (found.launches, recorder.launches)]
+        print(json.dumps([plans, max(spilled), found.other_work]))
+        """
+    )
+    (made, planned), spilled, other = seen
+    assert made == planned and made.count("row_stats_kernel") == 1
+    assert spilled == 0 and other == []

@@ -88,3 +88,16 @@ def test_logits_are_those_of_the_features(more: dict[str, Any], apart: bool) -> 
     model = small_vit(**more).float().to(DEVICE).set_backend("interpret" if DEVICE == "cpu" else "triton")
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "width", "anew"), [
+    (torch.float32, 1088, True), (torch.float32, 1024, False), (torch.float16, 1088, False),
+])  # fmt: skip
+@torch.no_grad()
+def test_many_partial_statistics_of_few_rows_in_fp32_become_one(dtype: torch.dtype, width: int, anew: bool) -> None:
+    x = torch.randn(2, width, generator=torch.Generator().manual_seed(3)).to(dtype).to(DEVICE)
+    known = torch.empty(2, -(-width // 64), 2, device=x.device)
+    stats = encoder_block.stats_of_few(x, known)
+    assert (stats is known) is not anew
+    if anew:
+        assert torch.equal(stats, encoder_block.ops.row_stats(x)) and stats.shape == (2, 1, 2)

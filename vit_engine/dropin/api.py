@@ -19,6 +19,7 @@ from .explain import Explanation, explanation_of
 from .graphed import Graphed, whole_models
 from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
+from .pools import TIMM_POOL, FusedPool
 from .transformers_classifiers import TRANSFORMERS_CLASSIFIERS, FusedClassifier
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
 from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTimmLogits, FusedTorchvision
@@ -152,7 +153,9 @@ def _unsupported_stems(model: nn.Module) -> list[str]:
 
 
 def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: State) -> None:
+    pools = [part for part in model.modules() if class_name(part) == TIMM_POOL]
     inside = {id(part) for block in blocks.values() for part in block.modules()}
+    inside |= {id(part) for pool in pools for part in pool.modules() if part is not pool}
     for name, part in model.named_modules():
         if id(part) in inside:
             continue
@@ -164,6 +167,8 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
             FusedTorchvision(part, name, state).attach()
         elif kind in TRANSFORMERS_CLASSIFIERS:
             FusedClassifier(part, name, state).attach()
+        elif kind == TIMM_POOL:
+            FusedPool(part, name, state).attach()
         elif kind in TRANSFORMERS_STEMS:
             FusedEmbeddings(part, name, state).attach()
         elif kind == TIMM_PATCHES:

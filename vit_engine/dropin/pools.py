@@ -1,0 +1,85 @@
+"""timm's attention pooling on the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention_pool import PoolPlan, run_pool
+from .attached import Attached, differentiable, wants_gradient
+from .describe import Unsupported, activation, check_head_dim, class_name, dropout, expect, linear, required_norm
+from .structure import foreign_code
+
+__all__ = ["TIMM_POOL", "FusedPool"]
+
+TIMM_POOL = "timm.layers.attention_pool.AttentionPoolLatent"
+_IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+def _describe(pool: Any) -> PoolPlan:
+    foreign = foreign_code(pool)
+    if foreign is not None:
+        raise Unsupported(foreign, changed=True)
+    if pool.pos_embed is not None or pool.latent_len != 1 or pool.pool != "token":
+        raise Unsupported("it has position embeddings, or more than one latent query")
+    if any(class_name(getattr(pool, name)) != _IDENTITY for name in ("q_norm", "k_norm")):
+        raise Unsupported("it normalises queries and keys")
+    if pool.mlp is None:
+        raise Unsupported("it ends with the attention, without an MLP")
+    if any(part.training for part in dropout(pool, "proj_drop", "mlp.drop1", "mlp.drop2")):
+        raise Unsupported("training mode with dropout")
+    mlp = expect(pool, "mlp", "timm.layers.mlp.Mlp")
+    if class_name(mlp.norm) != _IDENTITY:
+        raise Unsupported("its MLP has a norm inside")
+    return PoolPlan(
+        latent=(pool, "latent"),
+        q=linear(pool, "q"),
+        kv=linear(pool, "kv"),
+        heads=pool.num_heads,
+        head_dim=check_head_dim(pool.head_dim),
+        scale=pool.scale,
+        proj=linear(pool, "proj"),
+        norm2=required_norm(pool, "norm"),
+        fc1=linear(pool, "mlp.fc1"),
+        activation=activation(mlp.act, "mlp.act"),
+        fc2=linear(pool, "mlp.fc2"),
+    )
+
+
+class FusedPool(Attached):
+    """Stands in for the forward() of timm's AttentionPoolLatent, as SigLIP has it."""
+
+    def _plan(self) -> PoolPlan | str:
+        try:
+            return _describe(self.module)
+        except Unsupported as refusal:
+            return str(refusal)
+
+    def why_not(self, x: Tensor) -> str | None:
+        pool: Any = self.module
+        plan = self._plan()
+        return plan if isinstance(plan, str) else self.unavailable(x, pool.kv.weight)
+
+    def _run(self, x: Tensor) -> Tensor:
+        plan = self._plan()
+        assert isinstance(plan, PoolPlan)
+        return run_pool(plan, x, self.state.derived, self.name, fold=self.state.fold)
+
+    def __call__(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        given = {} if attn_mask is None else {"attn_mask": attn_mask}
+        if not isinstance(x, Tensor) or x.ndim != 3 or given:
+            return self.instead("a mask, or tokens that are no tensor of three dimensions", x, **given)
+        why = self.why_not(x)
+        if why is not None or (self.module.training and wants_gradient(self.module, x)):
+            return self.instead(why or "training: gradients", x)
+        if not torch.compiler.is_compiling():
+            self.why = None
+            if wants_gradient(self.module, x):
+                return differentiable(self._run, self.original, self.module, x)
+        return self.replays.run("pool", self.module, (x,), lambda: (self._run(x),))[0]
+
+    def report(self) -> tuple[str, str | None]:
+        with torch.no_grad():
+            return "linear, attention, linear, mlp", self.why_not(self.module.kv.weight) or self.why  # type: ignore[union-attr]
