@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..encoder_block import AttentionInputs, Norm, apply_norm, run_block
 from .attached import Attached, State, any_requires_grad, counting_changes, differentiable, wants_gradient
 from .describe import Block, Made, Unsupported, class_name, norm
-from .structure import Structure, foreign_code, only_listens
+from .described import Described
+from .structure import foreign_code, only_listens
 from .timm_blocks import REFUSED, TIMM_BLOCKS
 from .torchvision_blocks import TORCHVISION_BLOCKS
 from .transformers_blocks import TRANSFORMERS_BLOCKS, outputs_are_collected
@@ -47,36 +48,22 @@ def is_block(module: nn.Module) -> bool:
     return any(name in BLOCKS or name in REFUSED for name in names)
 
 
-class FusedBlock(Attached):
+class FusedBlock(Described):
     """Stands in for the forward() of an encoder block."""
 
     def __init__(self, module: nn.Module, name: str, state: State) -> None:
         super().__init__(module, name, state)
-        self._structure: Structure | None = None
-        self._block: Block | None = None
-        self._refusal = ""
         # What forward() calls its tokens: they may be given by name, behind others.
         self._tokens = list(inspect.signature(type(module).forward).parameters)[1]
 
-    @torch.compiler.assume_constant_result
-    def _up_to_date(self) -> bool:
-        """Describes the block anew if anything about it has changed; whether it can run on the kernels."""
-        if self._block is not None and self.replays.unchanged():
-            return True
-        if self._structure is None or not self._structure.holds():
-            try:
-                self._block, self._refusal = describe_block(self.module), ""
-            except Unsupported as refusal:
-                self._block, self._refusal = None, str(refusal)
-            self._structure = Structure(self.module)
-        return self._block is not None
+    def describe(self) -> Block:
+        return describe_block(self.module)
 
     def why_not(self, x: Tensor) -> str | None:
         """Why these tokens cannot go through the kernels, apart from what else forward() was given."""
-        if not self._up_to_date():
-            return self._refusal
-        block = self._block
-        assert block is not None
+        if not self.up_to_date():
+            return self.refusal
+        block: Block = self.description
         weight = block.plan.norm2.weight
         reason = self.unavailable(x, block.plan.qkv.weight() if weight is None else weight)
         if reason is not None:
@@ -94,11 +81,10 @@ class FusedBlock(Attached):
 
         first_token: only the first token of each image comes out, [B, 1, D].
         """
-        assert self._block is not None
         batch, tokens, width = x.shape
         rows, stats = run_block(
-            self._block.plan, x.reshape(batch * tokens, width), stats, (batch, tokens), self.state.derived, self.name,
-            inputs, self.state.fold, first_token,
+            self.description.plan, x.reshape(batch * tokens, width), stats, (batch, tokens), self.state.derived,
+            self.name, inputs, self.state.fold, first_token,
         )  # fmt: skip
         return rows.view(batch, 1 if first_token else tokens, width), stats
 
@@ -134,8 +120,7 @@ class FusedBlock(Attached):
         why = self.why_not(tokens)
         if why is not None:
             return self.instead(why, *args, **kwargs)
-        assert self._block is not None
-        given = self._block.arguments(*args, **kwargs)
+        given = self.description.arguments(*args, **kwargs)
         if isinstance(given, str):
             return self.instead(given, *args, **kwargs)
         x, inputs = given[0], self._made(given[1])
@@ -165,7 +150,7 @@ class FusedBlock(Attached):
     def _with_gradient(
         self, x: Tensor, inputs: AttentionInputs, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        stats_in, emitted, block = self._statistics_of(x), [], self._block
+        stats_in, emitted, block = self._statistics_of(x), [], self.description
 
         def run(tokens: Tensor) -> Tensor:
             y, stats = self.step(tokens, stats_in, inputs)
@@ -185,12 +170,12 @@ class FusedBlock(Attached):
         return y, emitted[0] if emitted else None
 
     def report(self) -> tuple[str, str | None]:
-        self._up_to_date()
-        if self._block is None:
-            return "", self._refusal
-        plan = self._block.plan
+        self.up_to_date()
+        if self.description is None:
+            return "", self.refusal
+        plan = self.description.plan
         weight: Tensor = plan.qkv.weight() if plan.norm2.weight is None else plan.norm2.weight
-        rotated = ["qk_rope"] if plan.q_norm is not None or self._block.rotary else []
+        rotated = ["qk_rope"] if plan.q_norm is not None or self.description.rotary else []
         kernels = ["linear (norm folded)" if self.state.fold else "layer_norm, linear", *rotated, "attention", "linear"]
         kernels.append("linear, linear" if plan.mlp_norm is not None else "mlp")
         with torch.no_grad():

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention_pool import PoolPlan, run_pool
-from .attached import Attached, differentiable, wants_gradient
+from .attached import differentiable, wants_gradient
 from .describe import Unsupported, activation, check_head_dim, class_name, dropout, expect, linear, required_norm
+from .described import Described
 from .structure import foreign_code
 
 __all__ = ["TIMM_POOL", "FusedPool"]
@@ -18,7 +19,8 @@ TIMM_POOL = "timm.layers.attention_pool.AttentionPoolLatent"
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
-def _describe(pool: Any) -> PoolPlan:
+def _describe(pool: Any) -> tuple[PoolPlan, tuple[nn.Module, ...]]:
+    """Where everything is, and what acts at random in training mode."""
     foreign = foreign_code(pool)
     if foreign is not None:
         raise Unsupported(foreign, changed=True)
@@ -28,12 +30,10 @@ def _describe(pool: Any) -> PoolPlan:
         raise Unsupported("it normalises queries and keys")
     if pool.mlp is None:
         raise Unsupported("it ends with the attention, without an MLP")
-    if any(part.training for part in dropout(pool, "proj_drop", "mlp.drop1", "mlp.drop2")):
-        raise Unsupported("training mode with dropout")
     mlp = expect(pool, "mlp", "timm.layers.mlp.Mlp")
     if class_name(mlp.norm) != _IDENTITY:
         raise Unsupported("its MLP has a norm inside")
-    return PoolPlan(
+    plan = PoolPlan(
         latent=(pool, "latent"),
         q=linear(pool, "q"),
         kv=linear(pool, "kv"),
@@ -46,26 +46,25 @@ def _describe(pool: Any) -> PoolPlan:
         activation=activation(mlp.act, "mlp.act"),
         fc2=linear(pool, "mlp.fc2"),
     )
+    return plan, dropout(pool, "proj_drop", "mlp.drop1", "mlp.drop2")
 
 
-class FusedPool(Attached):
+class FusedPool(Described):
     """Stands in for the forward() of timm's AttentionPoolLatent, as SigLIP has it."""
 
-    def _plan(self) -> PoolPlan | str:
-        try:
-            return _describe(self.module)
-        except Unsupported as refusal:
-            return str(refusal)
+    def describe(self) -> tuple[PoolPlan, tuple[nn.Module, ...]]:
+        return _describe(self.module)
 
     def why_not(self, x: Tensor) -> str | None:
+        if not self.up_to_date():
+            return self.refusal
+        if any(part.training for part in self.description[1]):
+            return "training mode with dropout"
         pool: Any = self.module
-        plan = self._plan()
-        return plan if isinstance(plan, str) else self.unavailable(x, pool.kv.weight)
+        return self.unavailable(x, pool.kv.weight)
 
     def _run(self, x: Tensor) -> Tensor:
-        plan = self._plan()
-        assert isinstance(plan, PoolPlan)
-        return run_pool(plan, x, self.state.derived, self.name, fold=self.state.fold)
+        return run_pool(self.description[0], x, self.state.derived, self.name, fold=self.state.fold)
 
     def __call__(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         given = {} if attn_mask is None else {"attn_mask": attn_mask}
