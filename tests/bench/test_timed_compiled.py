@@ -10,8 +10,9 @@ import torch
 from tests.bench.child import run
 from vit_bench.timed import traffic
 from vit_bench.timed.compiled import Compiling
-from vit_bench.timed.shapes import MODELS, select
+from vit_bench.timed.shapes import DTYPES, MODELS, select
 from vit_engine.config import ViTConfig
+from vit_engine.encoder_block import one_partial, queries_apart
 from vit_kernels.device import H100
 
 RECORD = """
@@ -38,7 +39,7 @@ def recorded(gpu: str, dtype: str) -> dict[str, list[Any]]:
     return run(RECORD.format(gpu=gpu, dtype=dtype))
 
 
-def check_all(found: dict[str, list[Any]]) -> None:
+def check_all(found: dict[str, list[Any]], dtype: str) -> None:
     """What every case launches is of the case's own shapes."""
     for case in select():
         launches = found[case.name]
@@ -51,10 +52,14 @@ def check_all(found: dict[str, list[Any]]) -> None:
             # A block like those in front of the last, and the last, which computes the class token alone.
             one_kernel_mlps = sum(kernel == "mlp_kernel" for kernel, *_ in launches)
             sums = sum(kernel == "linear_sum_kernel" for kernel, *_ in launches)
-            apart = sum(kernel == "row_stats_kernel" for kernel, *_ in launches)
-            assert one_kernel_mlps in (0, 1) and sums in (0, 1, 2) and apart in (0, 1), case
+            assert case.config is not None
+            width = case.config.embed_dim
+            apart = queries_apart(shape["batch"] * shape["tokens"], width, width)
+            anew = one_partial(DTYPES[dtype], width)
+            assert sum(kernel == "row_stats_kernel" for kernel, *_ in launches) == apart + anew, case
+            assert one_kernel_mlps in (0, 1) and sums in (0, 1, 2), case
             assert sums == sum("linear_parts" in kernel for kernel, *_ in launches), case
-            assert len(launches) == 1 + 2 * 5 - one_kernel_mlps + 2 * apart + sums + 1 + head, case
+            assert len(launches) == 1 + 2 * 5 - one_kernel_mlps + 2 * apart + anew + sums + 1 + head, case
             assert launches[0][3]["M"] == shape["batch"] * shape["tokens"], case
             assert launches[0][0] == "patch_embed_kernel"
             assert launches[2][0] in ("attention_kernel", "attention_whole_kernel", "attention_roles_kernel")
@@ -76,14 +81,14 @@ def check_all(found: dict[str, list[Any]]) -> None:
 
 @pytest.mark.compiled
 def test_every_case_is_launched_on_a_gpu_with_descriptors():
-    check_all(recorded("h100", "bf16"))
+    check_all(recorded("h100", "bf16"), "bf16")
 
 
 @pytest.mark.compiled
 @pytest.mark.slow
 @pytest.mark.parametrize(("gpu", "dtype"), [("rtx4090", "fp16"), ("sm_80", "fp32")])
 def test_every_case_is_launched_on_other_gpus(gpu, dtype):
-    check_all(recorded(gpu, dtype))
+    check_all(recorded(gpu, dtype), dtype)
 
 
 @pytest.fixture(scope="module")
