@@ -390,6 +390,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
         if tile.roles and tile.parts == 1:
             # Five tiles in a row, the last one not whole, for programs that walk from one to the next.
             m, k, n = tile.block_m - 28, 3 * tile.block_k + 8, 5 * tile.block_n - 64
+        if tile.columns:
+            # Slots are used again, and neither rows nor steps are whole.
+            m, k, n = tile.block_m + 3, (tile.num_stages + 2) * tile.block_k - 56, tile.block_n
         if not added:
             options = {"norm": "layer", "activation": "gelu"}
             inputs = _linear(m, k, n, "norm", "bias")

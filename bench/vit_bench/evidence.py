@@ -74,6 +74,9 @@ def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Wo
                 work += [_walked(case, choice.tile, sms) for case in cases for sms in WALKED_BY]
             else:
                 work.append((case, forced(kernel, choice.tile)))
+                if getattr(choice.tile, "columns", False):
+                    bare = tile_case(kernel, choice.tile, choice.width, choice.gated, added=False)
+                    work.append((bare, forced(kernel, choice.tile)))
     return work
 
 

@@ -37,6 +37,17 @@ _ROLES_RESIDUAL = 970
 # What a program takes for a part of K beside its steps, simulated on sm_90 and 80 for 64x64 to 128x256.
 _PART = 1500
 _STORED_BYTES_PER_CLOCK = 32
+# Where rows are columns of products: fitted to 23 launches of ViT-S, B and L at batches 1 to 32 on an H100 (Triton 3.6,
+# cold L2, 1.755 GHz assumed), 6 % off. From the last product to the first results; what 64 x 64 results of each
+# warpgroup take, more with an activation; and a residual, which then comes from memory, by its bytes.
+_COLUMNS_FINISH = 700
+_COLUMNS_PIECE = 1030
+_COLUMNS_ACTIVATION = 130
+_COLUMNS_RESIDUAL = 0.08
+_COLUMNS_L2_BYTES_PER_CLOCK = 46
+# What a program saves that has room beside one of the launch before: in ViT-B at batch 1, from begin to begin of
+# launches, qkv took 5.1 us for 5.6 and fc1 5.6 for 6.5, where alone they were no faster than others.
+_COLUMNS_BESIDE = 2500
 _SHARED_BYTES_PER_CLOCK = 128
 # From L2 to one SM with all of them busy: a fit to measured kernels on sm_90, a guess elsewhere.
 _L2_BYTES_PER_CLOCK = {80: 40, 86: 24, 90: 48, 120: 24}
@@ -128,6 +139,31 @@ def _roles_cycles(
     return _LAUNCH + cycles + 2 * last // NARROW.value * piece
 
 
+def _columns_cycles(
+    tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, activated: bool, residual: bool
+) -> float:
+    """`gemm_cycles` where rows are columns of products: one tile a program, finished by those that multiplied it, and
+    as many programs an SM as it says."""
+    programs = cdiv(m, tile.block_m) * (n // tile.block_n)
+    rounds = cdiv(programs, tile.tma * device.sm_count)
+    together = min(tile.tma, cdiv(programs, device.sm_count))
+    slot = (tile.block_m + tile.block_n) * tile.block_k * itemsize
+    # Weights are given out for the power of two and for the tail, x to each 64 features.
+    given_out = (2 * tile.block_n + tile.block_n // 64 * tile.block_m) * tile.block_k * itemsize
+    step = max(
+        together * 2 * tile.block_m * tile.block_n * tile.block_k / nearest(TENSOR_RATE, device.capability),
+        together * (slot + given_out) / _SHARED_BYTES_PER_CLOCK,
+        together * slot / 64,
+        min(programs / device.sm_count, together) * slot / _COLUMNS_L2_BYTES_PER_CLOCK,
+        _turn_cycles(tile, itemsize, device),
+    )
+    pieces = tile.block_m * tile.block_n / NARROW.value**2
+    finish = _COLUMNS_FINISH + pieces * (_COLUMNS_PIECE + _COLUMNS_ACTIVATION * activated)
+    finish += residual * _COLUMNS_RESIDUAL * tile.block_m * tile.block_n * itemsize
+    begin = _LAUNCH + _FILL - (_COLUMNS_BESIDE if tile.tma > 1 else 0)
+    return begin + rounds * (cdiv(k, tile.block_k) * step + finish)
+
+
 def gemm_cycles(
     tile: GemmTile, m: int, n: int, k: int, itemsize: int, device: Device, *, operands: int = 1, tf32: bool = False,
     activated: bool = False, residual: bool = False,
@@ -140,6 +176,8 @@ def gemm_cycles(
     """
     if tile.parts > 1:
         return parts_cycles(tile, m, n, k, device) + sum_cycles(tile.parts, m, n, device)
+    if tile.columns:
+        return _columns_cycles(tile, m, n, k, itemsize, device, activated=activated, residual=residual)
     if tile.roles:
         return _roles_cycles(tile, m, n, k, itemsize, device, activated=activated, residual=residual)
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)

@@ -19,6 +19,8 @@ class GemmTile:
     so many programs an SM walk the tiles (0: through pointers, one program a tile). roles: the warps have roles
     (`linear_roles`): eight multiply, others finish and load; block_m is 128, and num_stages the slots of their ring for
     weights. parts: so many programs a tile share K (`linear_parts`), and a second launch adds up what they summed.
+    columns: its rows are the products' columns (`linear_columns`), one tile a program, tma of them on an SM; block_m is
+    64 or 128 and a tail of 8, 16 or 32, block_n 64, 128 or 256, num_warps those that multiply, one for 16 of these.
     """
 
     block_m: int
@@ -31,6 +33,7 @@ class GemmTile:
     tma: int = 0
     roles: bool = False
     parts: int = 1
+    columns: bool = False
 
 
 # What adds up the parts, so many rows and columns a program: all at once at batch 8 of ViT-B.
@@ -38,11 +41,16 @@ SUM_ROWS, SUM_COLUMNS = 16, 64
 _REGISTERS = 65536
 _LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
 _MOST_PARTS = 8
+_COLUMN_ROWS = (72, 80, 96, 136, 144, 160)
 
 
 def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
     """Shared memory: num_stages slices of x and of one or two weight tiles, and a chunk on its way out."""
     slices = tile.num_stages * (tile.block_m + operands * tile.block_n) * tile.block_k * itemsize
+    if tile.columns:
+        # Sums, vectors by row and by column, and barriers.
+        vectors = 4 * (2 * tile.block_m + 3 * tile.block_n)
+        return slices + tile.block_m * tile.block_n * itemsize + vectors + 512
     if tile.roles:
         # One more of x, the sums that are handed over, twice what finishes rows, barriers, and what roles share.
         more = tile.block_m * (tile.block_k + tile.block_n) * itemsize
@@ -97,6 +105,32 @@ def ring_slots(tile: GemmTile, k: int) -> int:
     """With roles, slots for weights; with less than two the tile does not fit. In 256 columns, whose ring those that
     multiply fill, what is loaded ahead, a step more of x, is never beyond the next tile."""
     return min(tile.num_stages, cdiv(k, tile.block_k) - 1) if tile.block_n == 256 else tile.num_stages
+
+
+def wide_and_tail(tile: GemmTile) -> tuple[int, int]:
+    """Where rows are columns of products: block_m as a power of two and what is left, for blocks have such sizes."""
+    wide = 1 << (tile.block_m.bit_length() - 1)
+    return wide, tile.block_m - wide
+
+
+def column_tiles(m: int, n: int, sm_count: int, *, residual: bool) -> list[GemmTile]:
+    """For 128 and 256 features the tile of the fewest rows that leaves no SM a second one, if they divide n; none where
+    that is less than the least tile has, for there products are too short, and SMs wait in any tile. For 64 features
+    the least, of which an SM holds two, where about as many as there are SMs do it: from half to nine eighths.
+
+    With 256 features there are no registers for a residual."""
+    found = []
+    for features in (128,) if residual else (128, 256):
+        programs = sm_count // (n // features) if n % features == 0 else 0
+        rows = cdiv(m, programs) if programs else 0
+        fitting = [size for size in _COLUMN_ROWS if size >= rows >= 64]
+        if fitting:
+            slots = 3 if features == 256 else 8 if fitting[0] < 96 else 5
+            found.append(GemmTile(fitting[0], features, 64, features // 16, slots, tma=1, columns=True))
+    least = _COLUMN_ROWS[0]
+    if n % 64 == 0 and 4 * sm_count <= 8 * cdiv(m, least) * (n // 64) <= 9 * sm_count:
+        found.append(GemmTile(least, 64, 64, 4, 5, tma=2, columns=True))
+    return found
 
 
 def shared_out(tile: GemmTile, m: int, n: int, k: int, sm_count: int) -> GemmTile | None:

@@ -9,6 +9,7 @@ from .gemm_tile import (
     SUM_ROWS,
     GemmTile,
     check_statistics,
+    column_tiles,
     gemm_shared_bytes,
     halved_tiles,
     loads_early,
@@ -19,6 +20,7 @@ from .gemm_tile import (
     ring_slots,
     shared_out,
     split_tiles,
+    wide_and_tail,
 )
 from .tiles import TENSOR_MEMORY, cdiv, interpreted_block, tuned_first
 
@@ -31,6 +33,7 @@ __all__ = [
     "check_statistics",
     "choose_gemm",
     "choose_patch_embed",
+    "column_tiles",
     "gemm_cycles",
     "gemm_shared_bytes",
     "halved_tiles",
@@ -45,6 +48,7 @@ __all__ = [
     "split_tiles",
     "step_cycles",
     "sum_cycles",
+    "wide_and_tail",
 ]
 
 _SMALL_TILES = (GemmTile(64, 64, 64, 4, 4), GemmTile(32, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4))
@@ -130,9 +134,11 @@ def choose_gemm(
         shared = [shared_out(tile, m, n, k, device.sm_count) for tile in few]
         table = (*table, *(tile for tile in shared if tile is not None))
     roles = may_have_roles(n, itemsize, device, gated=gated, described=described)
+    if roles:
+        table = (*table, *column_tiles(m, n, device.sm_count, residual=residual))
     table = tuple(t for t in table if not t.roles or (roles and ring_slots(t, k) > 1))
     # What tiles with roles take is known to the byte.
-    room = [device.shared_memory - (0 if t.roles else 2048) for t in table]
+    room = [device.shared_memory - (0 if t.roles or t.columns else 2048) for t in table]
     candidates = [t for t, most in zip(table, room, strict=True) if gemm_shared_bytes(t, itemsize, operands) <= most]
 
     def cost(t: GemmTile) -> float:

@@ -27,6 +27,7 @@ from .checks import (
 )
 from .device import device_of
 from .launch import allocate, describable, describe, describe_in_gluon, launch
+from .linear_columns import SHARED_SM_REGISTERS, linear_columns_kernel
 from .linear_kernels import linear_kernel, linear_tma_kernel
 from .linear_parts import linear_parts_kernel, linear_sum_kernel
 from .linear_roles import linear_roles_kernel
@@ -201,6 +202,19 @@ def linear(
                 x, linear_roles_kernel, min(programs, device_of(x).sm_count), x_blocks, *weights, ahead, *tensors,
                 m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:3], eps,
                 STAGES=slots, **constants,
+            )  # fmt: skip
+        elif tile.columns:
+            fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
+            if not fits or n % tile.block_n:
+                raise ValueError(f"a tile whose rows are columns does not fit this problem: {tile}, {m} x {n} x {k}")
+            for name in ("FAST", "CHUNK", "BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "num_stages"):
+                del constants[name]
+            if tile.tma > 1:
+                constants["maxnreg"] = SHARED_SM_REGISTERS
+            launch(
+                x, linear_columns_kernel, programs, describe_in_gluon(weight, tile.block_n, tile.block_k),
+                *(describe_in_gluon(x, rows, tile.block_k) for rows in gemm_tiles.wide_and_tail(tile)), ahead,
+                *tensors, m, n, k, *strides[:3], eps, STAGES=tile.num_stages, **constants,
             )  # fmt: skip
         elif tile.tma:
             # Code for both, and for a loop over many partials, is more than the registers hold.

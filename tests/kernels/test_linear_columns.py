@@ -1,0 +1,87 @@
+"""`linear` with the kernel whose products have rows as columns. In Gluon: sanitized, or executed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vit_kernels import gemm_tiles, linear, reference
+from vit_kernels.device import H100
+from vit_kernels.gemm_tiles import GemmTile, column_tiles, gemm_shared_bytes, wide_and_tail
+from vit_kernels.linear_columns import SHARED_SM_REGISTERS
+
+from ..rung import RUNG
+from ..weights import Draw
+from .common import judge, judge_stats, sanitize_bfloat16, sanitize_half
+from .test_linear import FULL, draw_linear, run_linear
+
+TILES = {
+    "128 x 72": GemmTile(72, 128, 64, 8, 2, tma=1, columns=True),
+    "64 x 72": GemmTile(72, 64, 64, 4, 2, tma=2, columns=True),
+    "128 x 160": GemmTile(160, 128, 64, 8, 2, tma=1, columns=True),
+    "256 x 144": GemmTile(144, 256, 64, 16, 2, tma=1, columns=True),
+}
+compiled_code = pytest.mark.skipif(
+    RUNG == "interpreted" or (RUNG == "executed" and torch.cuda.get_device_capability() != (9, 0)),
+    reason="a kernel in Gluon for sm_90: no interpreter runs it, and no other GPU",
+)
+
+
+@pytest.mark.parametrize("name", TILES)
+@compiled_code
+@sanitize_half
+def test_everything_at_once(name, dtype, monkeypatch):
+    """Rows and steps do not fill the last tile, and slots are used again."""
+    tile = TILES[name]
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    arguments = draw_linear(Draw(dtype, seed=71), tile.block_m + 5, 200, tile.block_n, **FULL)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
+
+
+@pytest.mark.parametrize("name", TILES)
+@compiled_code
+@sanitize_bfloat16
+def test_nothing_added(name, dtype, monkeypatch):
+    tile = TILES[name]
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    arguments = draw_linear(Draw(dtype, seed=72), 70, 136, 2 * tile.block_n, norm="layer", activation="gelu")
+    judge(run_linear(arguments), reference.linear, arguments)
+
+
+COLUMNS = {(1576, 768): (72, 128), (1576, 3072): (144, 256), (1576, 2304): (136, 256)}
+
+
+@pytest.mark.parametrize(("m", "n"), COLUMNS)
+def test_tiles_give_every_sm_one(m, n):
+    rows, features = COLUMNS[m, n]
+    tile = next(t for t in column_tiles(m, n, 132, residual=False) if t.block_n == features)
+    assert (tile.block_m, tile.block_n) == (rows, features)
+    assert -(-m // rows) * (n // features) <= 132
+    assert sum(wide_and_tail(tile)) == rows
+    assert gemm_shared_bytes(tile, 2) <= H100.shared_memory
+
+
+def test_two_programs_share_an_sm_where_there_are_few_rows():
+    (tile,) = column_tiles(197, 3072, 132, residual=False)
+    assert (tile.block_m, tile.block_n, tile.tma) == (72, 64, 2)
+    assert 2 * gemm_shared_bytes(tile, 2) <= H100.shared_memory
+    assert SHARED_SM_REGISTERS * 32 * (tile.num_warps + 4) * 2 <= 65536
+
+
+def test_no_tile_for_few_or_many_rows():
+    for m, n in ((50, 768), (12608, 3072), (1576, 328)):
+        assert column_tiles(m, n, 132, residual=False) == []
+
+
+def test_a_residual_has_no_room_beside_256_features():
+    assert {t.block_n for t in column_tiles(1576, 3072, 132, residual=True)} == set()
+    assert {t.block_n for t in column_tiles(1576, 768, 132, residual=True)} == {128}
+
+
+def test_a_tile_that_does_not_divide_is_refused(monkeypatch):
+    tile = TILES["256 x 144"]
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    with pytest.raises(ValueError, match="rows are columns does not fit this problem"):
+        linear(torch.zeros(4, 64, dtype=torch.float16), torch.zeros(128, 64, dtype=torch.float16))
