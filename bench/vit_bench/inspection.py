@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vit_bench import records
-from vit_bench.modelled import modelled_seconds
+from vit_bench.modelled import blocks_of, modelled_seconds
 from vit_bench.occupancy import ctas_per_sm
 from vit_bench.pipes import Epilogue, Kernel, Section
 from vit_bench.plan import Call, launch_labels, model_calls
@@ -168,6 +168,7 @@ def call_reports(call: Call, recorder: RecordingDriver, dtype: torch.dtype) -> I
 def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.dtype) -> LaunchReport:
     """One recorded launch, taken apart."""
     arguments = dict(zip(launch.names, launch.values, strict=True))
+    arguments |= blocks_of(arguments)
     binary = launch.binary
     kernel = Kernel(instructions(binary.cubin), device.capability, launch.num_warps)
     facts = code_facts(binary.cubin)

@@ -86,6 +86,15 @@ def how_far_off(device: Device) -> str:
     return f"Plain Triton GEMMs whose times on {device.name} are known are modelled at {times} times those."
 
 
+def blocks_of(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """BLOCK_M, BLOCK_N and BLOCK_K of a launch whose kernel takes them from its descriptors; of others nothing."""
+    if "wide_desc" not in arguments:
+        return {}
+    features, step = arguments["w_desc"].block_shape
+    rows = sum(arguments[name].block_shape[0] for name in ("wide_desc", "tail_desc"))
+    return {"BLOCK_M": rows, "BLOCK_N": features, "BLOCK_K": step}
+
+
 def modelled_seconds(
     kernel: str, arguments: Mapping[str, Any], programs: int, num_warps: int, num_stages: int, device: Device
 ) -> float | None:
@@ -115,6 +124,13 @@ def _by_the_tile_choice(
     if kernel == "linear_roles_kernel":
         blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
+        options = {"activated": a["ACTIVATION"] != "none", "residual": bool(a.get("HAS_RESIDUAL"))}
+        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
+    if kernel == "linear_columns_kernel":
+        blocks = blocks_of(a)
+        # Of those of 64 features an SM holds two.
+        each = 2 if blocks["BLOCK_N"] == 64 else 1
+        tile = GemmTile(*blocks.values(), num_warps, a["STAGES"], tma=each, columns=True)
         options = {"activated": a["ACTIVATION"] != "none", "residual": bool(a.get("HAS_RESIDUAL"))}
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
     if kernel == "linear_parts_kernel":

@@ -90,7 +90,8 @@ def _near(tile: Any) -> Iterator[Any]:
         return
     for name, values in _NEAR.items():
         # Where warps have roles, how many there are and what they share out is part of the kernel.
-        if name in vars(tile) and not (getattr(tile, "roles", False) and name != "num_stages"):
+        fixed = getattr(tile, "roles", False) or getattr(tile, "columns", False)
+        if name in vars(tile) and not (fixed and name != "num_stages"):
             for value in values(getattr(tile, name)):
                 if value > 0 or name == "tma":
                     yield dataclasses.replace(tile, **{name: value})
@@ -123,6 +124,15 @@ def _shared_out(problem: Problem) -> Iterator[Any]:
             yield shared
 
 
+def _with_columns(problem: Problem) -> Iterator[Any]:
+    """The tiles whose rows are columns of products, of a size that suits the GPU. Whether a residual leaves them
+    registers shows when they are compiled."""
+    if problem.device.capability == 90:
+        yield from gemm_tiles.column_tiles(
+            problem.fields["m"], problem.fields["n"], problem.device.sm_count, residual=False
+        )
+
+
 def candidates(problem: Problem, *, with_pytorch: bool = True, wide: bool = False) -> list[Any]:
     """What may serve a problem, the modelled choice first: tiles, `tiles.TORCH`, or None for an MLP of two products.
 
@@ -138,7 +148,7 @@ def candidates(problem: Problem, *, with_pytorch: bool = True, wide: bool = Fals
         table = _table(problem.kernel)
         found += [*table, *(near for tile in table for near in _near(tile))] if wide else table
         if problem.kernel == "linear":
-            found += _shared_out(problem)
+            found += [*_shared_out(problem), *_with_columns(problem)]
     if problem.kernel == "mlp":
         found.append(None)
     if with_pytorch and _torch_can(problem):

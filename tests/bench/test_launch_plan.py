@@ -62,7 +62,7 @@ def plans(*calls: str) -> list[dict[str, Any]]:
 
 def check(seen: dict[str, Any], block: list[str], tail: list[str], last: list[str] | None = None) -> None:
     # Which of their kernels `linear` and `attention` take is a matter of size.
-    kernels = [re.sub("_(tma|roles|whole|parts)_kernel", "_kernel", kernel) for kernel in seen["kernels"]]
+    kernels = [re.sub("_(tma|roles|columns|whole|parts)_kernel", "_kernel", kernel) for kernel in seen["kernels"]]
     blocks = [*block * (seen["depth"] - 1), *(block if last is None else last)]
     assert kernels == ["patch_embed_kernel", *blocks, *tail]
     assert seen["other"] == [], "something besides the kernels does work on the device"
@@ -79,6 +79,7 @@ TAIL = ["layer_norm_kernel", "linear_kernel"]
 PLANS = {
     "ViT-B, batch 64": 'plan("vit_base_patch16_224", 64)',
     "ViT-B, batch 48": 'plan("vit_base_patch16_224", 48, depth=2)',
+    "ViT-B, batch 8": 'plan("vit_base_patch16_224", 8)',
     "ViT-B, batch 1": 'plan("vit_base_patch16_224", 1)',
     "ViT-B, batch 1, sm_80": 'plan("vit_base_patch16_224", 1, "sm_80")',
     "batch 4096": 'plan("vit_base_patch16_224", 4096, depth=1)',
@@ -131,8 +132,20 @@ def test_grids_of_the_largest_inputs_stay_within_the_hardware(
 
 def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, dict[str, Any]]) -> None:
     """All but the head's, in the batch that fills the GPU and in the one that leaves most of it idle."""
-    for name, kernel in (("ViT-B, batch 1", "linear_tma_kernel"), ("ViT-B, batch 64", "linear_roles_kernel")):
-        assert recorded[name]["kernels"][1 : 1 + 5 * 11].count(kernel) == 4 * 11
+    columns, walking, roles = "linear_columns_kernel", "linear_tma_kernel", "linear_roles_kernel"
+    for name, kernels in (
+        ("ViT-B, batch 1", [columns, walking, columns, walking]), ("ViT-B, batch 8", [walking, *[columns] * 3]),
+        ("ViT-B, batch 64", [roles] * 4),
+    ):  # fmt: skip
+        launched = [kernel for kernel in recorded[name]["kernels"][1 : 1 + 5 * 11] if "linear" in kernel]
+        assert launched == kernels * 11, name
+
+
+def test_at_batch_8_every_sm_has_one_tile_of_a_product(recorded: dict[str, dict[str, Any]]) -> None:
+    """6 x 22 tiles of 128 columns and 72 rows of projection and fc2, 12 x 11 of 256 and 144 of fc1."""
+    seen = recorded["ViT-B, batch 8"]
+    block = list(zip(seen["kernels"], [grid[0] for grid in seen["grids"]], strict=True))[1:6]
+    assert [programs for kernel, programs in block if "columns" in kernel] == [132, 132, 132]
 
 
 def test_attention_of_many_short_sequences_keeps_their_keys_in_shared_memory(recorded: dict[str, Any]) -> None:

@@ -53,6 +53,19 @@ def test_a_gemm_whose_warps_have_roles_is_timed_with_its_ring():
     assert seconds is not None and without is not None and seconds < without
 
 
+def test_a_gemm_whose_rows_are_columns_is_timed_with_the_blocks_of_its_descriptors():
+    blocks = {"w_desc": (256, 64), "wide_desc": (128, 64), "tail_desc": (16, 64)}
+    arguments: dict[str, Any] = {name: SimpleNamespace(block_shape=block) for name, block in blocks.items()}
+    arguments |= {"M": 1576, "N": 3072, "K": 768, "STAGES": 3, "ACTIVATION": "gelu", "HAS_RESIDUAL": False}
+    seconds = modelled.modelled_seconds("linear_columns_kernel", arguments, 132, 16, 3, H100)
+    tile = gemm_tiles.GemmTile(144, 256, 64, 16, 3, tma=1, columns=True)
+    assert seconds == gemm_tiles.gemm_cycles(tile, 1576, 3072, 768, 2, H100, activated=True) / 1.75e9
+    arguments |= {"w_desc": SimpleNamespace(block_shape=(64, 64)), "M": 197}
+    narrow = modelled.modelled_seconds("linear_columns_kernel", arguments, 144, 4, 3, H100)
+    tile = gemm_tiles.GemmTile(144, 64, 64, 4, 3, tma=2, columns=True)
+    assert narrow == gemm_tiles.gemm_cycles(tile, 197, 3072, 768, 2, H100, activated=True) / 1.75e9
+
+
 def test_a_shared_out_gemm_is_timed_launch_by_launch():
     tile = gemm_tiles.GemmTile(64, 128, 64, 4, 4, tma=1, parts=5)
     shape = {"M": 197, "N": 768, "K": 3072, "parts": 5}

@@ -198,9 +198,9 @@ def test_every_launch_costs_as_much_before_its_first_step() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "width", "columns"),
-    # The projection of ViT-B at batch 8, of which 256 columns would leave two thirds of the SMs without a tile; what
-    # takes longer to finish than to multiply, of which the last tile should be small.
-    [(1576, 768, {(768, 768): 128, (3072, 768): 128}),
+    # The projection of ViT-B at batch 32, of which 256 columns would leave a third of the SMs without a second tile;
+    # what takes longer to finish than to multiply, of which the last tile should be small.
+    [(6304, 768, {(768, 768): 128, (3072, 768): 256}),
      (12608, 384, {(1152, 384): 128, (384, 384): 128, (1536, 384): 128, (384, 1536): 128}),
      (12608, 768, {(2304, 768): 256, (3072, 768): 256})],
 )  # fmt: skip

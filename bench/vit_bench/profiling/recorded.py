@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vit_bench.inspection import tensors_of
-from vit_bench.modelled import modelled_seconds
+from vit_bench.modelled import blocks_of, modelled_seconds
 from vit_bench.occupancy import ctas_per_sm
 from vit_bench.recording import Launch
 from vit_bench.roofline import Roofline, launch_flops, operand_bytes, roofline
@@ -76,6 +76,7 @@ _ATTENTION = ("attention_kernel", "attention_whole_kernel", "attention_roles_ker
 def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
     """The figures of a launch that `vit_bench.recording` recorded for `device`."""
     arguments = dict(zip(launch.names, launch.values, strict=True))
+    arguments |= blocks_of(arguments)
     found = launch.binary.resources
     resident = ctas_per_sm(device, found.registers, launch.shared, launch.num_warps)
     if not resident:

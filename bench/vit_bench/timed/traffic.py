@@ -26,7 +26,7 @@ from vit_kernels.device import Device
 
 # What grows with the number of tokens among the arguments of our kernels. Everything else is a weight.
 _ACTIVATIONS = (
-    *("x", "x_ptr", "x_desc", "sums_ptr", "residual_ptr", "residual_desc", "y_ptr", "y_desc"),
+    *("x", "x_ptr", "x_desc", "wide_desc", "sums_ptr", "residual_ptr", "residual_desc", "y_ptr", "y_desc"),
     *("stats_ptr", "y_stats_ptr"),
     *("q_ptr", "k_ptr", "v_ptr", "o_ptr", "lse_ptr", "q_desc", "k_desc", "v_desc", "o_desc"),
 )
