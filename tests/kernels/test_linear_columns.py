@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vit_kernels import gemm_tiles, linear, reference
+from vit_kernels import gemm_tiles, linear, reference, row_stats
 from vit_kernels.device import H100
 from vit_kernels.gemm_tiles import GemmTile, column_tiles, gemm_shared_bytes, wide_and_tail
 from vit_kernels.linear_columns import SHARED_SM_REGISTERS
@@ -48,6 +48,24 @@ def test_nothing_added(name, dtype, monkeypatch):
     monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
     arguments = draw_linear(Draw(dtype, seed=72), 70, 136, 2 * tile.block_n, norm="layer", activation="gelu")
     judge(run_linear(arguments), reference.linear, arguments)
+
+
+@compiled_code
+@sanitize_half
+def test_sums_of_weights_that_are_not_centred(dtype, monkeypatch):
+    """`fold_norm` leaves next to nothing of them, so that other tests do not see them: here a row's mean counts, in the
+    tail, too."""
+    tile = TILES["64 x 72"]
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    arguments = draw_linear(Draw(dtype, seed=73), 72, 64, 64, norm="layer")
+    ones = torch.ones_like(arguments["norm_weight"])
+    arguments |= {"x": arguments["x"] + 1, "norm_weight": ones, "norm_bias": torch.zeros_like(ones)}
+    x, weight = arguments["x"], arguments["weight"]
+    y = linear(
+        x, weight, arguments["bias"], norm="layer", stats=row_stats(x), column_sum=weight.float().sum(1),
+        eps=arguments.get("eps", 1e-6),
+    )  # fmt: skip
+    judge(y, reference.linear, arguments)
 
 
 COLUMNS = {(1576, 768): (72, 128), (1576, 3072): (144, 256), (1576, 2304): (136, 256)}
