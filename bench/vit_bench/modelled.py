@@ -130,7 +130,8 @@ def _by_the_tile_choice(
         blocks = blocks_of(a)
         # Of those of 64 features an SM holds two.
         each = 2 if blocks["BLOCK_N"] == 64 else 1
-        tile = GemmTile(*blocks.values(), num_warps, a["STAGES"], tma=each, columns=True)
+        shape = blocks["BLOCK_M"], blocks["BLOCK_N"], blocks["BLOCK_K"]
+        tile = GemmTile(*shape, num_warps, a["STAGES"], tma=each, columns=True)
         options = {"activated": a["ACTIVATION"] != "none", "residual": bool(a.get("HAS_RESIDUAL"))}
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
     if kernel == "linear_parts_kernel":
