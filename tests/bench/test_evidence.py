@@ -151,7 +151,9 @@ def test_shipped_tiles_are_found_and_can_be_forced_on_a_small_problem() -> None:
         from vit_bench.recording import gpu, recording
         from vit_bench.tile_choices import forced, shipped_choices
         choices = shipped_choices("linear", torch.float16, gpu("sm_90"), ["vit_base_patch16_224"])
-        tall = max(choices, key=lambda choice: choice.tile.block_m * choice.tile.block_n)
+        # Of those whose kernel is given its blocks by name.
+        named = [choice for choice in choices if not choice.tile.columns]
+        tall = max(named, key=lambda choice: choice.tile.block_m * choice.tile.block_n)
         x, weight = torch.zeros(3, 192, dtype=torch.float16), torch.zeros(64, 192, dtype=torch.float16)
         with recording(gpu("sm_90")) as recorder:
             vit_kernels.linear(x, weight)
@@ -165,6 +167,19 @@ def test_shipped_tiles_are_found_and_can_be_forced_on_a_small_problem() -> None:
     )
     count, tall, (natural, forced_tile) = seen
     assert count >= 2 and forced_tile == tall and natural != tall
+
+
+@pytest.mark.compiled
+def test_tiles_whose_rows_are_columns_are_run_with_and_without_what_is_added() -> None:
+    seen = run(
+        """
+        import json, torch
+        from vit_bench.evidence import workload
+        print(json.dumps([case.name for case, _ in workload("linear", torch.bfloat16, 90)]))
+        """
+    )
+    tiles = [name for name in seen if name.startswith("tile 72 128 64 8 8 ")]
+    assert len(tiles) == 2 and tiles[1] == f"{tiles[0]}, nothing added"
 
 
 def test_committed_evidence_names_no_driver_and_no_path() -> None:
