@@ -123,6 +123,18 @@ def close(ours: Any, theirs: Any, relative: float = 1e-4) -> None:
         assert error <= relative, f"tensor {number} is off by {error:.2g} of its largest magnitude"
 
 
+def close_gradients(ours: nn.Module, theirs: nn.Module) -> None:
+    """Of every parameter, as `close`, but for those that are 0 but for rounding: of the biases of keys."""
+    largest = max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
+    compared = 0
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        if b.grad.abs().max() > 1e-5 * largest:
+            close(a.grad, b.grad)
+            compared += 1
+    assert compared > 30
+
+
 def reasons(model: nn.Module) -> dict[str, str]:
     """What explain() says of each module that runs the original code."""
     return {row.module: row.why for row in vit_engine.explain(model).rows if row.kernels == "PyTorch"}
