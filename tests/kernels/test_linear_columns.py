@@ -99,8 +99,10 @@ def test_a_residual_has_no_room_beside_256_features():
     assert {t.block_n for t in column_tiles(1576, 768, 132, residual=True)} == {128}
 
 
-def test_a_tile_that_does_not_divide_is_refused(monkeypatch):
+@pytest.mark.parametrize(("features", "fits"), [(128, True), (256, False)], ids=["half a tile", "another GPU"])
+def test_a_tile_that_does_not_fit_is_refused(features, fits, monkeypatch):
     tile = TILES["256 x 144"]
     monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    monkeypatch.setattr(gemm_tiles, "may_have_roles", lambda *a, **k: fits)
     with pytest.raises(ValueError, match="rows are columns does not fit this problem"):
-        linear(torch.zeros(4, 64, dtype=torch.float16), torch.zeros(128, 64, dtype=torch.float16))
+        linear(torch.zeros(4, 64, dtype=torch.float16), torch.zeros(features, 64, dtype=torch.float16))
