@@ -112,8 +112,8 @@ def choose_gemm(
 ) -> GemmTile:
     """The candidate with the least modelled time for x [m, k] times weights [n, k] (twice [n, k] when gated).
 
-    described: x, the weights and a residual can be loaded through tensor descriptors. activation, residual: what stands
-    behind the product.
+    described: x, the weights and a residual can be loaded through tensor descriptors, and the elements of bias and
+    LayerScale lie side by side. activation, residual: what stands behind the product.
     """
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)

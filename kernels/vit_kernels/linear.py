@@ -149,6 +149,7 @@ def linear(
             residual=residual, emit_stats=emit_stats, row_stride=x.stride(0),
         )  # fmt: skip
         described = describable(x) and describable(weight) and (residual is None or describable(residual))
+        described = described and all(v is None or v.stride(0) == 1 for v in (bias, layer_scale))
         tile = gemm_tiles.choose_gemm(
             m, n, k, x.element_size(), device_of(x), gated=gated, tf32=tf32, described=described,
             activation=activation, residual=residual is not None, call=call,
@@ -200,7 +201,7 @@ def linear(
             del constants["FAST"], constants["CHUNK"]
             launch(
                 x, linear_roles_kernel, min(programs, device_of(x).sm_count), x_blocks, *weights, ahead, *tensors,
-                m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), *strides[:3], eps,
+                m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), strides[2], eps,
                 STAGES=slots, **constants,
             )  # fmt: skip
         elif tile.columns:
@@ -214,7 +215,7 @@ def linear(
             launch(
                 x, linear_columns_kernel, programs, describe_in_gluon(weight, tile.block_n, tile.block_k),
                 *(describe_in_gluon(x, rows, tile.block_k) for rows in gemm_tiles.wide_and_tail(tile)), ahead,
-                *tensors, m, n, k, *strides[:3], eps, STAGES=tile.num_stages, **constants,
+                *tensors, m, n, k, strides[2], eps, STAGES=tile.num_stages, **constants,
             )  # fmt: skip
         elif tile.tma:
             # Code for both, and for a loop over many partials, is more than the registers hold.

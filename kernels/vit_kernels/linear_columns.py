@@ -75,18 +75,18 @@ def _load_vectors(
 ):  # fmt: skip
     """The role of two warps: TIMES rstd and -TIMES rstd mean of the rows, TIMES bias, weight sums and LayerScale of the
     columns, all in fp32, while others multiply."""
-    bias_ptr, stride_bias, column_sum_ptr, scale_ptr, stride_scale, _, _, _, _ = behind
+    bias_ptr, column_sum_ptr, scale_ptr, _, _, _, _ = behind
     wide_vectors_s, tail_vectors_s = row_vectors
     WIDE: gl.constexpr = wide_vectors_s.shape[1]
     BY_64: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [1, 2], [1, 0])  # type: ignore[reportAssignmentType]
     columns = (feature + _columns(column_vectors_s.shape[1], BY_64)).to(gl.int64)
     if HAS_BIAS:
-        bias = gl.load(bias_ptr + columns * stride_bias)
+        bias = gl.load(bias_ptr + columns)
         column_vectors_s.index(0).store(bias.to(gl.float32) * TIMES)
     if NORM == "layer":
         column_vectors_s.index(1).store(gl.load(column_sum_ptr + columns))
     if HAS_SCALE:
-        scale = gl.load(scale_ptr + columns * stride_scale)
+        scale = gl.load(scale_ptr + columns)
         column_vectors_s.index(2).store(scale.to(gl.float32))
     if NORM != "none":
         follow(OVERLAP)
@@ -127,7 +127,7 @@ def _load_residual(
     HAS_RESIDUAL: gl.constexpr,
 ):  # fmt: skip
     """The residual of TOKENS rows, [GROUPS, TOKENS, 64]."""
-    _, _, _, _, _, residual_ptr, stride_rm, _, _ = behind
+    _, _, _, residual_ptr, stride_rm, _, _ = behind
     rows = _rows(TOKENS, LAYOUT)
     columns = _columns(GROUPS, gl.SliceLayout(1, LAYOUT))
     residual = columns[:, None, :] + rows[None, :, None]
@@ -146,7 +146,7 @@ def _finish_piece(
 ):  # fmt: skip
     """Finishes sums [GROUPS, TOKENS, 64] that belong at (token, feature): folded norm, bias, activation, LayerScale,
     residual, store, moments."""
-    _, _, _, _, _, _, _, y_ptr, y_stats_ptr = behind
+    _, _, _, _, _, y_ptr, y_stats_ptr = behind
     GROUPS: gl.constexpr = sums_s.shape[0]
     TOKENS: gl.constexpr = sums_s.shape[1]
     acc = sums_s.load(LAYOUT).to(gl.float32)
@@ -261,18 +261,16 @@ def linear_columns_kernel(
     wide_desc,  # x [M, K] in blocks of [WIDE, BLOCK_K]
     tail_desc,  # x [M, K] in blocks of [TAIL, BLOCK_K]
     ahead_ptr,  # [N, K]: the weights, if they can be asked for ahead
-    bias_ptr,  # [N]
+    bias_ptr,  # [N], contiguous
     stats_ptr,  # [2, partials, M]
     column_sum_ptr,  # [N], fp32
-    scale_ptr,  # [N]
+    scale_ptr,  # [N], contiguous
     residual_ptr,  # [M, N]
     y_ptr,  # [M, N]
     y_stats_ptr,  # [2, N / 64, M]
     M,
     N,
     K,
-    stride_bias,
-    stride_scale,
     stride_rm,
     eps,
     NORM: gl.constexpr,
@@ -314,7 +312,7 @@ def linear_columns_kernel(
     # Weights and x are expected apart.
     ring = w_s, wide_s, tail_s, barriers(STAGES, 2), barriers(STAGES, 1)
     fence_async_shared()
-    behind = bias_ptr, stride_bias, column_sum_ptr, scale_ptr, stride_scale, residual_ptr, stride_rm, y_ptr, y_stats_ptr
+    behind = bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, stride_rm, y_ptr, y_stats_ptr
     token_tiles = tiles_over(M, WIDE + TAIL)
     feature = gl.program_id(0) // token_tiles * FEATURES
     token = gl.program_id(0) % token_tiles * (WIDE + TAIL)

@@ -43,10 +43,10 @@ def linear_roles_kernel(
     w_desc,  # [N, K] in blocks of [BLOCK_N, BLOCK_K]
     narrow_w_desc,  # [N, K] in blocks of [NARROW, BLOCK_K]
     ahead_ptr,  # [N, K]: the weights, if they can be asked for ahead
-    bias_ptr,  # [N]
+    bias_ptr,  # [N], contiguous: with a stride that is not known here, Triton 3.6 loads its elements one by one
     stats_ptr,  # [2, partials, M]: row statistics of x
     column_sum_ptr,  # [N], fp32
-    scale_ptr,  # [N]: LayerScale
+    scale_ptr,  # [N], contiguous: LayerScale
     residual_ptr,  # [M, N]
     y_ptr,  # [M, N]
     y_stats_ptr,  # [2, N / 64, M]: row statistics of y
@@ -54,8 +54,6 @@ def linear_roles_kernel(
     N,
     K,
     split,
-    stride_bias,
-    stride_scale,
     stride_rm,
     eps,
     NORM: gl.constexpr,
@@ -96,7 +94,7 @@ def linear_roles_kernel(
     sums = sums_s, barriers(HALVES, 1), barriers(HALVES, 1)
     # Those that finish let go of statistics, too, unless they write them themselves.
     vector_bars = barriers(TURNS, 1), barriers(TURNS, HALVES + (1 if NORM == "layer" and not ALONE else 0))
-    behind = bias_ptr, stride_bias, column_sum_ptr, scale_ptr, stride_scale, residual_ptr, stride_rm, y_ptr, y_stats_ptr
+    behind = bias_ptr, column_sum_ptr, scale_ptr, residual_ptr, stride_rm, y_ptr, y_stats_ptr
     descs = x_desc, w_desc, narrow_w_desc
     fence_async_shared()
     if ALONE:

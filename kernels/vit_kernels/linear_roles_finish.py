@@ -32,7 +32,7 @@ def _load_vectors(
     HAS_SCALE: gl.constexpr,
 ):  # fmt: skip
     """TIMES bias, weight sums and LayerScale of NARROW columns, in fp32; zeros behind N, or where there are none."""
-    bias_ptr, stride_bias, column_sum_ptr, scale_ptr, stride_scale, _, _, _, _ = behind
+    bias_ptr, column_sum_ptr, scale_ptr, _, _, _, _ = behind
     columns = column + gl.arange(0, NARROW, LAYOUT)
     at = columns.to(gl.int64)
     keep = columns < N
@@ -40,18 +40,18 @@ def _load_vectors(
     column_sum = bias
     scale = bias
     if HAS_BIAS:
-        bias = gl.load(bias_ptr + at * stride_bias, mask=keep, other=0.0).to(gl.float32) * TIMES
+        bias = gl.load(bias_ptr + at, mask=keep, other=0.0).to(gl.float32) * TIMES
     if NORM == "layer":
         column_sum = gl.load(column_sum_ptr + at, mask=keep, other=0.0)
     if HAS_SCALE:
-        scale = gl.load(scale_ptr + at * stride_scale, mask=keep, other=0.0).to(gl.float32)
+        scale = gl.load(scale_ptr + at, mask=keep, other=0.0).to(gl.float32)
     return bias, column_sum, scale
 
 
 @gluon.jit
 def _load_residual(behind, row, column, M, N, LAYOUT: gl.constexpr, HAS_RESIDUAL: gl.constexpr):
     """The residual of [ROWS, NARROW] results from (row, column) on."""
-    _, _, _, _, _, residual_ptr, stride_rm, _, _ = behind
+    _, _, _, residual_ptr, stride_rm, _, _ = behind
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
     columns = gl.arange(0, NARROW, gl.SliceLayout(0, LAYOUT))
     residual = columns[None, :] + rows[:, None]
@@ -79,7 +79,7 @@ def _finish_piece(
 ):  # fmt: skip
     """Finishes [ROWS, NARROW] sums that belong at (row, column): folded norm, bias, activation, LayerScale, residual,
     store, moments."""
-    _, _, _, _, _, _, _, y_ptr, y_stats_ptr = behind
+    _, _, _, _, _, y_ptr, y_stats_ptr = behind
     acc = sums.to(gl.float32)
     if NORM == "none":
         acc = acc * TIMES
