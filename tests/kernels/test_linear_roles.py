@@ -147,6 +147,8 @@ def test_partial_statistics_of_rows_are_merged(dtype, sms):
         pytest.param({"dtype": torch.float32}, id="dtype"),
         pytest.param({"k": 70}, id="row pitch"),
         pytest.param({"tile": WIDE, "k": 128}, id="two steps of the wide tile"),
+        pytest.param({"apart": "bias"}, id="pitch of the bias"),
+        pytest.param({"apart": "layer_scale"}, id="pitch of LayerScale"),
         pytest.param({}, id="gpu"),
     ],
 )
@@ -161,6 +163,8 @@ def test_a_problem_that_it_cannot_compute_is_refused(change, monkeypatch):
     arguments = draw_linear(
         Draw(options["dtype"], seed=45), 3, options["k"], options["n"], activation=options["activation"]
     )
+    if vector := change.get("apart"):
+        arguments[vector] = torch.zeros(2 * options["n"], dtype=options["dtype"])[::2]
     with pytest.raises(ValueError, match="a tile whose warps have roles does not fit"):
         run_linear(arguments)
 
