@@ -380,6 +380,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
     if kernel == "qk_rope":
         inputs = _heads(tile.heads + 1, tile.heads + 1, width, "layer", "all", tokens=tile.block_t + 5, prefix=2)
         return Case(kernel, f"{name}, width {width}", inputs, {"norm": "layer"})
+    if kernel == "patch_embed" and tile.blocks:
+        # Three blocks of 8 images, the last with one, and two tiles of features: programs have several.
+        return Case(kernel, name, _patches(17, 64, 16, 2 * tile.block_n, 1), {}, STATS)
     if kernel == "patch_embed":
         size = 16 * (1 + int(tile.block_m**0.5))
         return Case(kernel, name, _patches(1, size, 16, tile.block_n + 8, 1), {}, STATS)

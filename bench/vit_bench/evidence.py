@@ -48,7 +48,8 @@ def load_driver(name: str) -> Callable[..., AbstractContextManager[Any]]:
     return getattr(importlib.import_module(module), attribute)
 
 
-# Five tiles: three and two of them whole on two SMs, one on each of four with a piece of the fifth.
+# Five tiles: three and two of them whole on two SMs, one on each of four with a piece of the fifth. Of blocks of pixels
+# six: three on each of two SMs, two or one on each of four.
 WALKED_BY = (2, 4)
 
 
@@ -67,7 +68,7 @@ def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Wo
     if capability is not None:
         for choice in shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)):
             case = tile_case(kernel, choice.tile, choice.width, choice.gated)
-            if getattr(choice.tile, "roles", False):
+            if getattr(choice.tile, "roles", False) or getattr(choice.tile, "blocks", False):
                 cases = [case]
                 if kernel == "linear":
                     cases.append(tile_case(kernel, choice.tile, choice.width, choice.gated, added=False))

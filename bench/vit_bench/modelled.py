@@ -9,6 +9,7 @@ limit but the clock below. How far it is from what was measured elsewhere, `chec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,13 @@ def blocks_of(arguments: Mapping[str, Any]) -> dict[str, int]:
     return {"BLOCK_M": rows, "BLOCK_N": features, "BLOCK_K": step}
 
 
+def blocks_of_patches(arguments: Mapping[str, Any]) -> int:
+    """Blocks of patches of a launch of `patch_embed_blocks_kernel`."""
+    _, images, high, wide, _ = arguments["pixels_desc"].block_shape
+    grid = arguments["batch"], arguments["grid_h"], arguments["grid_w"] // 2
+    return math.prod(-(-size // block) for size, block in zip(grid, (images, high, wide), strict=True))
+
+
 def modelled_seconds(
     kernel: str, arguments: Mapping[str, Any], programs: int, num_warps: int, num_stages: int, device: Device
 ) -> float | None:
@@ -145,6 +153,11 @@ def _by_the_tile_choice(
         patches = a["M"] // a["T"] * (a["T"] - a["PREFIX"])
         tile = GemmTile(a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], num_warps, num_stages)
         return gemm_seconds(tile, patches, a["N"], a["K"], device)
+    if kernel == "patch_embed_blocks_kernel":
+        tile = GemmTile(a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], 4, a["STAGES"], tma=1, blocks=True)
+        # Rows as blocks have them, with what is no patch; positions and statistics, as a residual and statistics.
+        rows = tile.block_m * blocks_of_patches(a)
+        return gemm_seconds(tile, rows, a["N"], a["K"], device, residual=a["position_ptr"] is not None)
     if kernel == "attention_kernel":
         batch, queries, heads, width = a["q_ptr"].shape
         tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, num_stages)

@@ -108,6 +108,8 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
     if kernel == "patch_embed_kernel":
         # The class and register tokens of each image are no patches.
         return gemm_flops(a["M"] // a["T"] * (a["T"] - a["PREFIX"]), a["N"], a["K"])
+    if kernel == "patch_embed_blocks_kernel":
+        return gemm_flops(a["batch"] * a["grid_h"] * a["grid_w"], a["N"], a["K"])
     if kernel == "attention_kernel":
         batch, queries, heads, width = a["q_ptr"].shape
         return attention_flops(batch, heads, queries, a["keys"], width)

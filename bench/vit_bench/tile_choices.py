@@ -25,6 +25,7 @@ from vit_kernels.device import Device
 # `vit_kernels.linear` is the launcher; this is the module it comes from.
 linear_module = importlib.import_module("vit_kernels.linear")
 attention_module = importlib.import_module("vit_kernels.attention")
+patch_embed_module = importlib.import_module("vit_kernels.patch_embed")
 
 CHOOSERS = {
     "patch_embed": (gemm_tiles, "choose_patch_embed"),
@@ -78,8 +79,8 @@ def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Seq
 
 @contextmanager
 def on_few_sms(count: int) -> Iterator[None]:
-    """The launchers of `linear` and `attention` believe in a GPU with so many SMs, so that a program has several tiles
-    of a small problem to walk over."""
+    """The launchers of `linear`, `attention` and `patch_embed` believe in a GPU with so many SMs, so that a program has
+    several tiles of a small problem to walk over."""
     device_of = linear_module.device_of
 
     def smaller(x: torch.Tensor) -> Device:
@@ -88,6 +89,7 @@ def on_few_sms(count: int) -> Iterator[None]:
     with (
         mock.patch.object(linear_module, "device_of", smaller),
         mock.patch.object(attention_module, "device_of", smaller),
+        mock.patch.object(patch_embed_module, "device_of", smaller),
     ):
         yield
 

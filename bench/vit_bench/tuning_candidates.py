@@ -70,7 +70,10 @@ def _table(kernel: str) -> list[Any]:
     if kernel == "patch_embed":
         # It has no use for what `linear` does with descriptors and chunks.
         usual = gemm_tiles.GemmTile(16, 16, 16, 1, 1)
-        found = [dataclasses.replace(member, chunk=usual.chunk) for member in found if member.tma == usual.tma]
+        plain = [dataclasses.replace(member, chunk=usual.chunk) for member in found if member.tma == usual.tma]
+        return plain + [member for member in found if member.blocks]
+    if kernel == "linear":
+        return [member for member in found if not member.blocks]
     return found
 
 
@@ -90,7 +93,7 @@ def _near(tile: Any) -> Iterator[Any]:
         return
     for name, values in _NEAR.items():
         # Where warps have roles, how many there are and what they share out is part of the kernel.
-        fixed = getattr(tile, "roles", False) or getattr(tile, "columns", False)
+        fixed = any(getattr(tile, name, False) for name in ("roles", "columns", "blocks"))
         if name in vars(tile) and not (fixed and name != "num_stages"):
             for value in values(getattr(tile, name)):
                 if value > 0 or name == "tma":

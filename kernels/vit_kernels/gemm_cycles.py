@@ -82,7 +82,9 @@ def step_cycles(
         warps_m = 1 if tile.block_m <= 16 else max(2, tile.num_warps // 2)
         warps_n = tile.num_warps // warps_m
         given_out = (tile.block_m * warps_n + columns * warps_m) * tile.block_k * itemsize
-    from_l2: float = _ROLES_L2_BYTES_PER_CLOCK if tile.roles else nearest(_L2_BYTES_PER_CLOCK, device.capability)
+    from_l2: float = nearest(_L2_BYTES_PER_CLOCK, device.capability)
+    if tile.roles or tile.blocks:
+        from_l2 = _ROLES_L2_BYTES_PER_CLOCK
     from_l2 *= device.sm_count / (busy_sms or device.sm_count)
     return max(
         2 * tile.block_m * columns * tile.block_k / rate,
@@ -136,7 +138,11 @@ def _roles_cycles(
     cycles = whole + (cdiv(tiles - split, device.sm_count) - 1) * max(whole, finished)
     if split:
         cycles += max(multiply(last), finished)
-    return _LAUNCH + cycles + 2 * last // NARROW.value * piece
+    ends = 2 * last // NARROW.value
+    if tile.blocks and last <= 128:
+        # Those that multiplied finish half of it.
+        ends //= 2
+    return _LAUNCH + cycles + ends * piece
 
 
 def _columns_cycles(
@@ -178,7 +184,7 @@ def gemm_cycles(
         return parts_cycles(tile, m, n, k, device) + sum_cycles(tile.parts, m, n, device)
     if tile.columns:
         return _columns_cycles(tile, m, n, k, itemsize, device, activated=activated, residual=residual)
-    if tile.roles:
+    if tile.roles or tile.blocks:
         return _roles_cycles(tile, m, n, k, itemsize, device, activated=activated, residual=residual)
     steps, tiles = cdiv(k, tile.block_k), cdiv(m, tile.block_m) * cdiv(n, tile.block_n)
     halved = halved_tiles(tile, m, n, device.sm_count)

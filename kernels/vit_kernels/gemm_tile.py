@@ -21,6 +21,8 @@ class GemmTile:
     weights. parts: so many programs a tile share K (`linear_parts`), and a second launch adds up what they summed.
     columns: its rows are the products' columns (`linear_columns`), one tile a program, tma of them on an SM; block_m is
     64 or 128 and a tail of 8, 16 or 32, block_n 64, 128 or 256, num_warps those that multiply, one for 16 of these.
+    blocks: of `patch_embed` alone, pixels come in blocks (`patch_embed_blocks`): block_m is 128, block_n 64, 128 or
+    192, block_k 64, num_stages the slots of a ring.
     """
 
     block_m: int
@@ -34,6 +36,7 @@ class GemmTile:
     roles: bool = False
     parts: int = 1
     columns: bool = False
+    blocks: bool = False
 
 
 # What adds up the parts, so many rows and columns a program: all at once at batch 8 of ViT-B.
@@ -51,6 +54,9 @@ def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
         # Sums, vectors by row and by column, and barriers.
         vectors = 4 * (2 * tile.block_m + 3 * tile.block_n)
         return slices + tile.block_m * tile.block_n * itemsize + vectors + 512
+    if tile.blocks:
+        # Sums, barriers, and what roles share.
+        return slices + tile.block_m * tile.block_n * itemsize + 1024
     if tile.roles:
         # One more of x, the sums that are handed over, twice what finishes rows, barriers, and what roles share.
         more = tile.block_m * (tile.block_k + tile.block_n) * itemsize
@@ -79,7 +85,7 @@ def loads_early(tile: GemmTile, *, gated: bool) -> bool:
 
 def may_halve(tile: GemmTile) -> bool:
     """Whether a launch with this tile can share out its last tiles as halves: the kernel then holds code for both."""
-    return tile.tma > 0 and tile.block_m >= 128 and not tile.roles
+    return tile.tma > 0 and tile.block_m >= 128 and not tile.roles and not tile.blocks
 
 
 def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
@@ -92,6 +98,8 @@ def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
 def split_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
     """With roles, how many of the last tiles are shared out in narrow pieces: all beyond a multiple of the SMs, where
     each SM then gets one piece at most. Less than one round is not split: other tiles are better there."""
+    if tile.blocks:
+        return 0
     rounds, left_over = divmod(cdiv(m, tile.block_m) * cdiv(n, tile.block_n), sm_count)
     return left_over if rounds and left_over * (tile.block_n // NARROW.value) <= sm_count else 0
 

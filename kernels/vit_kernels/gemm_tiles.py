@@ -156,14 +156,30 @@ def choose_gemm(
 # four at batches 1, 8 and 64 on an H100.
 _PATCH_TILES_HALF = (GemmTile(64, 128, 64, 8, 3), GemmTile(64, 64, 32, 4, 3), GemmTile(32, 64, 64, 4, 4))
 _PATCH_TILES_FLOAT = (GemmTile(32, 64, 16, 4, 2), GemmTile(16, 64, 32, 4, 2))
+# Where pixels come in blocks. The widest first: each tile reads its pixels again.
+_PATCH_BLOCKS = (
+    GemmTile(128, 192, 64, 4, 4, tma=1, blocks=True),
+    GemmTile(128, 128, 64, 4, 6, tma=1, blocks=True),
+    GemmTile(128, 64, 64, 4, 8, tma=1, blocks=True),
+)
 
 
 @tuned_first(GemmTile)
-def choose_patch_embed(m: int, n: int, k: int, itemsize: int, device: Device, *, tf32: bool = False) -> GemmTile:
-    """The largest of a few tiles that gives every SM one, or, but for sm_90, two if it is a wide one, of which a second
-    for some would take long; they leave registers for the gathered addresses of pixels."""
+def choose_patch_embed(
+    m: int, n: int, k: int, itemsize: int, device: Device, *, tf32: bool = False, described: bool = False
+) -> GemmTile:
+    """The widest tile of pixels in blocks that gives half the SMs one, if there is one. Else the largest of a few
+    tiles that gives every SM one, or, but for sm_90, two if it is a wide one, of which a second for some would take
+    long; they leave registers for the gathered addresses of pixels.
+
+    described: pixels and weights are as `patch_embed_blocks` wants them.
+    """
     if device == INTERPRETED:
         return _interpreted_gemm(m, n, k)
+    if may_have_roles(n, itemsize, device, gated=False, described=described):
+        for tile in _PATCH_BLOCKS:
+            if n % tile.block_n == 0 and 2 * cdiv(m, tile.block_m) * (n // tile.block_n) >= device.sm_count:
+                return tile
     candidates = _PATCH_TILES_HALF if itemsize == 2 else _PATCH_TILES_FLOAT
     if device.capability in TENSOR_MEMORY:
         candidates = candidates[1:]

@@ -31,13 +31,19 @@ def barriers(number: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
+def seen_as(memory_s, SHAPE: gl.constexpr, LAYOUT: gl.constexpr):
+    """Shared memory in another shape and layout."""
+    if _REINTERPRETS:
+        return memory_s.reinterpret(memory_s.dtype, SHAPE, LAYOUT)
+    else:
+        return memory_s._reinterpret(memory_s.dtype, SHAPE, LAYOUT)
+
+
+@gluon.jit
 def as_tall(vectors_s, TALL: gl.constexpr):
     """Vectors [number, ROWS] as fewer of TALL rows each."""
-    NUMBER: gl.constexpr = vectors_s.shape[0] * ROWS // TALL
-    if _REINTERPRETS:
-        return vectors_s.reinterpret(vectors_s.dtype, [NUMBER, TALL], vectors_s.layout)
-    else:
-        return vectors_s._reinterpret(vectors_s.dtype, [NUMBER, TALL], vectors_s.layout)
+    SHAPE: gl.constexpr = [vectors_s.shape[0] * ROWS // TALL, TALL]  # type: ignore[reportAssignmentType]
+    return seen_as(vectors_s, SHAPE, vectors_s.layout)
 
 
 @gluon.jit

@@ -8,6 +8,8 @@ from the image while they are multiplied. Row r of the result is token r % T of 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -16,8 +18,10 @@ from . import gemm_tiles, tiles
 from .ahead import fetch_ahead, fetchable
 from .checks import check_floating, check_same_device, check_same_dtype, check_shape, check_tf32, check_vector, short
 from .device import device_of
-from .launch import allocate, launch
+from .launch import allocate, describable, describe_in_gluon, launch
 from .linear import stats_partials
+from .linear_roles_ring import NARROW, ROWS
+from .patch_embed_blocks import patch_embed_blocks_kernel
 from .primitives import accumulate, follow, grouped_tile, store_partial_moments
 
 
@@ -153,6 +157,69 @@ def _check_images(images: torch.Tensor, weight: torch.Tensor) -> None:
         )
 
 
+# Pixels of a step, of one patch.
+_STEP = 64
+
+
+@functools.lru_cache
+def pairs_of_block(batch: int, grid_h: int, grid_w: int) -> tuple[int, int, int]:
+    """Images, rows and pairs in a row of a block of 64 pairs of patches, of those that cover the batch's with the least
+    left over the one with the longest rows."""
+    size = ROWS.value
+    powers = [1 << bit for bit in range(size.bit_length())]
+    shapes = [(size // (high * wide), high, wide) for wide in powers for high in powers if high * wide <= size]
+    return min(shapes, key=lambda s: (_blocks(batch, grid_h, grid_w, s), -s[2], -s[1]))
+
+
+def _blocks(batch: int, grid_h: int, grid_w: int, shape: tuple[int, int, int]) -> int:
+    images, high, wide = shape
+    return tiles.cdiv(batch, images) * tiles.cdiv(grid_h, high) * tiles.cdiv(grid_w // 2, wide)
+
+
+def _may_come_in_blocks(
+    images: torch.Tensor, matrix: torch.Tensor, ph: int, pw: int, tables: tuple[torch.Tensor | None, ...],
+    tokens: torch.Tensor,
+) -> bool:  # fmt: skip
+    """Whether `patch_embed_blocks` can read these images: pairs of patches, whole steps in each channel, rows of all
+    channels one behind the other. And the tables: contiguous, and 32 bits count the tokens of a block's images."""
+    height, width = images.shape[2:]
+    return (
+        all(table is None or table.is_contiguous() for table in tables)
+        and ROWS.value * tokens[0].numel() < 2**31
+        and images.dtype == matrix.dtype
+        and pw in (16, 32)
+        and width // pw % 2 == 0
+        and ph % (_STEP // pw) == 0
+        and describable(images)
+        and (images.shape[1] == 1 or images.stride(1) == height * images.stride(2))
+        and describable(matrix)
+    )
+
+
+def _launch_blocks(
+    tile: gemm_tiles.GemmTile, images: torch.Tensor, matrix: torch.Tensor, pointers: tuple[torch.Tensor | None, ...],
+    patch: tuple[int, int], m: int, prefix: int, placed: int,
+) -> None:  # fmt: skip
+    batch, channels, height, width = images.shape
+    ph, pw = patch
+    n, k = matrix.shape
+    grid = height // ph, width // pw
+    shape = pairs_of_block(batch, *grid)
+    row = images.stride(2)
+    pairs = images.as_strided(
+        (ph, batch, channels * grid[0], grid[1] // 2, 2 * pw), (row, images.stride(0), ph * row, 2 * pw, 1)
+    )
+    narrow = NARROW.value
+    wide = min(tile.block_n, 2 * narrow)
+    programs = min(_blocks(batch, *grid, shape) * (n // tile.block_n), device_of(images).sm_count)
+    launch(
+        images, patch_embed_blocks_kernel, programs, describe_in_gluon(pairs, _STEP // pw, *shape, 2 * pw),
+        describe_in_gluon(matrix, wide, _STEP), describe_in_gluon(matrix, narrow, _STEP), fetchable(matrix), *pointers,
+        batch, *grid, m, n, k, PH=ph, PREFIX=prefix, PLACED=placed, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k, STAGES=tile.num_stages, num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
 def patch_embed(
     images: torch.Tensor,
     weight: torch.Tensor,
@@ -227,24 +294,35 @@ def patch_embed(
             prefix=count, bias=bias, position=0 if position is None else position.shape[0], mean=mean,
             emit_stats=emit_stats, pixel_stride=images.stride(3),
         )  # fmt: skip
+        described = mean is None and _may_come_in_blocks(images, matrix, ph, pw, (bias, prefix, position), tokens)
         tile = gemm_tiles.choose_patch_embed(
-            m, features, k, weight.element_size(), device_of(images), tf32=tf32, call=call
+            m, features, k, weight.element_size(), device_of(images), tf32=tf32, described=described, call=call
         )
         if emit_stats:
             gemm_tiles.check_statistics(tile)
-        launch(
-            images, patch_embed_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),
-            images, matrix, fetchable(matrix), bias, prefix, position, mean, std, tokens, stats,
-            m, tokens_per_image, features, k, grid_w, *images.stride(), matrix.stride(0),
-            0 if bias is None else bias.stride(0), 0 if prefix is None else prefix.stride(0),
-            0 if position is None else position.stride(0),
-            PH=ph, PW=pw, PREFIX=count, HAS_BIAS=bias is not None, HAS_POSITION=position is not None,
-            POSITION_HAS_PREFIX=position is not None and position.shape[0] == tokens_per_image,
-            FROM_BYTES=images.dtype == torch.uint8,
-            NORMALISE=mean is not None, EMIT_STATS=emit_stats, PRECISION=precision,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        )  # fmt: skip
+        all_placed = position is not None and position.shape[0] == tokens_per_image
+        if tile.blocks:
+            fits = gemm_tiles.may_have_roles(
+                features, weight.element_size(), device_of(images), gated=False, described=described
+            )
+            if not fits or features % tile.block_n:
+                shape = f"{m} x {features} x {k}"
+                raise ValueError(f"a tile of blocks of pixels does not fit this problem: {tile}, {shape}")
+            pointers = bias, prefix, position, tokens, stats
+            _launch_blocks(tile, images, matrix, pointers, (ph, pw), m, count, count if all_placed else 0)
+        else:
+            launch(
+                images, patch_embed_kernel, triton.cdiv(m, tile.block_m) * triton.cdiv(features, tile.block_n),
+                images, matrix, fetchable(matrix), bias, prefix, position, mean, std, tokens, stats,
+                m, tokens_per_image, features, k, grid_w, *images.stride(), matrix.stride(0),
+                0 if bias is None else bias.stride(0), 0 if prefix is None else prefix.stride(0),
+                0 if position is None else position.stride(0),
+                PH=ph, PW=pw, FROM_BYTES=images.dtype == torch.uint8, NORMALISE=mean is not None, PRECISION=precision,
+                PREFIX=count, HAS_BIAS=bias is not None, HAS_POSITION=position is not None,
+                POSITION_HAS_PREFIX=all_placed, EMIT_STATS=emit_stats,
+                BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP_M=tile.group_m,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip
     return tokens if stats is None else (tokens, stats)
 
 

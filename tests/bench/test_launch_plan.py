@@ -61,8 +61,9 @@ def plans(*calls: str) -> list[dict[str, Any]]:
 
 
 def check(seen: dict[str, Any], block: list[str], tail: list[str], last: list[str] | None = None) -> None:
-    # Which of their kernels `linear` and `attention` take is a matter of size.
-    kernels = [re.sub("_(tma|roles|columns|whole|parts)_kernel", "_kernel", kernel) for kernel in seen["kernels"]]
+    # Which of their kernels `patch_embed`, `linear` and `attention` take is a matter of size.
+    kinds = re.compile("_(tma|roles|columns|whole|parts|blocks)_kernel")
+    kernels = [kinds.sub("_kernel", kernel) for kernel in seen["kernels"]]
     blocks = [*block * (seen["depth"] - 1), *(block if last is None else last)]
     assert kernels == ["patch_embed_kernel", *blocks, *tail]
     assert seen["other"] == [], "something besides the kernels does work on the device"
@@ -127,7 +128,9 @@ def test_grids_of_the_largest_inputs_stay_within_the_hardware(
     name: str, block: list[str], recorded: dict[str, dict[str, Any]]
 ) -> None:
     check(recorded[name], BLOCK, TAIL, ["row_stats_kernel", "linear_kernel", *block])
-    assert max(grid[0] for grid in recorded[name]["grids"]) > GRID_LIMITS[1] // 16, "large enough to tell"
+    largest = max(grid[0] for grid in recorded[name]["grids"])
+    # Of many tokens all launches have programs that walk.
+    assert largest > GRID_LIMITS[1] // 16 if name == "batch 4096" else largest == 132, "large enough to tell"
 
 
 def test_products_of_a_block_go_through_tensor_descriptors(recorded: dict[str, dict[str, Any]]) -> None:

@@ -168,7 +168,7 @@ def test_patch_embed(launches, choose):
     asked = choose("choose_patch_embed", GEMM)
     images, weight = DRAW.images(2, 3, 16, 24), DRAW.weight(70, 3, 4, 4)
     patch_embed(images, weight, prefix=DRAW.normal(1, 70))
-    assert asked == [(50, 70, 48, 2, device_of(images), {"tf32": False})]
+    assert asked == [(50, 70, 48, 2, device_of(images), {"tf32": False, "described": False})]
     expect(launches[0], "patch_embed_kernel", images, 4 * 2, **GEMM_CONSTANTS)
 
 
@@ -277,7 +277,9 @@ def test_every_kernel_waits_for_the_launch_before_it_first():
     weights may be asked for ahead of it, which nobody reads there."""
     for name in ("attention", "linear_kernels", "linear_parts", "mlp", "norm", "patch_embed", "qk_rope"):
         module = importlib.import_module(f"vit_kernels.{name}")
-        kernels = [value for key, value in vars(module).items() if key.endswith("_kernel")]
+        # The warps of `patch_embed_blocks` have roles: see below.
+        named = [key for key in vars(module) if key.endswith("_kernel") and key != "patch_embed_blocks_kernel"]
+        kernels = [vars(module)[key] for key in named]
         assert kernels
         for kernel in kernels:
             (function,) = ast.parse(textwrap.dedent(inspect.getsource(kernel.fn))).body
@@ -315,6 +317,12 @@ def test_where_warps_have_roles_those_that_load_wait_for_the_launch_before_it():
     # A residual and vectors of columns are read by those who finish.
     assert "_finish_piece" not in before(finish.finish, "follow") and "_load" not in before(finish.finish, "follow")
     assert "gl.load" not in inspect.getsource(multiply)
+
+    blocks = importlib.import_module("vit_kernels.patch_embed_blocks")
+    assert set(re.findall(loading, before(blocks._load, "follow"))) == set()
+    assert not re.search(r"load_block\((?!w_desc|w_tail_desc)", inspect.getsource(blocks._load_weights.fn))
+    for role, memory in ((blocks._finish, "_write_front"), (blocks._multiply, "_finish_pieces")):
+        assert memory in inspect.getsource(role.fn) and memory not in before(role, "follow")
 
 
 class Compiled:
