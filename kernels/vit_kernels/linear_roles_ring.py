@@ -43,7 +43,8 @@ def seen_as(memory_s, SHAPE: gl.constexpr, LAYOUT: gl.constexpr):
 def as_tall(vectors_s, TALL: gl.constexpr):
     """Vectors [number, ROWS] as fewer of TALL rows each."""
     SHAPE: gl.constexpr = [vectors_s.shape[0] * ROWS // TALL, TALL]  # type: ignore[reportAssignmentType]
-    return seen_as(vectors_s, SHAPE, vectors_s.layout)
+    LAYOUT: gl.constexpr = vectors_s.layout
+    return seen_as(vectors_s, SHAPE, LAYOUT)
 
 
 @gluon.jit
