@@ -374,7 +374,9 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
             kernel, f"{name}, width {width}", attention_inputs.packed(1, tokens, 1, width), {}, {"return_lse": True}
         )
     if kernel == "mlp":
-        inputs = _mlp(tile.block_m + 3, width, 2 * tile.block_h + 5, gated=gated)
+        # With roles, slots are used again, and rows of the weights begin at multiples of 16 bytes.
+        hidden = (tile.num_stages + 2) * tile.block_h + 8 if tile.roles else 2 * tile.block_h + 5
+        inputs = _mlp(tile.block_m + 3, width, hidden, gated=gated)
         options = {"activation": "swiglu" if gated else "gelu"}
         return Case(kernel, f"{name}, width {width}{', gated' * gated}", inputs, options, {"fused": True, **STATS})
     if kernel == "qk_rope":

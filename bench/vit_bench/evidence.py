@@ -68,7 +68,9 @@ def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Wo
     if capability is not None:
         for choice in shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)):
             case = tile_case(kernel, choice.tile, choice.width, choice.gated)
-            if getattr(choice.tile, "roles", False) or getattr(choice.tile, "blocks", False):
+            # A program of `mlp` has one tile, whatever its roles.
+            walks = getattr(choice.tile, "roles", False) or getattr(choice.tile, "blocks", False)
+            if walks and kernel != "mlp":
                 cases = [case]
                 if kernel == "linear":
                     cases.append(tile_case(kernel, choice.tile, choice.width, choice.gated, added=False))

@@ -88,7 +88,10 @@ def how_far_off(device: Device) -> str:
 
 
 def blocks_of(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """BLOCK_M, BLOCK_N and BLOCK_K of a launch whose kernel takes them from its descriptors; of others nothing."""
+    """Blocks of a launch whose kernel takes them from its descriptors, by the names that others give them; of others
+    nothing."""
+    if "w1_desc" in arguments:
+        return {"BLOCK_H": arguments["w1_desc"].block_shape[0]}
     if "wide_desc" not in arguments:
         return {}
     features, step = arguments["w_desc"].block_shape
@@ -173,6 +176,10 @@ def _by_the_tile_choice(
         return attention_cycles(tile, a["sequences"], queries, a["keys"], a["WIDTH"], device) / clock(device)
     if kernel == "mlp_kernel" and a["ACTIVATION"] != "swiglu":
         tile = MlpTile(a["BLOCK_M"], a["BLOCK_H"], num_warps, num_stages)
+        cycles = mlp_cycles(tile, a["M"], a["WIDTH"], a["HIDDEN"], device)
+        return None if cycles is None else cycles / clock(device)
+    if kernel == "mlp_roles_kernel":
+        tile = MlpTile(a["BLOCK_M"], blocks_of(a)["BLOCK_H"], num_warps, a["STAGES"], roles=True, kept=a["KEPT"])
         cycles = mlp_cycles(tile, a["M"], a["WIDTH"], a["HIDDEN"], device)
         return None if cycles is None else cycles / clock(device)
     return None

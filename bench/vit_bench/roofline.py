@@ -116,7 +116,7 @@ def launch_flops(kernel: str, arguments: Mapping[str, Any]) -> int:
     if kernel in ("attention_whole_kernel", "attention_roles_kernel"):
         batch, queries, columns = a["q_desc"].shape
         return attention_flops(batch, a["heads"], queries, a["keys"], columns // a["heads"])
-    if kernel == "mlp_kernel":
+    if kernel in ("mlp_kernel", "mlp_roles_kernel"):
         return mlp_flops(a["M"], a["WIDTH"], a["HIDDEN"], gated=gated)
     if kernel in ("layer_norm_kernel", "linear_sum_kernel", "row_stats_kernel", "qk_rope_kernel"):
         return 0

@@ -1,8 +1,9 @@
 """The MLP of an encoder block as one call: y = residual + layer_scale * (act(norm(x) W1^T + b1) W2^T + b2).
 
 For narrow models one kernel does it all, and the hidden features never leave the SM: it is shaped like attention, with
-rows of W1 for keys, an activation for the softmax and columns of W2 for values. Wide models run two fused GEMMs: there
-a tile of fp32 results would not fit the register file, or leaves so little of it that two GEMMs are faster.
+rows of W1 for keys, an activation for the softmax and columns of W2 for values (on sm_90: mlp_roles.py). Wide models
+run two fused GEMMs: there a tile of fp32 results would not fit the register file, or leaves so little of it that two
+GEMMs are faster.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .checks import (
 from .device import device_of
 from .launch import allocate, launch
 from .linear import ACTIVATIONS, check_norm, linear, stats_partials
+from .mlp_roles_launch import all_describable, launch_mlp_roles
 from .norm import row_stats
 from .primitives import accumulate, activate, follow, product, shift_and_scale, store_partial_moments
 
@@ -273,16 +275,17 @@ def mlp(
             layer_scale=layer_scale, residual=residual, emit_stats=emit_stats, row_stride=x.stride(0), tf32=tf32,
         )  # fmt: skip
         tile = mlp_tiles.choose_mlp(
-            m, width, hidden, x.element_size(), device_of(x), gated=gated, always=fused is True, call=call
-        )
+            m, width, hidden, x.element_size(), device_of(x), gated=gated, always=fused is True,
+            described=all_describable(x, fc1_weight, fc2_weight, residual), call=call,
+        )  # fmt: skip
     if fused and m > 0 and tile is None:
         raise ValueError(
             f"fused=True: no tile of the one-kernel MLP for D = {width} and {x.dtype} fits the shared memory of "
             f"{device_of(x).name} ({device_of(x).shared_memory} bytes): leave fused at None or False"
         )
+    if norm != "none" and stats is None and (tile is None or tile.roles):
+        stats = row_stats(x)
     if tile is None:
-        if norm != "none" and stats is None:
-            stats = row_stats(x)
         h = linear(
             x, fc1_weight, fc1_bias, norm=norm, stats=stats, column_sum=column_sum, eps=eps, activation=activation,
             tf32=tf32,
@@ -294,6 +297,12 @@ def mlp(
 
     y = allocate(x, (m, width))
     y_stats = allocate(x, (2, stats_partials(width), m), torch.float32) if emit_stats else None
+    if tile.roles:
+        launch_mlp_roles(
+            tile, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm, stats, column_sum, eps, activation, layer_scale,
+            residual, y, y_stats,
+        )  # fmt: skip
+        return y if y_stats is None else (y, y_stats)
     main, tail = tiles.split_width(width, 64)
     launch(
         x, mlp_kernel, triton.cdiv(m, tile.block_m),

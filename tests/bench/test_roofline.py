@@ -108,7 +108,7 @@ def test_a_forward_makes_its_launches_as_often_as_there_are_blocks(asked):
     assert made("vit_base_patch16_224 8") == [(1, "patch_embed_kernel"), *block(11), *rows, *tail]
     rows = [(1, "row_stats_kernel"), *block(1, behind=2), (1, "linear_sum_kernel")]
     assert made("vit_base_patch16_224 64") == [(1, "patch_embed_kernel"), *block(11), *rows, *tail]
-    assert (11, "mlp_kernel") in [(times, kernel) for times, kernel, _, _ in asked["tiny 64"]]
+    assert (11, "mlp_roles_kernel") in [(times, kernel) for times, kernel, _, _ in asked["tiny 64"]]
     norms = [(times, size) for times, kernel, _, size in asked["pooled"] if kernel == "layer_norm_kernel"]
     assert [times for times, _ in norms] == [1, 0] and norms[0][1] > 100 * norms[1][1]
 
@@ -144,8 +144,8 @@ def test_bytes_are_every_operand_once(asked):
     assert [size for times, _, _, size in asked["tiny 4"] if times] == [expected[name] for name in order]
     rows = 64 * tokens
     x, stats = rows * width * size, 2 * partials * rows * 4
-    (one_kernel,) = (size for _, kernel, _, size in asked["tiny 64"] if kernel == "mlp_kernel")
-    assert one_kernel == x + hidden * (width * 2 + 4 + 4) + width * (hidden + 1) * 2 + x + stats
+    (one_kernel,) = (size for _, kernel, _, size in asked["tiny 64"] if kernel == "mlp_roles_kernel")
+    assert one_kernel == x + stats + hidden * (width * 2 + 4 + 4) + width * (hidden + 1) * 2 + x + stats
 
 
 def test_a_tensor_given_twice_is_read_once_and_a_view_has_its_own_elements():
@@ -163,6 +163,7 @@ def test_a_tensor_given_twice_is_read_once_and_a_view_has_its_own_elements():
         ("patch_embed_kernel", {"M": 10, "T": 5, "PREFIX": 1, "N": 3, "K": 7}, 2 * 8 * 3 * 7),
         ("attention_kernel", {"q_ptr": torch.empty(2, 7, 3, 4), "keys": 11}, 2 * (2 * 7 * 11 * 4) * 6),
         ("mlp_kernel", {"M": 5, "WIDTH": 8, "HIDDEN": 16, "ACTIVATION": "gelu"}, 2 * (2 * 5 * 8 * 16)),
+        ("mlp_roles_kernel", {"M": 5, "WIDTH": 64, "HIDDEN": 16, "ACTIVATION": "gelu"}, 2 * (2 * 5 * 64 * 16)),
         ("mlp_kernel", {"M": 5, "WIDTH": 8, "HIDDEN": 16, "ACTIVATION": "swiglu"}, 3 * (2 * 5 * 8 * 16)),
         ("layer_norm_kernel", {"M": 5, "N": 8}, 0),
         ("row_stats_kernel", {"M": 5, "N": 8}, 0),

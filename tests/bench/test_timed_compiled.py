@@ -51,7 +51,7 @@ def check_all(found: dict[str, list[Any]], dtype: str) -> None:
         if case.suite == "model":
             head = bool(case.config and case.config.num_classes)
             # A block like those in front of the last, and the last, which computes the class token alone.
-            one_kernel_mlps = sum(kernel == "mlp_kernel" for kernel, *_ in launches)
+            one_kernel_mlps = sum(kernel in ("mlp_kernel", "mlp_roles_kernel") for kernel, *_ in launches)
             sums = sum(kernel == "linear_sum_kernel" for kernel, *_ in launches)
             assert case.config is not None
             width = case.config.embed_dim
@@ -161,7 +161,7 @@ def test_a_block_moves_what_its_launches_are_given(compiled):
     assert (quoted["launches"], quoted["activations"]) == (8, 36) and "not counted in this run" in quoted["quoted for"]
     # In one kernel the hidden features never leave the GPU's registers: x is read once and written once.
     small = compiled["rows"]["model/vit_tiny_patch16_224/b64"]["code"]["block"]["ours"]
-    assert small["launches"] == 4 and small["kernels"][-1] == "mlp_kernel" and 13 < small["activations"] < 14
+    assert small["launches"] == 4 and small["kernels"][-1] == "mlp_roles_kernel" and 13 < small["activations"] < 14
 
 
 def test_what_eager_moves_needs_no_compiler():

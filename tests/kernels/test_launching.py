@@ -135,7 +135,9 @@ def test_mlp_in_one_kernel(launches, choose, gated):
     activation = "swiglu" if gated else "gelu"
     for fused in (None, True):
         mlp(x, fc1, None, fc2, norm="none", activation=activation, fused=fused)
-    assert asked == [(20, 80, 40, 2, device_of(x), {"gated": gated, "always": always}) for always in (False, True)]
+    # Whoever chooses is also told that descriptors can load x and the weights.
+    options = [{"gated": gated, "always": always, "described": True} for always in (False, True)]
+    assert asked == [(20, 80, 40, 2, device_of(x), each) for each in options]
     for launch in launches:
         expect(
             launch, "mlp_kernel", x, 2, BLOCK_M=16, BLOCK_H=32, num_warps=2, num_stages=7, MAIN=64, TAIL=16, FAST=True

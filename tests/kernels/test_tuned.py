@@ -175,7 +175,7 @@ def test_the_tile_choice_asks_the_table_for_exactly_the_problem():
 
 def test_no_tile_for_one_kernel_is_a_winner_with_a_name():
     call = tiles.described("mlp", torch.float16)
-    shape = {"m": 10**5, "width": 192, "hidden": 768, "gated": False, "always": False}
+    shape = {"m": 10**5, "width": 192, "hidden": 768, "gated": False, "always": False, "described": False}
     entry = Entry({"kernel": "mlp", "dtype": "float16", **shape}, mlp_tiles.TWO_PRODUCTS)
     assert mlp_tiles.choose_mlp(10**5, 192, 768, 2, H100) is not None
     assert (
