@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .ahead import fetch_ahead
-from .linear_roles_load import _merged_moments
+from .linear_roles_load import merged_moments
 from .linear_roles_ring import NARROW, barriers, load_block
 from .primitives import STATS_COLUMNS, activate_fast, follow, rounded, shift_and_scale, tiles_over
 
@@ -62,7 +62,7 @@ def _row_vectors(
     """TIMES rstd and -TIMES rstd mean of ROWS rows of x, at most one for each of 64 threads."""
     LANES: gl.constexpr = gl.BlockedLayout([1], [32], [2], [0])  # type: ignore[reportAssignmentType]
     rows = gl.minimum(row + gl.arange(0, ROWS, LANES), M - 1)
-    mean, m2 = _merged_moments(stats_ptr, rows, M, K, PARTIALS)
+    mean, m2 = merged_moments(stats_ptr, rows, M, K, PARTIALS)
     mean, rstd = shift_and_scale(mean, m2, K, eps, NORM)
     return rstd * TIMES, -mean * (rstd * TIMES)
 

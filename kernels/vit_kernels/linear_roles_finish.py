@@ -16,7 +16,7 @@ WARPS = gl.constexpr(4)
 
 
 @gluon.jit
-def _store_stats(y_stats_ptr, y, rows, keep, column, M, N):
+def store_stats(y_stats_ptr, y, rows, keep, column, M, N):
     """The moments of finished rows y [rows, 64], as partial number column / 64 of [2, N / 64, M]."""
     mean = gl.sum(y, 1) * (1.0 / STATS_COLUMNS)
     apart = y - mean[:, None]
@@ -100,7 +100,7 @@ def _finish_piece(
     y, stored = rounded(acc, y_ptr.dtype.element_ty)
     gl.store(first + (rows[:, None] * N + columns[None, :]), y, mask=keep[:, None])
     if EMIT_STATS:
-        _store_stats(y_stats_ptr, stored, row + rows, keep, column, M, N)
+        store_stats(y_stats_ptr, stored, row + rows, keep, column, M, N)
 
 
 @gluon.jit

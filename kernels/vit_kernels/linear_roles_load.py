@@ -125,7 +125,7 @@ def load_operands(
 
 
 @gluon.jit
-def _merged_moments(stats_ptr, rows, M, columns, PARTIALS: gl.constexpr):
+def merged_moments(stats_ptr, rows, M, columns, PARTIALS: gl.constexpr):
     """Mean and M2 of rows below M from their partials, as `merge_moments`: without a loop, because then as many of the
     loads are under way as registers hold."""
     pitch = gl.to_tensor(M).to(gl.int64)
@@ -159,7 +159,7 @@ def load_statistics_of(
     mbarrier.wait(spent.index(slot), (turn // TURNS & 1) ^ 1)
     for part in range(PARTS):
         rows = gl.minimum(row + part * TALL + gl.arange(0, TALL, LANES), M - 1)
-        mean, m2 = _merged_moments(stats_ptr, rows, M, K, PARTIALS)
+        mean, m2 = merged_moments(stats_ptr, rows, M, K, PARTIALS)
         mean, rstd = shift_and_scale(mean, m2, K, eps, NORM)
         rstd_s.index(slot * PARTS + part).store(rstd * TIMES)
         shift_s.index(slot * PARTS + part).store(-mean * (rstd * TIMES))

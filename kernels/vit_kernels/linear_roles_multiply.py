@@ -39,15 +39,15 @@ def _let_go(
 
 
 @gluon.jit
-def _store_pieces(sums_s, first: gl.constexpr, y):
+def store_pieces(sums_s, first: gl.constexpr, y):
     """Writes y in pieces of NARROW columns, to the places from number `first` on."""
     WIDTH: gl.constexpr = y.shape[1]
     if WIDTH == NARROW:
         sums_s.index(first).store(y)
     else:
         left, right = y.reshape((ROWS, 2, WIDTH // 2)).permute((0, 2, 1)).split()
-        _store_pieces(sums_s, first, left)
-        _store_pieces(sums_s, first + WIDTH // 2 // NARROW, right)
+        store_pieces(sums_s, first, left)
+        store_pieces(sums_s, first + WIDTH // 2 // NARROW, right)
 
 
 @gluon.jit
@@ -79,7 +79,7 @@ def _multiply_half(
         acc = acc * rstd_s.index(turn % TURNS * HALVES + half).load(gl.SliceLayout(1, LAYOUT))[:, None]
         mbarrier.arrive(spent.index(turn % TURNS), count=1)
     y, _ = rounded(acc, sums_s.dtype)
-    _store_pieces(sums_s, half * (sums_s.shape[0] // HALVES), y)
+    store_pieces(sums_s, half * (sums_s.shape[0] // HALVES), y)
     mbarrier.arrive(summed.index(half), count=1)
     return step + 1
 

@@ -31,8 +31,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .linear_roles_finish import _store_stats
-from .linear_roles_load import _merged_moments
+from .linear_roles_finish import store_stats
+from .linear_roles_load import merged_moments
 from .linear_roles_ring import NARROW, ROWS, barriers, store_block
 from .mlp_roles_load import CHUNK, load, load_vectors
 from .primitives import INLINE_ASSEMBLY, activate_fast, follow, rounded, shift_and_scale
@@ -167,7 +167,7 @@ def _multiply(
     shift = rstd
     if NORM != "none":
         rows = gl.minimum(row + gl.arange(0, ROWS, BY_ROW), M - 1)
-        mean, m2 = _merged_moments(stats_ptr, rows, M, WIDTH, PARTIALS)
+        mean, m2 = merged_moments(stats_ptr, rows, M, WIDTH, PARTIALS)
         mean, rstd = shift_and_scale(mean, m2, WIDTH, eps, NORM)
         rstd = rstd * TIMES
         shift = -mean * rstd
@@ -218,7 +218,7 @@ def _multiply(
     if EMIT_STATS:
         rows = row + gl.arange(0, ROWS, BY_ROW)
         for piece in gl.static_range(SLABS):  # type: ignore[reportGeneralTypeIssues]
-            _store_stats(y_stats_ptr, stored[piece], rows, rows < M, piece * NARROW, M, WIDTH)
+            store_stats(y_stats_ptr, stored[piece], rows, rows < M, piece * NARROW, M, WIDTH)
     tma.store_wait(0)
 
 

@@ -12,9 +12,9 @@ of a block is no patch is multiplied and not stored.
 Warps have roles, as in `linear_roles`, and barriers and slots are used as there: one loads, two warpgroups multiply 64
 patches each, first and second ones, four warps finish what those have summed, under the next product. Of a program's
 last tile, under which nobody multiplies, all finish a part (but for 192 features, beside which registers would be
-spilled). A program walks the tiles; those of the same patches follow
-each other, so that pixels come from memory once, and from L2 after that. Tokens in front, which are no products, are
-written by those that finish before they have anything to finish.
+spilled). A program walks the tiles; those of the same patches follow each other, so that pixels come from memory once,
+and from L2 after that. Tokens in front, which are no products, are written by those that finish before they have
+anything to finish.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .ahead import fetch_ahead
-from .linear_roles_finish import WARPS, _store_stats
-from .linear_roles_multiply import _store_pieces
+from .linear_roles_finish import WARPS, store_stats
+from .linear_roles_multiply import store_pieces
 from .linear_roles_ring import HALVES, NARROW, ROWS, barriers, load_block, seen_as
 from .primitives import follow, rounded, tiles_over
 
@@ -151,7 +151,7 @@ def _store_tokens(memory, acc, first, rows, keep, feature, M, N):
     at = tokens_ptr + (gl.to_tensor(first).to(gl.int64) * N + feature)
     gl.store(at + ((rows * N)[:, None] + columns[None, :]), y, mask=keep[:, None])
     if stats_ptr is not None:
-        _store_stats(stats_ptr + first, stored, rows, keep, feature, M, N)
+        store_stats(stats_ptr + first, stored, rows, keep, feature, M, N)
 
 
 @gluon.jit
@@ -278,9 +278,9 @@ def _multiply(
         wide, tail = _wait(wide, tail, 0, HAS_TAIL)
         mbarrier.arrive(empty.index((step - 1) % STAGES), count=1)
         mbarrier.wait(free.index(half), (turn & 1) ^ 1)
-        _store_pieces(sums_s, half * PIECES, rounded(wide, sums_s.dtype)[0])
+        store_pieces(sums_s, half * PIECES, rounded(wide, sums_s.dtype)[0])
         if HAS_TAIL:
-            _store_pieces(sums_s, half * PIECES + WIDE // NARROW, rounded(tail, sums_s.dtype)[0])
+            store_pieces(sums_s, half * PIECES + WIDE // NARROW, rounded(tail, sums_s.dtype)[0])
         mbarrier.arrive(summed.index(half), count=1)
     if not HAS_TAIL:
         follow(OVERLAP)
@@ -317,8 +317,8 @@ def patch_embed_blocks_kernel(
     OVERLAP: gl.constexpr,
 ):
     """This program computes every so-manieth tile of a block of patches x BLOCK_N features. BLOCK_M is 128, the patches
-    of a block; D is a multiple of BLOCK_N, PH one of STEP, BLOCK_K is STEP * PW. PLACED: tokens in
-    front that have a position, PREFIX or 0."""
+    of a block; D is a multiple of BLOCK_N, PH one of STEP, BLOCK_K is STEP * PW. PLACED: tokens in front that have a
+    position, PREFIX or 0."""
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
     BLOCK: gl.constexpr = pixels_desc.block_shape
