@@ -9,7 +9,7 @@ import torch
 
 from vit_kernels import mlp, mlp_tiles, reference, row_stats
 from vit_kernels.device import A100, H100
-from vit_kernels.mlp_tiles import TO_MEASURE, MlpTile, choose_mlp, mlp_cycles, roles_shared_bytes
+from vit_kernels.mlp_tiles import TO_MEASURE, MlpTile, choose_mlp, may_have_roles, mlp_cycles, roles_shared_bytes
 
 from ..rung import RUNG
 from ..weights import Draw
@@ -74,14 +74,19 @@ def test_weights_that_are_not_centred_and_one_step(dtype, monkeypatch):
     judge(y, reference.mlp, arguments)
 
 
-@pytest.mark.parametrize("width", [64, 128, 192])
-def test_chosen_for_narrow_models(width):
-    tile = choose_mlp(12608, width, 4 * width, 2, H100, described=True)
-    assert tile is not None and tile.roles and (tile.block_m, tile.kept) == (128, width // 64)
-    assert roles_shared_bytes(tile, width, 4 * width) <= H100.shared_memory
-    few = choose_mlp(64 * 132, width, 4 * width, 2, H100, described=True)
+def test_chosen_for_narrow_models():
+    tile = choose_mlp(12608, 192, 768, 2, H100, described=True)
+    assert tile is not None and tile.roles and (tile.block_m, tile.kept) == (128, 3)
+    few = choose_mlp(64 * 132, 192, 768, 2, H100, described=True)
     assert few == dataclasses.replace(tile, block_m=64), "a warpgroup has 64 rows, and every SM one"
     assert {tile, few} <= set(TO_MEASURE)
+
+
+@pytest.mark.parametrize("width", [64, 128, 192])
+def test_tiles_to_measure_fit_an_sm(width):
+    fitting = [t for t in TO_MEASURE if may_have_roles(t, width, 4 * width, 2, H100, described=True)]
+    assert {(t.block_m, t.kept) for t in fitting} >= {(64, 0), (128, width // 64)}
+    assert all(roles_shared_bytes(t, width, 4 * width) <= H100.shared_memory for t in fitting)
 
 
 def test_not_chosen_elsewhere():
@@ -90,6 +95,7 @@ def test_not_chosen_elsewhere():
         choose_mlp(12608, 192, 768, 2, A100, described=True),
         choose_mlp(12608, 192, 768, 2, H100, described=True, gated=True),
         choose_mlp(12608, 96, 384, 2, H100, described=True),
+        choose_mlp(12608, 128, 512, 2, H100, described=True),
         choose_mlp(12608, 192, 768 * 8, 2, H100, described=True),
         choose_mlp(12608, 192, 768, 4, H100, described=True, always=True),
     )
@@ -99,8 +105,17 @@ def test_not_chosen_elsewhere():
 
 def test_modelled_by_rounds_of_programs():
     one, two = (MlpTile(rows, 64, 4, 3, roles=True, kept=3) for rows in (64, 128))
-    assert mlp_cycles(one, 64 * 132, 192, 768, H100) == 4500 + 12 * (768 + 650)
-    assert mlp_cycles(two, 128 * 132 + 1, 192, 768, H100) == pytest.approx(2 * (4500 + 12 * 2 * 768 * 1.15))
+
+    def modelled(tile, rows):
+        cycles = mlp_cycles(tile, rows, 192, 768, H100)
+        assert cycles is not None
+        return cycles
+
+    for tile in (one, two):
+        assert modelled(tile, tile.block_m * 132) == modelled(tile, 1)
+        assert modelled(tile, tile.block_m * 132 + 1) == 2 * modelled(tile, 1)
+    assert modelled(one, 1) < modelled(two, 1) < 2 * modelled(one, 1), "two warpgroups overlap"
+    assert modelled(two, 12608) < modelled(MlpTile(128, 64, 8, 3), 12608)
     assert mlp_cycles(two, 12608, 192, 768, A100) is None
 
 
