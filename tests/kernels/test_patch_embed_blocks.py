@@ -1,4 +1,4 @@
-"""`patch_embed` with the kernel whose pixels come in blocks. In Gluon: sanitized, or executed."""
+"""`patch_embed` with the kernel whose pixels come in blocks. In Gluon: executed; the emulated record has its cases."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ TILES = {
     192: GemmTile(128, 192, 64, 4, 3, tma=1, blocks=True),
 }
 compiled_code = pytest.mark.skipif(
-    RUNG == "interpreted" or (RUNG == "executed" and torch.cuda.get_device_capability() != (9, 0)),
-    reason="a kernel in Gluon for sm_90: no interpreter runs it, and no other GPU",
+    RUNG != "executed" or torch.cuda.get_device_capability() != (9, 0),
+    reason="a kernel in Gluon for sm_90: no interpreter runs it, no other GPU, and no sanitizer, which keeps shared "
+    "memory by elements, while this kernel sees the same bytes in two layouts",
 )
 
 
