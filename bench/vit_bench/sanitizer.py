@@ -1,10 +1,10 @@
 """The ttsem sanitizer as a session of the evidence runs, with the PTX instructions that it lacks.
 
 ttsem executes the IR of every launch on the CPU and checks bounds and races, but it knows inline assembly only by its
-text. The kernels' pieces of it are taught here: the hardware's tanh as an exact tanh (bounds and races do not depend on
-its last bits, and its error on a GPU is covered by tests that inject the 2^-11 that PTX promises), the rounding of two
-numbers to bf16, a copy of a register, the wait for the launch before, which is over when ttsem begins a launch, and what
-is asked of a cache ahead of that wait, which changes no memory.
+text. The kernels' pieces of it are taught here: the hardware's tanh as an exact tanh (bounds and races do not depend
+on its last bits, and its error on a GPU is covered by tests that inject the 2^-11 that PTX promises), the rounding of
+two numbers to bf16, a copy of a register, the wait for the launch before, which is over when ttsem begins a launch,
+and what is asked of a cache ahead of that wait, which changes no memory.
 """
 
 from __future__ import annotations
