@@ -153,19 +153,25 @@ COSTS = {80: AMPERE, 86: SMALL, 90: HOPPER, 120: SMALL}
 
 @dataclass(frozen=True)
 class WholeCost:
-    """SM cycles of a program with all keys in shared memory, of which two share an SM: start before the first tile of
-    queries, and of each tile: all but its whole blocks of keys, each of these, and what they leave over."""
+    """SM cycles of programs with all keys in shared memory.
+
+    start: of a program; of each of its tiles of queries: tile for all but its whole blocks of keys, block for each of
+    these, rest for what they leave over. Tiles take `longer` more for every tile that a program goes through, and
+    `alone` times as long where no other program shares the SM.
+    """
 
     start: int
     tile: int
     block: int
     rest: int
+    longer: float
+    alone: float
 
 
-# Simulated on sm_90 for a program alone on its SM, at 64 to 256 keys, and made 1.4 times as long for 384, 768 and
-# 1,024 heads of 197 keys on an H100 (Triton 3.6, cold L2, 1.75 GHz and 5,000 cycles for the launch assumed), which it
-# is then 6 % off at most.
-WHOLE = WholeCost(3900, 2000, 630, 560)
+# Fitted to programs of 4, 2 and 1 tiles of 197 tokens at 12, 96, 192, 384, 768 and 1,024 heads on an H100 (Triton 3.6,
+# cold L2, 1.755 GHz and 5,000 cycles for the launch assumed): 7 % off at most, and the fastest of the three is chosen
+# for all six. What a tile's blocks share of it is simulated.
+WHOLE = WholeCost(960, 770, 244, 217, longer=0.085, alone=1.7)
 WHOLE_TILES = tuple(AttentionTile(64, 64, 4, 2, whole) for whole in (4, 2, 1))
 
 

@@ -86,11 +86,15 @@ def _roles_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, devi
 
 
 def _whole_cycles(tile: AttentionTile, heads: int, queries: int, keys: int, device: Device) -> float:
-    tiles = cdiv(queries, tile.block_m)
-    each = min(tile.whole, tiles)
+    """What the programs of an SM take together and the last of them takes after it; no less than one alone takes."""
     blocks, rest = divmod(keys, tile.block_n)
-    rounds = cdiv(cdiv(cdiv(tiles, each) * heads, device.sm_count), 2)
-    return rounds * (WHOLE.start + each * (WHOLE.tile + blocks * WHOLE.block + WHOLE.rest * (rest > 0)))
+    full = WHOLE.tile + blocks * WHOLE.block + WHOLE.rest * (rest > 0)
+    tiles = cdiv(queries, tile.block_m)
+    longest = min(tile.whole, tiles)
+    per_sm = heads * tiles / device.sm_count
+    programs = cdiv(cdiv(tiles, longest) * heads, device.sm_count)
+    together = programs * WHOLE.start + full * (per_sm + longest * (1 + WHOLE.longer * per_sm))
+    return max(together, longest * full * WHOLE.alone)
 
 
 def _cost(tile: AttentionTile, width: int, device: Device) -> Cost | None:
