@@ -120,7 +120,7 @@ def test_the_last_block_multiplies_one_row_for_each_image(recorded: dict[str, di
         ("linear_tma_kernel", 12), ("linear_roles_kernel", 132), ("linear_tma_kernel", 12), ("linear_tma_kernel", 48),
         ("linear_parts_kernel", 48), ("linear_sum_kernel", 48),
     ]  # fmt: skip
-    assert ("attention_kernel", 64 * 12) in last
+    assert ("attention_whole_kernel", 64 * 12) in last, "one query of each head"
 
 
 @pytest.mark.parametrize(("name", "block"), [("batch 4096", BLOCK), ("16384 tokens", LAST)])
@@ -152,12 +152,14 @@ def test_at_batch_8_every_sm_has_one_tile_of_a_product(recorded: dict[str, dict[
 
 
 def test_attention_of_many_short_sequences_keeps_their_keys_in_shared_memory(recorded: dict[str, Any]) -> None:
-    """197 tokens: not at batch 1, where a head a program would leave SMs without. Of long ones warps have roles."""
-    seen = recorded["ViT-B, batch 64"]
-    whole = [grid for kernel, grid in zip(seen["kernels"], seen["grids"], strict=True) if "whole" in kernel]
-    assert whole == [[64 * 12, 1, 1]] * 11, "of the last block's queries one an image is left"
-    for other, kernel in (("ViT-B, batch 1", "attention_kernel"), ("16384 tokens", "attention_roles_kernel")):
-        assert recorded[other]["kernels"].count(kernel) == recorded[other]["depth"]
+    """197 tokens are four tiles of queries: two a program, and one at batch 1, where that keeps more SMs busy; of the
+    last block's queries one an image is left. Of long sequences warps have roles."""
+    for name, heads, programs in (("ViT-B, batch 64", 64 * 12, 2), ("ViT-B, batch 1", 12, 4)):
+        seen = recorded[name]
+        whole = [grid for kernel, grid in zip(seen["kernels"], seen["grids"], strict=True) if "whole" in kernel]
+        assert whole == [[heads * programs, 1, 1]] * 11 + [[heads, 1, 1]]
+    seen = recorded["16384 tokens"]
+    assert seen["kernels"].count("attention_roles_kernel") == seen["depth"]
 
 
 def test_the_last_tiles_of_a_product_are_split_where_that_keeps_all_sms_busy(recorded: dict[str, Any]) -> None:

@@ -131,7 +131,9 @@ def test_modelled_time_of_heads_that_are_whole():
     assert cycles(2, 132) == 2 * WHOLE.start + tile * (4 + 2 * (1 + 4 * WHOLE.longer))
     assert cycles(8, 132) == cycles(4, 132), "no program has more tiles than its head"
     assert cycles(4, 1) == 4 * tile * WHOLE.alone
-    assert cycles(1, 1, 64, 128) == (WHOLE.tile + 2 * WHOLE.block) * WHOLE.alone
+    assert cycles(1, 132, 64, 128) == pytest.approx(
+        WHOLE.start + (WHOLE.tile + 2 * WHOLE.block) * (2 + WHOLE.longer)
+    ), "nothing is left over"
 
 
 @pytest.mark.parametrize(("heads", "tiles"), [(12, 1), (96, 1), (192, 2), (384, 2), (768, 2), (1024, 2)])
