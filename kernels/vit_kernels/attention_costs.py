@@ -169,7 +169,7 @@ class WholeCost:
 
 
 # Fitted to programs of 4, 2 and 1 tiles of 197 tokens at 12, 96, 192, 384, 768 and 1,024 heads on an H100 (Triton 3.6,
-# cold L2, 1.755 GHz and 5,000 cycles for the launch assumed): 7 % off at most, and the fastest of the three is chosen
+# cold L2, 1.755 GHz and 5,000 cycles for the launch assumed): 8 % off at most, and the fastest of the three is chosen
 # for all six. What a tile's blocks share of it is simulated.
 WHOLE = WholeCost(960, 770, 244, 217, longer=0.085, alone=1.7)
 WHOLE_TILES = tuple(AttentionTile(64, 64, 4, 2, whole) for whole in (4, 2, 1))
