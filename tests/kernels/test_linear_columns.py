@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -87,6 +89,17 @@ def test_two_programs_share_an_sm_where_there_are_few_rows():
     assert (tile.block_m, tile.block_n, tile.tma) == (72, 64, 2)
     assert 2 * gemm_shared_bytes(tile, 2) <= H100.shared_memory
     assert SHARED_SM_REGISTERS * 32 * (tile.num_warps + 4) * 2 <= 65536
+
+
+@pytest.mark.parametrize(("programs", "cap"), [(1, None), (2, SHARED_SM_REGISTERS)])
+def test_registers_are_capped_where_programs_share_an_sm(programs, cap, monkeypatch):
+    tile, caps = GemmTile(72, 64, 64, 4, 5, tma=programs, columns=True), []
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    monkeypatch.setattr(gemm_tiles, "may_have_roles", lambda *a, **k: True)
+    module = importlib.import_module("vit_kernels.linear")
+    monkeypatch.setattr(module, "launch", lambda *a, **k: caps.append(k.get("maxnreg")))
+    linear(torch.zeros(4, 64, dtype=torch.float16), torch.zeros(64, 64, dtype=torch.float16))
+    assert caps == [cap]
 
 
 def test_no_tile_for_few_or_many_rows():
