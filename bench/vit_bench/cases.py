@@ -393,8 +393,11 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
         steps = 3 if tile.parts == 1 else 2 * tile.parts + 1
         m, k, n = tile.block_m + 3, steps * tile.block_k, tile.block_n + 8
         if tile.roles and tile.parts == 1:
-            # Five tiles in a row, the last one not whole, for programs that walk from one to the next.
+            # Five tiles in a row or a column, the last one not whole, for programs that walk from one to the next; in a
+            # column from the last to the first, for K is longer than N.
             m, k, n = tile.block_m - 28, 3 * tile.block_k + 8, 5 * tile.block_n - 64
+            if added:
+                m, k, n = 5 * tile.block_m - 28, tile.block_n + 8, tile.block_n - 64
         if tile.columns:
             # Slots are used again, and neither rows nor steps are whole.
             m, k, n = tile.block_m + 3, (tile.num_stages + 2) * tile.block_k - 56, tile.block_n

@@ -64,7 +64,7 @@ def load(
     q_s, q_full, q_empty = queues
     step = 0
     for turn in range(number_of_tiles(sequences, queries)):
-        image, row, column = place_of_tile(turn, heads, queries, WIDTH)
+        image, row, column = place_of_tile(turn, sequences, heads, queries, WIDTH)
         for part in gl.static_range(PARTS):  # type: ignore[reportGeneralTypeIssues]
             at = turn % TURNS * PARTS + part
             mbarrier.wait(q_empty.index(at), (turn // TURNS & 1) ^ 1)

@@ -40,15 +40,16 @@ def number_of_tiles(sequences, queries):
 
 
 @gluon.jit
-def place_of_tile(turn, heads, queries, WIDTH: gl.constexpr):
-    """(image, first query, first column) of a tile of this program; the tiles of a head follow each other.
+def place_of_tile(turn, sequences, heads, queries, WIDTH: gl.constexpr):
+    """(image, first query, first column) of a tile of this program; the tiles of a head follow each other, heads from
+    the last to the first: what the launch before wrote last is in L2 still.
 
     A program is one place further on in each round: the last tile of a head may have few queries, and where tiles of a
     head divide programs, the same programs would always have it.
     """
     tile = turn * gl.num_programs(0) + (gl.program_id(0) + turn) % gl.num_programs(0)
     tiles_m = tiles_over(queries, PARTS * ROWS)
-    head = tile // tiles_m
+    head = sequences - 1 - tile // tiles_m
     return head // heads, tile % tiles_m * (PARTS * ROWS), head % heads * WIDTH
 
 
@@ -244,7 +245,7 @@ def multiply(
     q_s, q_full, q_empty = queues
     step = 0
     for turn in range(number_of_tiles(sequences, queries)):
-        image, row, column = place_of_tile(turn, heads, queries, WIDTH)
+        image, row, column = place_of_tile(turn, sequences, heads, queries, WIDTH)
         row += part * ROWS
         at = turn % TURNS * PARTS + part
         released = q_empty.index((turn + 1) % TURNS * PARTS + part)

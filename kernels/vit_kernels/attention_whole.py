@@ -93,7 +93,8 @@ def attention_whole_kernel(
 ):
     """This program computes `tiles_each` tiles of queries, or as many as are left, of one head of one image.
 
-    The programs of a head follow each other. BLOCKS: whole blocks of keys, 1 to 4; REST: width of the one that they
+    The programs of a head follow each other, from the last to the first: what the launch before wrote last is in L2
+    still. BLOCKS: whole blocks of keys, 1 to 4; REST: width of the one that they
     leave over, 0 if there is none. WIDTH, BLOCK_M and BLOCK_N are 64.
     """
     follow(OVERLAP)
@@ -111,10 +112,11 @@ def attention_whole_kernel(
 
     tiles = (queries - 1) // BLOCK_M + 1
     parts = (tiles - 1) // tiles_each + 1
-    first = gl.program_id(0) % parts * tiles_each
+    program = gl.num_programs(0) - 1 - gl.program_id(0)
+    first = program % parts * tiles_each
     number = gl.minimum(tiles - first, tiles_each)
-    image = gl.program_id(0) // parts // heads
-    column = gl.program_id(0) // parts % heads * WIDTH
+    image = program // parts // heads
+    column = program // parts % heads * WIDTH
     _load_queries(q_desc, image, first, column, q_ready.index(0), q_s.index(0))
     _load_all(k_desc, k_rest_desc, image, column, k_ready, k_s, k_rest_s, BLOCKS, REST)
     _load_all(v_desc, v_rest_desc, image, column, v_ready, v_s, v_rest_s, BLOCKS, REST)

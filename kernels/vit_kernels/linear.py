@@ -199,6 +199,9 @@ def linear(
                 for t, rows in ((x, ROWS.value), (weight, tile.block_n), (weight, NARROW.value))
             )
             del constants["FAST"], constants["CHUNK"]
+            if k > n:
+                # The launch before wrote more than L2 holds, and what it wrote last is there still.
+                constants["GROUP_M"] = -tile.group_m
             launch(
                 x, linear_roles_kernel, min(programs, device_of(x).sm_count), x_blocks, *weights, ahead, *tensors,
                 m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), strides[2], eps,

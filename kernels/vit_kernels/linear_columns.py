@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .ahead import fetch_ahead
 from .linear_roles_load import merged_moments
 from .linear_roles_ring import NARROW, barriers, load_block
-from .primitives import STATS_COLUMNS, activate_fast, follow, rounded, shift_and_scale, tiles_over
+from .primitives import STATS_COLUMNS, activate_fast, follow, rounded, shift_and_scale, tiles_over, widened
 
 # Where an SM holds two programs: with few warps, one would take all registers else, needed or not.
 SHARED_SM_REGISTERS = 128
@@ -149,7 +149,7 @@ def _finish_piece(
     _, _, _, _, _, y_ptr, y_stats_ptr = behind
     GROUPS: gl.constexpr = sums_s.shape[0]
     TOKENS: gl.constexpr = sums_s.shape[1]
-    acc = sums_s.load(LAYOUT).to(gl.float32)
+    acc = widened(sums_s.load(LAYOUT))
     if NORM == "none":
         acc = acc * TIMES
     if HAS_BIAS:
@@ -157,11 +157,11 @@ def _finish_piece(
     if NORM == "layer":
         acc = acc + shift[None, :, None] * _by_column(column_vectors_s, 1, LAYOUT)
     if ACTIVATION != "none":
-        acc = activate_fast(acc, ACTIVATION)
+        acc = activate_fast(acc, ACTIVATION, y_ptr.dtype.element_ty)
     if HAS_SCALE:
         acc = acc * _by_column(column_vectors_s, 2, LAYOUT)
     if HAS_RESIDUAL:
-        acc = acc + residual.to(gl.float32)
+        acc = acc + widened(residual)
     rows = _rows(TOKENS, LAYOUT)
     keep = token + rows < M
     first = y_ptr + (gl.to_tensor(token).to(gl.int64) * N + feature)

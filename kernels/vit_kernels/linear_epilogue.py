@@ -82,6 +82,7 @@ def finish(
     WIDTH: tl.constexpr = acc.shape[1]
     GATED: tl.constexpr = ACTIVATION == "swiglu"
     HALVED: tl.constexpr = FAST and ACTIVATION != "none"
+    DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     if WIDTH > CHUNK:
         left, right = _halves(acc)
         up_left, up_right = _halves(up) if GATED else (left, right)
@@ -104,7 +105,7 @@ def finish(
             acc, shift, rstd, columns, keep_columns, bias_ptr, column_sum_ptr, stride_bias, NORM, CENTRED, HAS_BIAS,
             TIMES=0.5 if HALVED else 1.0,
         )  # fmt: skip
-        acc = activate_fast(acc, ACTIVATION) if HALVED else activate(acc, ACTIVATION, FAST)
+        acc = activate_fast(acc, ACTIVATION, DTYPE) if HALVED else activate(acc, ACTIVATION, FAST, DTYPE)
         if GATED:
             # The value half of the weights, biases and sums follows the N rows of the gate.
             bias_up = bias_ptr + N.to(tl.int64) * stride_bias if HAS_BIAS else bias_ptr
@@ -120,7 +121,7 @@ def finish(
             if not EARLY:
                 residual = load_residual(residual_ptr, rows, columns, M, N, stride_rm, stride_rn)
             acc += residual.to(tl.float32)
-        y, stored = rounded(acc, y_ptr.dtype.element_ty)
+        y, stored = rounded(acc, DTYPE)
         tl.store(y_ptr + rows[:, None] * N + columns[None, :], y, mask=keep)
         if EMIT_STATS:
             store_partial_moments(y_stats_ptr, stored, rows, keep_rows, first_column, M, N, BLOCK_M, WIDTH)

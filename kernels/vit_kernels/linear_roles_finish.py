@@ -9,7 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .linear_roles_load import load_statistics_of
 from .linear_roles_ring import HALVES, NARROW, ROWS, TURNS, share_of_tiles, tile_of_turn
-from .primitives import STATS_COLUMNS, activate_fast, follow, rounded
+from .primitives import STATS_COLUMNS, activate_fast, follow, rounded, widened
 
 # Finishing warps, one for each quarter of an SM.
 WARPS = gl.constexpr(4)
@@ -28,28 +28,26 @@ def store_stats(y_stats_ptr, y, rows, keep, column, M, N):
 
 @gluon.jit
 def _load_vectors(
-    behind, column, N, LAYOUT: gl.constexpr, NORM: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
+    behind, column, LAYOUT: gl.constexpr, NORM: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr,
 ):  # fmt: skip
-    """TIMES bias, weight sums and LayerScale of NARROW columns, in fp32; zeros behind N, or where there are none."""
+    """TIMES bias, weight sums and LayerScale of NARROW columns, in fp32; zeros where there are none."""
     bias_ptr, column_sum_ptr, scale_ptr, _, _, _, _ = behind
-    columns = column + gl.arange(0, NARROW, LAYOUT)
-    at = columns.to(gl.int64)
-    keep = columns < N
+    at = (column + gl.arange(0, NARROW, LAYOUT)).to(gl.int64)
     bias = gl.zeros([NARROW], gl.float32, LAYOUT)
     column_sum = bias
     scale = bias
     if HAS_BIAS:
-        bias = gl.load(bias_ptr + at, mask=keep, other=0.0).to(gl.float32) * TIMES
+        bias = widened(gl.load(bias_ptr + at)) * TIMES
     if NORM == "layer":
-        column_sum = gl.load(column_sum_ptr + at, mask=keep, other=0.0)
+        column_sum = gl.load(column_sum_ptr + at)
     if HAS_SCALE:
-        scale = gl.load(scale_ptr + at, mask=keep, other=0.0).to(gl.float32)
+        scale = widened(gl.load(scale_ptr + at))
     return bias, column_sum, scale
 
 
 @gluon.jit
-def _load_residual(behind, row, column, M, N, LAYOUT: gl.constexpr, HAS_RESIDUAL: gl.constexpr):
+def _load_residual(behind, row, column, M, LAYOUT: gl.constexpr, HAS_RESIDUAL: gl.constexpr):
     """The residual of [ROWS, NARROW] results from (row, column) on."""
     _, _, _, residual_ptr, stride_rm, _, _ = behind
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
@@ -57,7 +55,7 @@ def _load_residual(behind, row, column, M, N, LAYOUT: gl.constexpr, HAS_RESIDUAL
     residual = columns[None, :] + rows[:, None]
     if HAS_RESIDUAL:
         first = residual_ptr + (gl.to_tensor(row).to(gl.int64) * stride_rm + column)
-        keep = (row + rows < M) & (column < N)
+        keep = row + rows < M
         residual = gl.load(first + (rows[:, None] * stride_rm + columns[None, :]), mask=keep[:, None], other=0.0)
     return residual
 
@@ -80,7 +78,7 @@ def _finish_piece(
     """Finishes [ROWS, NARROW] sums that belong at (row, column): folded norm, bias, activation, LayerScale, residual,
     store, moments."""
     _, _, _, _, _, y_ptr, y_stats_ptr = behind
-    acc = sums.to(gl.float32)
+    acc = widened(sums)
     if NORM == "none":
         acc = acc * TIMES
     if NORM == "layer":
@@ -88,19 +86,28 @@ def _finish_piece(
     elif HAS_BIAS:
         acc = acc + added[None, :]
     if ACTIVATION != "none":
-        acc = activate_fast(acc, ACTIVATION)
+        acc = activate_fast(acc, ACTIVATION, y_ptr.dtype.element_ty)
     if HAS_SCALE:
         acc = acc * scale[None, :]
     if HAS_RESIDUAL:
-        acc = acc + residual.to(gl.float32)
+        acc = acc + widened(residual)
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
     columns = gl.arange(0, NARROW, gl.SliceLayout(0, LAYOUT))
-    keep = (row + rows < M) & (column < N)
+    keep = row + rows < M
     first = y_ptr + (gl.to_tensor(row).to(gl.int64) * N + column)
     y, stored = rounded(acc, y_ptr.dtype.element_ty)
     gl.store(first + (rows[:, None] * N + columns[None, :]), y, mask=keep[:, None])
     if EMIT_STATS:
-        store_stats(y_stats_ptr, stored, row + rows, keep, column, M, N)
+        store_stats(y_stats_ptr + row, stored, rows, keep, column, M, N)
+
+
+@gluon.jit
+def _pieces_of_turn(
+    turn, own, whole, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr
+):  # fmt: skip
+    """`tile_of_turn` without the pieces behind N, which is a multiple of NARROW."""
+    row, column, pieces = tile_of_turn(turn, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    return row, column, gl.minimum(pieces, (N - column) // NARROW)
 
 
 @gluon.jit
@@ -121,9 +128,9 @@ def finish(
     BY_COLUMN: gl.constexpr = gl.SliceLayout(0, LAYOUT)  # type: ignore[reportAssignmentType]
     follow(OVERLAP)
     own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
-    row, first, pieces = tile_of_turn(0, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    added, column_sum, scale = _load_vectors(behind, first, N, BY_COLUMN, NORM, TIMES, HAS_BIAS, HAS_SCALE)
-    residual = _load_residual(behind, row, first, M, N, LAYOUT, HAS_RESIDUAL)
+    row, first, pieces = _pieces_of_turn(0, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    added, column_sum, scale = _load_vectors(behind, first, BY_COLUMN, NORM, TIMES, HAS_BIAS, HAS_SCALE)
+    residual = _load_residual(behind, row, first, M, LAYOUT, HAS_RESIDUAL)
     # To add zero is to wait for them here. Else they would be waited for in the loop, and with them what it has just
     # asked for: ptxas tells loads of one kind apart by nothing.
     added, column_sum, scale = added + 0.0, column_sum + 0.0, scale + 0.0
@@ -131,7 +138,7 @@ def finish(
     for ahead in range(all_turns + 1):
         turn = ahead - 1
         # Behind the last tile comes that again: what is loaded of it is not used.
-        row_after, first_after, pieces_after = tile_of_turn(
+        row_after, first_after, pieces_after = _pieces_of_turn(
             gl.minimum(ahead, all_turns - 1), own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M
         )
         if NORM != "none" and STATISTICS:
@@ -156,11 +163,12 @@ def finish(
             if last:
                 next_row, next_column = row + ROWS, first
                 if half == 1:
-                    next_row, next_column = row_after, first_after
+                    # A narrow tile may lie behind N: it is not finished.
+                    next_row, next_column = row_after, gl.minimum(first_after, N - NARROW)
             next_added, next_sum, next_scale = _load_vectors(
-                behind, next_column, N, BY_COLUMN, NORM, TIMES, HAS_BIAS, HAS_SCALE
+                behind, next_column, BY_COLUMN, NORM, TIMES, HAS_BIAS, HAS_SCALE
             )  # fmt: skip
-            next_residual = _load_residual(behind, next_row, next_column, M, N, LAYOUT, HAS_RESIDUAL)
+            next_residual = _load_residual(behind, next_row, next_column, M, LAYOUT, HAS_RESIDUAL)
             _finish_piece(
                 behind, sums_s.index(half * PITCH + piece).load(LAYOUT), added, column_sum, scale,
                 _shift(vectors[1], turn % TURNS * HALVES + half, BY_ROW, NORM), residual, row, column, M, N, LAYOUT,

@@ -69,7 +69,8 @@ def tile_of_turn(
     turn, own, whole, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr
 ):  # fmt: skip
     """First row and column of the turn-th tile of this program, and its columns by NARROW. Narrow ones, from turn `own`
-    on, are the pieces of the tiles from number `whole` on."""
+    on, are the pieces of the tiles from number `whole` on. GROUP_M: as of `grouped_tile`; below 0 for rows from the last
+    to the first."""
     PIECES: gl.constexpr = BLOCK_N // NARROW
     tile = gl.program_id(0) + turn * gl.num_programs(0)
     column = 0
@@ -79,5 +80,8 @@ def tile_of_turn(
         tile = whole + piece // PIECES
         column = piece % PIECES * NARROW
         pieces = 1
-    tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    BACKWARDS: gl.constexpr = GROUP_M < 0  # type: ignore[reportAssignmentType]
+    tile_m, tile_n = grouped_tile(tile, M, N, BLOCK_M, BLOCK_N, -GROUP_M if BACKWARDS else GROUP_M)
+    if BACKWARDS:
+        tile_m = tiles_over(M, BLOCK_M) - 1 - tile_m
     return tile_m * BLOCK_M, tile_n * BLOCK_N + column, pieces

@@ -196,7 +196,7 @@ def mlp_kernel(
             x, x_tail, w1_ptr, bias1_ptr, column_sum_ptr, hidden, keep_hidden, shift, rstd,
             stride_w1n, stride_w1k, stride_bias1, NORM, CENTRE, HAS_BIAS1, WIDTH, MAIN, TAIL, PRECISION,
         )  # fmt: skip
-        h = activate(h, ACTIVATION, FAST)
+        h = activate(h, ACTIVATION, FAST, x.dtype)
         if ACTIVATION == "swiglu":
             h *= _hidden(
                 x, x_tail, w1_ptr, bias1_ptr, column_sum_ptr, hidden + HIDDEN, keep_hidden, shift, rstd,

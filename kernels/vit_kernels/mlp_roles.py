@@ -85,7 +85,7 @@ def _activated(
     elif HAS_BIAS1:
         h = h + bias1_s.index(step).load(BY_COLUMN)[None, :]
     if ACTIVATION != "none":
-        h = activate_fast(h, ACTIVATION)
+        h = activate_fast(h, ACTIVATION, DTYPE)
     p, _ = rounded(h, DTYPE)
     if INLINE_ASSEMBLY:
         # Nothing but: all of it comes before the next wait. Else some would be done while the tensor cores wait for it.
@@ -287,7 +287,8 @@ def mlp_roles_kernel(
     x_bars = barriers(HALVES, 1), barriers(HALVES, 1)
     turn = barriers(HALVES, 1)
     fence_async_shared()
-    row = gl.program_id(0) * BLOCK_M
+    # From the last rows to the first: what the launch before wrote last is in L2 still.
+    row = (gl.num_programs(0) - 1 - gl.program_id(0)) * BLOCK_M
     behind = bias1_ptr, stride_bias1, column_sum_ptr, bias2_ptr, stride_bias2, scale_ptr, stride_scale
     descs = x_desc, w1_desc, w2_desc, tail_desc, residual_desc
     if HALVES == 2:

@@ -32,7 +32,7 @@ from .ahead import fetch_ahead
 from .linear_roles_finish import WARPS, store_stats
 from .linear_roles_multiply import store_pieces
 from .linear_roles_ring import HALVES, NARROW, ROWS, barriers, load_block, seen_as
-from .primitives import follow, rounded, tiles_over
+from .primitives import follow, rounded, tiles_over, widened
 
 # Tokens in front that are written at a time: one for each row of the finishing warps' lanes.
 _FRONT = gl.constexpr(16)
@@ -204,11 +204,11 @@ def _finish_pieces(
         # Those of the next piece are on their way while this one is finished; behind the last the same.
         after = first + gl.minimum(piece + 1, end - 1) * NARROW
         next_position, next_bias = _load_added(memory, PLACED + patch, keep, after, N)
-        acc = sums_s.index(half * PIECES + piece).load(_FINISHED).to(gl.float32)
+        acc = widened(sums_s.index(half * PIECES + piece).load(_FINISHED))
         if bias_ptr is not None:
             acc = acc + bias.to(gl.float32)[None, :]
         if position_ptr is not None:
-            acc = acc + position.to(gl.float32)
+            acc = acc + widened(position)
         _store_tokens(memory, acc, image * tokens, rows, keep, first + piece * NARROW, M, N)
         position, bias = next_position, next_bias
 

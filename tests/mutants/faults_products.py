@@ -32,8 +32,8 @@ LINEAR_EPILOGUE = {
     ),
     "gate-without-activation": (
         "The two halves are multiplied as they are.",
-        "acc = activate_fast(acc, ACTIVATION) if HALVED else activate(acc, ACTIVATION, FAST)",
-        "acc = acc if GATED else activate_fast(acc, ACTIVATION) if HALVED else activate(acc, ACTIVATION, FAST)",
+        "acc = activate_fast(acc, ACTIVATION, DTYPE) if HALVED else activate(acc, ACTIVATION, FAST, DTYPE)",
+        "acc = acc if GATED else activate(acc, ACTIVATION, FAST, DTYPE)",
     ),
     "residual-scaled": (
         "The residual is added before LayerScale instead of after it.",
@@ -133,7 +133,7 @@ MLP = {
     ),
     "activation-dropped": (
         "Two matrix products without anything between.",
-        "h = activate(h, ACTIVATION, FAST)",
+        "h = activate(h, ACTIVATION, FAST, x.dtype)",
         "h = h",
     ),
 }
