@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class DerivedCache:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[list[Tensor | None], list[tuple], tuple[Tensor, ...]]] = {}
+        self._entries: dict[str, tuple[list[Tensor | None], list[tuple], tuple[Any, ...]]] = {}
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -45,12 +46,13 @@ class DerivedCache:
 
     def nbytes(self) -> int:
         """Bytes that the derived tensors take beside the parameters."""
-        return sum(t.numel() * t.element_size() for _, _, derived in self._entries.values() for t in derived)
+        tensors = (t for _, _, derived in self._entries.values() for t in derived if t is not None)
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     def get(
-        self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """build(), from the cache where that is right.
+        self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Tensor | None, ...]]
+    ) -> tuple[Any, ...]:
+        """build(), from the cache where that is right: a tensor and what belongs to it, tensors or None.
 
         It is not while PyTorch traces a graph, nor for tensors without an address (fake ones), nor for what is built
         while a CUDA graph is captured, as that is there only once the graph runs: those are built anew.

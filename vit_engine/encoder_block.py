@@ -317,12 +317,16 @@ def _part(part: slice | None, *parameters: Any) -> tuple[Any, ...]:
     return parameters if part is None else tuple(None if p is None else p[part] for p in parameters)
 
 
-def _folded(norm: Norm, layer: Stack, derived: DerivedCache, key: str) -> tuple[Tensor, ...]:
-    """(W', column sums, bias') of a layer with the norm in front of it folded in."""
+def _folded(norm: Norm, layer: Stack, derived: DerivedCache, key: str) -> tuple[Any, ...]:
+    """(W', column sums or None, bias') of a layer with the norm in front of it folded in."""
     sources = [*layer.sources(), norm.weight, norm.bias]
-    return derived.get(
-        key, sources, lambda: fold_norm(layer.weight(), layer.bias(), norm.weight, norm.bias, kind=norm.kind)
-    )
+    # A traced graph folds anew in every pass: without the work that leaves nothing of the sums.
+    sums = torch.compiler.is_compiling()
+
+    def build() -> tuple[Tensor | None, ...]:
+        return fold_norm(layer.weight(), layer.bias(), norm.weight, norm.bias, kind=norm.kind, sums=sums)
+
+    return derived.get(key, sources, build)
 
 
 def joined(layer: Stack, derived: DerivedCache, key: str) -> tuple[Tensor, Tensor | None]:

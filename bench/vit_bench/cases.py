@@ -59,10 +59,9 @@ def merged_stats(stats: torch.Tensor, columns: int) -> torch.Tensor:
     return torch.stack([mean, m2])[:, None, :].float()
 
 
-def _folded(inputs: Inputs, weight: str, bias: str, norm: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return vit_kernels.fold_norm(
-        inputs[weight], inputs.get(bias), inputs.get("norm_weight"), inputs.get("norm_bias"), kind=norm
-    )
+def _folded(inputs: Inputs, weight: str, bias: str, norm: str, sums: bool) -> tuple[torch.Tensor | None, ...]:
+    gamma, beta = inputs.get("norm_weight"), inputs.get("norm_bias")
+    return vit_kernels.fold_norm(inputs[weight], inputs.get(bias), gamma, beta, kind=norm, sums=sums)
 
 
 def _stats_of(inputs: Inputs, partials: bool) -> torch.Tensor:
@@ -77,10 +76,12 @@ def launcher_call(case: Case, inputs: Inputs) -> Callable[[], Any]:
         return partial(launcher, **inputs, **options)
     first, default = (("weight", "bias"), "none") if case.kernel == "linear" else (("fc1_weight", "fc1_bias"), "layer")
     partials, norm = options.pop("partial_stats", False), options.get("norm", default)
+    # Models do without sums of the weights, but for those that torch.compile traces.
+    sums = options.pop("column_sums", False)
     given = {name: value for name, value in inputs.items() if name not in ("norm_weight", "norm_bias")}
     given.setdefault(first[1], None)
     if norm != "none":
-        weight, column_sum, bias = _folded(inputs, *first, norm)
+        weight, column_sum, bias = _folded(inputs, *first, norm, sums)
         given |= {first[0]: weight, first[1]: bias, "stats": _stats_of(inputs, partials), "column_sum": column_sum}
     return partial(launcher, **given, **options)
 
@@ -309,7 +310,11 @@ CASES: tuple[Case, ...] = (
     Case("attention", "additive mask, width 128", attention_inputs.separate(1, 40, 50, 2, 2, 128, "additive")),
     Case("linear", "odd sizes, bias", _linear(50, 77, 43, "bias")),
     Case(
-        "linear", "LayerNorm, bias", _linear(70, 192, 144, "norm", "bias"), {"norm": "layer"}, {"partial_stats": True}
+        "linear",
+        "LayerNorm, bias",
+        _linear(70, 192, 144, "norm", "bias"),
+        {"norm": "layer"},
+        {"partial_stats": True, "column_sums": True},
     ),
     Case("linear", "LayerNorm, gelu", _linear(33, 128, 136, "norm", "bias"), {"norm": "layer", "activation": "gelu"}),
     Case("linear", "RMSNorm, silu", _linear(17, 100, 64, "rms", "bias"), {"norm": "rms", "activation": "silu"}),
@@ -325,7 +330,7 @@ CASES: tuple[Case, ...] = (
     Case("layer_norm", "width 192", _norm(20, 192)),
     Case("layer_norm", "width 1000, rms", _norm(3, 1000, beta=False), {"kind": "rms"}),
     Case("layer_norm", "width 5000", _norm(2, 5000)),
-    Case("mlp", "width 96, one kernel, gelu", _mlp(20, 96, 200), {}, {"fused": True, **STATS}),
+    Case("mlp", "width 96, one kernel, gelu", _mlp(20, 96, 200), {}, {"fused": True, "column_sums": True, **STATS}),
     Case(
         "mlp", "width 192, one kernel, swiglu", _mlp(17, 192, 72, gated=True), {"activation": "swiglu"}, {"fused": True}
     ),
@@ -404,7 +409,8 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
         if not added:
             options = {"norm": "layer", "activation": "gelu"}
             inputs = _linear(m, k, n, "norm", "bias")
-            return Case(kernel, f"{name}, nothing added", inputs, options, {"partial_stats": True})
+            launch_options = {"partial_stats": True, "column_sums": True}
+            return Case(kernel, f"{name}, nothing added", inputs, options, launch_options)
         if gated:
             return Case(
                 kernel,

@@ -89,8 +89,8 @@ def _block(
 
     def normed(x: torch.Tensor, stats: torch.Tensor, parts: int) -> Callable[[], object]:
         outputs = parts * width
-        weight, sums, bias = new(outputs, width), new_fp32(outputs), new_fp32(outputs)
-        return partial(vit_kernels.linear, x, weight, bias, norm="layer", stats=stats, column_sum=sums)
+        weight, bias = new(outputs, width), new_fp32(outputs)
+        return partial(vit_kernels.linear, x, weight, bias, norm="layer", stats=stats)
 
     def few(x: torch.Tensor) -> bool:
         return x is first and one_partial(x.dtype, width)
@@ -104,8 +104,8 @@ def _block(
         made = new(len(x), width)
         feed_forward = partial(
             vit_kernels.mlp, made, new(hidden, width), new_fp32(hidden), new(width, inner), vector,
-            stats=new_fp32(2, 1 if few(x) else partials, len(x)), column_sum=new_fp32(hidden),
-            activation=config.activation, **finish | {"residual": made},
+            stats=new_fp32(2, 1 if few(x) else partials, len(x)), activation=config.activation,
+            **finish | {"residual": made},
         )  # fmt: skip
         return project, feed_forward
 
@@ -154,8 +154,8 @@ def _attention_pool(
     inner = hidden // 2 if config.activation == "swiglu" else hidden
     feed_forward = partial(
         vit_kernels.mlp, made, new(hidden, width), new_fp32(hidden), new(width, inner), vector,
-        stats=new_fp32(2, 1 if few else -(-width // 64), batch), column_sum=new_fp32(hidden),
-        activation=config.activation, residual=made, emit_stats=True,
+        stats=new_fp32(2, 1 if few else -(-width // 64), batch), activation=config.activation, residual=made,
+        emit_stats=True,
     )  # fmt: skip
     yield Call("mlp", "pool mlp", feed_forward, 1)
 

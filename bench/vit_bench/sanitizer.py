@@ -3,8 +3,8 @@
 ttsem executes the IR of every launch on the CPU and checks bounds and races, but it knows inline assembly only by its
 text. The kernels' pieces of it are taught here: the hardware's tanh as an exact tanh (bounds and races do not depend
 on its last bits, and its error on a GPU is covered by tests that inject the 2^-11 that PTX promises), the rounding of
-two numbers to bf16, a copy of a register, the wait for the launch before, which is over when ttsem begins a launch,
-and what is asked of a cache ahead of that wait, which changes no memory.
+two numbers to bf16 and the way back, a copy of a register, the wait for the launch before, which is over when ttsem
+begins a launch, and what is asked of a cache ahead of that wait, which changes no memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 TANH = "tanh.approx.f32 $0, $1;"
 ROUND = "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;"
+WIDEN = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
 COPY = "mov.b32 $0, $1;"
 WAIT = "griddepcontrol.wait; // dummy $0"
 LAUNCH = "griddepcontrol.launch_dependents; // dummy $0"
@@ -41,6 +42,11 @@ def _round(x: Any) -> list[np.ndarray]:
     return [(kept >> 16).astype(np.uint16), kept.view(np.float32)]
 
 
+def _widen(x: Any) -> list[np.ndarray]:
+    """From the bits of a bf16 number to fp32."""
+    return [(np.asarray(x, np.uint16).astype(np.uint32) << 16).view(np.float32)]
+
+
 def _copy(x: Any) -> list[np.ndarray]:
     return [np.asarray(x)]
 
@@ -54,7 +60,7 @@ def teach_assembly() -> None:
     ops = importlib.import_module("ttsem.ops")
     try:
         meanings = dict.fromkeys((WAIT, LAUNCH, FETCH), (_nothing, None))
-        meanings |= {TANH: (_tanh, "div"), ROUND: (_round, None), COPY: (_copy, None)}
+        meanings |= {TANH: (_tanh, "div"), ROUND: (_round, None), WIDEN: (_widen, None), COPY: (_copy, None)}
         for text, meaning in meanings.items():
             ops.PTX_FRAGMENTS.setdefault(ops._norm_asm(text), meaning)
     except AttributeError as error:

@@ -44,6 +44,12 @@ def stats_partials(columns: int) -> int:
     return tiles.cdiv(columns, STATS_COLUMNS.value)
 
 
+def kernel_norm(norm: str, column_sum: torch.Tensor | None, dtype: torch.dtype) -> str:
+    """"centred" for a LayerNorm whose weights leave nothing of a row's mean: rows are scaled alone. (Those of fp32 are
+    centred in front of the product.)"""
+    return "centred" if norm == "layer" and column_sum is None and dtype != torch.float32 else norm
+
+
 def check_norm(
     norm: str,
     stats: torch.Tensor | None,
@@ -73,8 +79,6 @@ def check_norm(
             partials = " or ".join(str(t) for t in sorted(allowed))
             raise ValueError(f"stats must have shape (2, {partials}, {rows}); got {tuple(stats.shape)}")
     if column_sum is None:
-        if norm == "layer":
-            raise ValueError("column_sum is needed for norm='layer': fold_norm returns it beside the folded weight")
         return
     check_vector("column_sum", column_sum, outputs, "the rows of the folded weight")
     if column_sum.dtype != torch.float32 or not column_sum.is_contiguous():
@@ -106,6 +110,7 @@ def linear(
 
     norm "layer" or "rms" normalises the rows of x first: weight, column_sum and bias must come from `fold_norm`, stats
     [2, T, M] from `row_stats(x)` or from the `linear` or `patch_embed` that produced x, and eps is the norm's own.
+    column_sum=None says that the rows of weight sum to nothing, as they do from `fold_norm(sums=False)`.
     activation: "none", "gelu" (erf), "gelu_tanh", "quick_gelu" (x sigmoid(1.702 x)), "silu", or "swiglu", for which
     weight is [2N, K] and the result silu(first N) * (last N). In fp16 and bf16 the activations use the hardware's tanh.
     emit_stats: also returns the row statistics of y as stored, [2, ceil(N / 64), M] fp32, for the next norm.
@@ -171,7 +176,7 @@ def linear(
             *((0, 0) if residual is None else residual.stride()),
         )  # fmt: skip
         constants: dict[str, object] = {
-            "NORM": norm, "PARTIALS": partials,
+            "NORM": kernel_norm(norm, column_sum, x.dtype), "PARTIALS": partials,
             "ACTIVATION": activation, "FAST": x.dtype != torch.float32,
             "HAS_BIAS": bias is not None, "HAS_SCALE": layer_scale is not None, "HAS_RESIDUAL": residual is not None,
             "EMIT_STATS": emit_stats, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,

@@ -109,7 +109,7 @@ def finish(
         if GATED:
             # The value half of the weights, biases and sums follows the N rows of the gate.
             bias_up = bias_ptr + N.to(tl.int64) * stride_bias if HAS_BIAS else bias_ptr
-            sum_up = column_sum_ptr + N if NORM == "layer" else column_sum_ptr
+            sum_up = column_sum_ptr + N if NORM == "layer" and not CENTRED else column_sum_ptr
             acc *= _norm_and_bias(
                 up, shift, rstd, columns, keep_columns, bias_up, sum_up, stride_bias, NORM, CENTRED, HAS_BIAS, TIMES=1.0
             )

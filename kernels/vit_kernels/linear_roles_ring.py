@@ -69,8 +69,8 @@ def tile_of_turn(
     turn, own, whole, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, GROUP_M: gl.constexpr
 ):  # fmt: skip
     """First row and column of the turn-th tile of this program, and its columns by NARROW. Narrow ones, from turn `own`
-    on, are the pieces of the tiles from number `whole` on. GROUP_M: as of `grouped_tile`; below 0 for rows from the last
-    to the first."""
+    on, are the pieces of the tiles from number `whole` on. GROUP_M: as of `grouped_tile`; below 0 for rows from the
+    last to the first."""
     PIECES: gl.constexpr = BLOCK_N // NARROW
     tile = gl.program_id(0) + turn * gl.num_programs(0)
     column = 0

@@ -25,7 +25,7 @@ from .checks import (
 )
 from .device import device_of
 from .launch import allocate, launch
-from .linear import ACTIVATIONS, check_norm, linear, stats_partials
+from .linear import ACTIVATIONS, check_norm, kernel_norm, linear, stats_partials
 from .mlp_roles_launch import all_describable, launch_mlp_roles
 from .norm import row_stats
 from .primitives import accumulate, activate, follow, product, shift_and_scale, store_partial_moments
@@ -254,7 +254,8 @@ def mlp(
     contiguous, or (y, stats) with emit_stats: the row statistics [2, ceil(D / 64), M] of y.
 
     norm "layer" or "rms": fc1_weight, column_sum and fc1_bias come from `fold_norm`. stats are the row statistics of x;
-    None computes them. Activations, eps and tf32 as in `linear`; the hidden features are rounded to the dtype of x.
+    None computes them. Activations, eps, tf32 and a column_sum of None as in `linear`; the hidden features are rounded
+    to the dtype of x.
     fused: True for one kernel (D <= 384 only), False for two GEMMs; None lets the tile choice decide: one kernel up to
     D = 192, where that is faster (see mlp_tiles.py), unless a tuned file knows better.
 
@@ -299,8 +300,8 @@ def mlp(
     y_stats = allocate(x, (2, stats_partials(width), m), torch.float32) if emit_stats else None
     if tile.roles:
         launch_mlp_roles(
-            tile, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm, stats, column_sum, eps, activation, layer_scale,
-            residual, y, y_stats,
+            tile, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel_norm(norm, column_sum, x.dtype), stats,
+            column_sum, eps, activation, layer_scale, residual, y, y_stats,
         )  # fmt: skip
         return y if y_stats is None else (y, y_stats)
     main, tail = tiles.split_width(width, 64)
@@ -311,7 +312,7 @@ def mlp(
         0 if fc1_bias is None else fc1_bias.stride(0), fc2_weight.stride(0), fc2_weight.stride(1),
         0 if fc2_bias is None else fc2_bias.stride(0), 0 if layer_scale is None else layer_scale.stride(0),
         0 if residual is None else residual.stride(0), 0 if residual is None else residual.stride(1), eps,
-        NORM=norm, ACTIVATION=activation, FAST=x.dtype != torch.float32,
+        NORM=kernel_norm(norm, column_sum, x.dtype), ACTIVATION=activation, FAST=x.dtype != torch.float32,
         HAS_BIAS1=fc1_bias is not None, HAS_BIAS2=fc2_bias is not None, HAS_SCALE=layer_scale is not None,
         HAS_RESIDUAL=residual is not None, EMIT_STATS=emit_stats, WIDTH=width, MAIN=main, TAIL=tail,
         PRECISION=precision, BLOCK_M=tile.block_m, BLOCK_H=tile.block_h,

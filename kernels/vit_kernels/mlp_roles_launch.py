@@ -34,7 +34,8 @@ def launch_mlp_roles(
     y: torch.Tensor,
     y_stats: torch.Tensor | None,
 ) -> None:
-    """Writes y and its row statistics; arguments as in `mlp`, checked, with statistics of x given if there is a norm.
+    """Writes y and its row statistics; arguments as in `mlp`, checked, with statistics of x given if there is a norm,
+    and that by `kernel_norm`.
 
     Raises ValueError for a tile that does not fit the problem.
     """

@@ -105,7 +105,6 @@ FOLDED = {"norm": "layer", "stats": t(2, 1, 2), "column_sum": t(6)}
         case(ValueError, "bias must have shape (12,) ... got (6,)", activation="swiglu", weight=t(12, 8)),
         case(ValueError, "norm must be one of none, layer, rms ... got 'group'", norm="group"),
         case(ValueError, "stats is needed for norm='layer'", norm="layer", column_sum=t(6)),
-        case(ValueError, "column_sum is needed for norm='layer'", norm="layer", stats=t(2, 1, 2)),
         case(ValueError, "stats belongs to norm='layer' or 'rms'", stats=t(2, 1, 2)),
         case(ValueError, "column_sum belongs to norm='layer' or 'rms'", column_sum=t(6)),
         case(ValueError, "stats must have shape (2, 1, 2) ... got (2, 1, 3)", **FOLDED | {"stats": t(2, 1, 3)}),
@@ -318,7 +317,6 @@ MLP = {
         case(ValueError, "residual must have shape (2, 8) ... got (3, 8)", residual=t(3, 8)),
         case(ValueError, "activation must be one of ... got 'tanh'", activation="tanh"),
         case(ValueError, "norm must be one of none, layer, rms ... got 'l2'", norm="l2"),
-        case(ValueError, "column_sum is needed for norm='layer'", norm="layer"),
         case(ValueError, "eps must be a finite number >= 0 ... got -1", eps=-1),
         case(TypeError, "tf32 must be True or False ... got 0", tf32=0),
         case(

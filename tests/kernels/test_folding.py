@@ -42,6 +42,35 @@ def test_column_sum_is_of_the_rounded_weight():
     assert 1e-3 < rounded.abs().max() < 0.01 * scaled.abs().max()
 
 
+@pytest.mark.parametrize("k", [64, 384, 4096])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rows_of_weights_that_sum_to_nothing(dtype, k):
+    draw = Draw(dtype, seed=6)
+    weight, gamma, beta = draw.weight(200, k), draw.gamma(k), draw.bias(k)
+    nearest, column_sum, shift = fold_norm(weight, None, gamma, beta)
+    folded, nothing, same_shift = fold_norm(weight, None, gamma, beta, sums=False)
+    assert nothing is None and torch.equal(shift, same_shift)
+    last_bit = torch.finfo(dtype).eps * nearest.double().norm(dim=1)
+    assert (folded.double().sum(1).abs() < 0.02 * last_bit).all()
+    assert column_sum.abs().median() > 0.05 * last_bit.median(), "the nearest would do"
+    scaled = weight.double() * gamma.double()
+    centred = scaled - scaled.mean(1, keepdim=True)
+    moved, largest = folded != nearest, torch.maximum(centred.abs(), nearest.double().abs())
+    assert ((folded.double() - centred).abs() <= 1.51 * ulp(largest, dtype) + 1e-7).all()
+    assert 2 <= moved.sum(1).double().mean() <= 12 and moved.sum(1).max() <= 24
+
+
+def test_sums_that_are_kept_or_need_nothing_done():
+    """Of few elements none can be chosen; the kernel of fp32 subtracts means first, and RMSNorm has none."""
+    draw = Draw(torch.bfloat16, seed=7)
+    few, many = draw.weight(20, 63), draw.weight(20, 64)
+    for kept, same in zip(fold_norm(few, None, None, sums=False), fold_norm(few, None, None), strict=True):
+        assert kept is not None and torch.equal(kept, same)
+    for weight, kind in ((many.float(), "layer"), (many, "rms")):
+        folded, nothing, _ = fold_norm(weight, None, None, kind=kind, sums=False)
+        assert nothing is None and torch.equal(folded, fold_norm(weight, None, None, kind=kind)[0])
+
+
 @every_dtype
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_identity(dtype, kind):

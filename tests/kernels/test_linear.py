@@ -59,13 +59,16 @@ def draw_linear(
     }
 
 
-def run_linear(arguments: dict[str, Any], *, stats: torch.Tensor | None = None, **options: Any) -> Any:
-    """The kernel on the arguments of its reference: folds the norm and takes the statistics of x, unless given."""
+def run_linear(
+    arguments: dict[str, Any], *, stats: torch.Tensor | None = None, sums: bool = True, **options: Any
+) -> Any:
+    """The kernel on the arguments of its reference: folds the norm, with sums of the weights or not, and takes the
+    statistics of x, unless given."""
     arguments = dict(arguments)
     gamma, beta = arguments.pop("norm_weight"), arguments.pop("norm_bias")
     if arguments["norm"] != "none":
         weight, column_sum, bias = fold_norm(
-            arguments["weight"], arguments["bias"], gamma, beta, kind=arguments["norm"]
+            arguments["weight"], arguments["bias"], gamma, beta, kind=arguments["norm"], sums=sums
         )
         arguments |= {"weight": weight, "column_sum": column_sum, "bias": bias}
         arguments["stats"] = row_stats(arguments["x"]) if stats is None else stats
@@ -331,6 +334,15 @@ def test_zeroed_statistics_are_noticed(dtype):
     y = run_linear(arguments, stats=torch.zeros_like(row_stats(arguments["x"])))
     with pytest.raises(AssertionError, match="over the allowed"):
         judge(y, reference.linear, arguments)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@sanitize_every_dtype
+def test_weights_that_leave_nothing_of_a_mean(dtype, activation):
+    """With an offset of the rows that `test_a_zeroed_column_sum_is_noticed` says would show."""
+    arguments = draw_linear(Draw(dtype, seed=9), 17, 192, 70, norm="layer", activation=activation)
+    arguments["x"] = Draw(dtype, seed=10).rows(17, 192, offset=100.0)
+    judge(run_linear(arguments, sums=False), reference.linear, arguments)
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)

@@ -54,6 +54,16 @@ def test_nothing_added(name, dtype, monkeypatch):
 
 @compiled_code
 @sanitize_half
+def test_weights_that_leave_nothing_of_a_mean(dtype, monkeypatch):
+    tile = TILES["64 x 72"]
+    monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
+    arguments = draw_linear(Draw(dtype, seed=74), 72, 64, 64, norm="layer", activation="gelu")
+    arguments["x"] = Draw(dtype, seed=75).rows(72, 64, offset=30.0)
+    judge(run_linear(arguments, sums=False), reference.linear, arguments)
+
+
+@compiled_code
+@sanitize_half
 def test_sums_of_weights_that_are_not_centred(dtype, monkeypatch):
     """`fold_norm` leaves next to nothing of them, so that other tests do not see them: here a row's mean counts, in the
     tail, too."""

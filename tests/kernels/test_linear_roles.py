@@ -81,15 +81,26 @@ def test_narrow_tiles_of_the_wide_ones(added, dtype, sms):
     judge(run_linear(arguments), reference.linear, arguments)
 
 
-@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize(("offset", "sums"), [(0.0, True), (30.0, True), (30.0, False)])
 @compiled_code
 @sanitize_half
-def test_an_offset_of_the_rows_is_not_among_what_is_rounded(offset, dtype, sms):
+def test_an_offset_of_the_rows_is_not_among_what_is_rounded(offset, sums, dtype, sms):
     """Sums are handed over in 16 bits, before the mean is subtracted: weights that are not centred would show."""
     sms(1)
     arguments = draw_linear(Draw(dtype, seed=51), 40, 72, 128, norm="layer")
     arguments["x"] = Draw(dtype, seed=52).rows(40, 72, offset=offset)
-    judge(run_linear(arguments), reference.linear, arguments)
+    judge(run_linear(arguments, sums=sums), reference.linear, arguments)
+
+
+@compiled_code
+@sanitize_bfloat16
+def test_rows_from_the_last_to_the_first(dtype, sms):
+    """K is longer than N: two tiles of rows, the second one not whole, whose results would change places."""
+    sms(1)
+    arguments = draw_linear(Draw(dtype, seed=54), 150, 136, 64, residual=True)
+    y, stats = run_linear(arguments, emit_stats=True)
+    judge(y, reference.linear, arguments)
+    judge_stats(stats, y)
 
 
 @compiled_code

@@ -46,12 +46,13 @@ def draw_mlp(
     }
 
 
-def run_mlp(arguments: dict[str, Any], **options: Any) -> Any:
-    """The kernel on the arguments of its reference: folds the norm into fc1."""
+def run_mlp(arguments: dict[str, Any], *, sums: bool = True, **options: Any) -> Any:
+    """The kernel on the arguments of its reference: folds the norm into fc1, with sums of the weights or not."""
     arguments = dict(arguments)
     gamma, beta = arguments.pop("norm_weight"), arguments.pop("norm_bias")
     if arguments["norm"] != "none":
-        folded = fold_norm(arguments["fc1_weight"], arguments["fc1_bias"], gamma, beta, kind=arguments["norm"])
+        norm = arguments["norm"]
+        folded = fold_norm(arguments["fc1_weight"], arguments["fc1_bias"], gamma, beta, kind=norm, sums=sums)
         arguments |= dict(zip(("fc1_weight", "column_sum", "fc1_bias"), folded, strict=True))
     return mlp(**arguments, **options)
 
@@ -145,6 +146,14 @@ def test_each_feature_off(dtype, fused, options):
     y, stats = run_mlp(arguments, fused=fused, emit_stats=True)
     judge(y, reference.mlp, arguments)
     judge_stats(stats, y)
+
+
+@sanitize_every_dtype
+@both_forms
+def test_weights_that_leave_nothing_of_a_mean(dtype, fused):
+    arguments = draw_mlp(Draw(dtype, seed=4), 9, 100, 72, layer_scale=False, residual=False)
+    arguments["x"] = Draw(dtype, seed=5).rows(9, 100, offset=100.0)
+    judge(run_mlp(arguments, fused=fused, sums=False), reference.mlp, arguments)
 
 
 @sanitize_bfloat16

@@ -52,17 +52,24 @@ def test_everything_at_once(name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("norm", "activation"), [("none", "none"), ("none", "quick_gelu"), ("rms", "silu"), ("layer", "gelu_tanh")]
+    ("norm", "activation", "sums"),
+    [
+        ("none", "none", True),
+        ("none", "quick_gelu", True),
+        ("rms", "silu", True),
+        ("layer", "gelu_tanh", True),
+        ("layer", "gelu", False),
+    ],
 )
 @compiled_code
 @sanitize_bfloat16
-def test_nothing_added(norm, activation, dtype, monkeypatch):
+def test_nothing_added(norm, activation, sums, dtype, monkeypatch):
     if dtype == torch.float32:
         pytest.skip("operands of 16 bits")
     monkeypatch.setattr(mlp_tiles, "choose_mlp", lambda *a, **k: TILES["192, two warpgroups"][1])
     options = {"biases": False, "layer_scale": False, "residual": False}
     arguments = draw_mlp(Draw(dtype, seed=82), 70, 192, 136, norm=norm, activation=activation, **options)
-    judge(run_mlp(arguments), reference.mlp, arguments)
+    judge(run_mlp(arguments, sums=sums), reference.mlp, arguments)
 
 
 @compiled_code
