@@ -50,7 +50,7 @@ class DerivedCache:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def get(
-        self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Tensor | None, ...]]
+        self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Any, ...]]
     ) -> tuple[Any, ...]:
         """build(), from the cache where that is right: a tensor and what belongs to it, tensors or None.
 
