@@ -117,13 +117,13 @@ def test_bytes_are_every_operand_once(asked):
     batch, tokens, width, hidden, classes, size = 4, 197, 192, 768, 1000, 2
     rows, partials = batch * tokens, 3
     x, stats = rows * width * size, 2 * partials * rows * 4
-    # The norm is folded: bias and column sums are fp32. The residual is x itself in the one-kernel MLP, read once.
+    # The norm is folded: its bias is fp32. The residual is x itself in the one-kernel MLP, read once.
     expected = {
         "stem": batch * 3 * 224 * 224 * size + (768 + 1 + 1 + tokens) * width * size + x + stats,
-        "qkv": x + stats + 3 * width * (width * size + 4 + 4) + 3 * x,
+        "qkv": x + stats + 3 * width * (width * size + 4) + 3 * x,
         "attention": 3 * x + x,
         "projection": x + width * (width + 1) * size + x + x + stats,
-        "fc1": x + stats + hidden * (width * size + 4 + 4) + rows * hidden * size,
+        "fc1": x + stats + hidden * (width * size + 4) + rows * hidden * size,
         "fc2": rows * hidden * size + width * (hidden + 1) * size + x + x + stats,
         "norm": 2 * batch * width * size + 2 * width * size,
         "head": batch * width * size + classes * (width + 1) * size + batch * classes * size,
@@ -137,7 +137,7 @@ def test_bytes_are_every_operand_once(asked):
         "last qkv": expected["qkv"],
         "last attention": row + 2 * x + row,
         "last projection": 3 * row + width * (width + 1) * size + its_stats,
-        "last fc1": row + its_stats + hidden * (width * size + 4 + 4) + batch * hidden * size,
+        "last fc1": row + its_stats + hidden * (width * size + 4) + batch * hidden * size,
         "last fc2": batch * hidden * size + width * (hidden + 1) * size + 2 * row + its_stats,
     }
     order = [*list(expected)[:6], *list(expected)[8:], "norm", "head"]
@@ -145,7 +145,7 @@ def test_bytes_are_every_operand_once(asked):
     rows = 64 * tokens
     x, stats = rows * width * size, 2 * partials * rows * 4
     (one_kernel,) = (size for _, kernel, _, size in asked["tiny 64"] if kernel == "mlp_roles_kernel")
-    assert one_kernel == x + stats + hidden * (width * 2 + 4 + 4) + width * (hidden + 1) * 2 + x + stats
+    assert one_kernel == x + stats + hidden * (width * 2 + 4) + width * (hidden + 1) * 2 + x + stats
 
 
 def test_a_tensor_given_twice_is_read_once_and_a_view_has_its_own_elements():
