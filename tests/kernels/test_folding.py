@@ -57,7 +57,7 @@ def test_rows_of_weights_that_sum_to_nothing(dtype, k):
     centred = scaled - scaled.mean(1, keepdim=True)
     moved, largest = folded != nearest, torch.maximum(centred.abs(), nearest.double().abs())
     assert ((folded.double() - centred).abs() <= 1.51 * ulp(largest, dtype) + 1e-7).all()
-    assert 2 <= moved.sum(1).double().mean() <= 12 and moved.sum(1).max() <= 24
+    assert 2 <= moved.sum(1).double().mean() <= 12 and moved.sum(1).max() <= 32
 
 
 def test_sums_that_are_kept_or_need_nothing_done():
