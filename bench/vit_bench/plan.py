@@ -17,6 +17,7 @@ import torch
 import vit_kernels
 from vit_engine.config import ViTConfig
 from vit_engine.encoder_block import one_partial, queries_apart
+from vit_kernels.folding import keeps_sums
 
 BATCHES = (1, 8, 64, 256)
 
@@ -90,7 +91,8 @@ def _block(
     def normed(x: torch.Tensor, stats: torch.Tensor, parts: int) -> Callable[[], object]:
         outputs = parts * width
         weight, bias = new(outputs, width), new_fp32(outputs)
-        return partial(vit_kernels.linear, x, weight, bias, norm="layer", stats=stats)
+        sums = new_fp32(outputs) if keeps_sums(width, x.dtype) else None
+        return partial(vit_kernels.linear, x, weight, bias, norm="layer", stats=stats, column_sum=sums)
 
     def few(x: torch.Tensor) -> bool:
         return x is first and one_partial(x.dtype, width)
@@ -105,7 +107,7 @@ def _block(
         feed_forward = partial(
             vit_kernels.mlp, made, new(hidden, width), new_fp32(hidden), new(width, inner), vector,
             stats=new_fp32(2, 1 if few(x) else partials, len(x)), activation=config.activation,
-            **finish | {"residual": made},
+            column_sum=new_fp32(hidden) if keeps_sums(width, x.dtype) else None, **finish | {"residual": made},
         )  # fmt: skip
         return project, feed_forward
 
@@ -155,7 +157,7 @@ def _attention_pool(
     feed_forward = partial(
         vit_kernels.mlp, made, new(hidden, width), new_fp32(hidden), new(width, inner), vector,
         stats=new_fp32(2, 1 if few else -(-width // 64), batch), activation=config.activation, residual=made,
-        emit_stats=True,
+        column_sum=new_fp32(hidden) if keeps_sums(width, made.dtype) else None, emit_stats=True,
     )  # fmt: skip
     yield Call("mlp", "pool mlp", feed_forward, 1)
 

@@ -60,8 +60,8 @@ def fold_norm(
 
     c is summed from the *rounded* W': a common offset of a row of x then cancels exactly, as it does in LayerNorm.
     sums=False: W' is rounded so that c is nothing (`balanced`), and None is returned for it, with which kernels have
-    less to do; but not in fp16 and bf16 for K < 64, where there are too few elements to choose from. It takes a fifth
-    of a second for large layers on a CPU, so it is for weights that are folded once.
+    less to do, unless `keeps_sums`. It takes a fifth of a second for large layers on a CPU, so it is for weights that
+    are folded once.
     Raises TypeError or ValueError that names the argument.
     """
     check_choice("kind", kind, ("layer", "rms"))
@@ -76,7 +76,7 @@ def fold_norm(
     scaled = (wide if norm_weight is None else wide * norm_weight.float()).contiguous()
     exact = scaled - scaled.mean(1, keepdim=True) if kind == "layer" else scaled
     folded, column_sum = exact.to(weight.dtype), None
-    if sums or (kind == "layer" and weight.dtype != torch.float32 and k < _FEWEST):
+    if sums or (kind == "layer" and keeps_sums(k, weight.dtype)):
         column_sum = folded.float().sum(1)
     elif kind == "layer" and weight.dtype != torch.float32:
         folded = balanced(exact, weight.dtype)
@@ -88,6 +88,14 @@ def fold_norm(
 # takes a bit of what is left. Of 512 random rows, at most 1e-4 of the norm is left for K = 64, 3e-6 for 768.
 _MOVED = 32
 _FEWEST = 64
+_MOST_HALF = 1024
+
+
+def keeps_sums(k: int, dtype: torch.dtype) -> bool:
+    """Whether folded LayerNorms over K columns keep their sums: in 16 bits for K < 64, where there are too few elements
+    to choose from, and in fp16 for K > 1024, because the compiler spills two registers of a kernel for sm_100 that
+    merges so many partial statistics and has nothing to subtract."""
+    return dtype != torch.float32 and (k < _FEWEST or (dtype == torch.float16 and k > _MOST_HALF))
 
 
 def balanced(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
