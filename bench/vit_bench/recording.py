@@ -28,6 +28,7 @@ from triton.runtime import driver as triton_driver
 from triton.runtime.jit import JITFunction
 
 from vit_bench.sass import Resources, resources
+from vit_kernels import folding
 from vit_kernels.device import KNOWN_DEVICES, Device
 
 # Triton keys its caches of compiled kernels and of device limits by device number alone, so every recorder has one of
@@ -252,6 +253,8 @@ def _no_compiler(recorder: RecordingDriver) -> Iterator[None]:
 def recording(device: Device, torch_device: str = "cpu", *, compiles: bool = True) -> Iterator[RecordingDriver]:
     """Make a recorder for `device` Triton's active driver, with tensors expected on `torch_device`.
 
+    What is launched computes nothing, so folded weights are rounded to the nearest meanwhile: `balanced` takes a minute
+    for all layers of a large model.
     compiles: False records launches without compiling them, some hundred times as fast: bound and specialised by Triton
     as ever, but `Launch.shared` is 0 and `Launch.binary` has nothing to tell.
     """
@@ -260,7 +263,10 @@ def recording(device: Device, torch_device: str = "cpu", *, compiles: bool = Tru
     before, recorder = triton_driver._active, RecordingDriver(device, torch_device)
     triton_driver.set_active(recorder)
     try:
-        with contextlib.nullcontext() if compiles else _no_compiler(recorder):
+        with (
+            mock.patch.object(folding, "balanced", torch.Tensor.to),
+            contextlib.nullcontext() if compiles else _no_compiler(recorder),
+        ):
             yield recorder
     finally:
         triton_driver._active = before

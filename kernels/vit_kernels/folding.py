@@ -106,22 +106,23 @@ def balanced(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     nearest to the middle between two steps.
     """
     rounded = exact.to(dtype)
-    # In float64, which holds sums of 16-bit numbers exactly.
-    left = rounded.double().sum(1, keepdim=True)
+    # In float64, which holds sums of 16-bit numbers exactly. All that follows is exact in fp32.
+    left = rounded.sum(1, keepdim=True, dtype=torch.float64)
     # The next number on the side where the sum becomes less; zeros stay.
     away = (rounded > 0) == (left < 0)
     moved = (rounded.view(torch.int16) + torch.where(away, 1, -1).to(torch.int16)).view(dtype)
     moved = torch.where((rounded == 0) | ~torch.isfinite(moved), rounded, moved)
-    step = (moved.double() - rounded.double()).abs()
+    change = moved.float() - rounded.float()
+    step = change.abs()
     # What an element has over on that side. Steps are powers of two, so that a quarter of it decides only between equal
     # ones; where it is on the other side, an element comes behind those of half and a quarter of its step.
-    over = (exact.double() - rounded.double()) * (moved.double() - rounded.double()).sign()
+    over = (exact - rounded.float()) * change.sign()
     worth = torch.where(over < 0, 0.125, 1.0) * step + 0.25 * over
-    step, worth, left = step.float(), worth.float(), left.abs().float()
+    left = left.abs().float()
     for _ in range(_MOVED):
         best, place = torch.where(step <= left, worth, 0.0).max(1, keepdim=True)
         taken = best > 0
         left = left - torch.where(taken, step.gather(1, place), 0.0)
-        rounded = rounded.scatter(1, place, torch.where(taken, moved.gather(1, place), rounded.gather(1, place)))
-        step = step.scatter(1, place, float("inf"))
+        rounded.scatter_(1, place, torch.where(taken, moved.gather(1, place), rounded.gather(1, place)))
+        step.scatter_(1, place, float("inf"))
     return rounded
