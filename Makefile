@@ -57,7 +57,7 @@ evidence: matrix
 
 # On a machine with a GPU.
 executed:
-	$(PYTHON) -m vit_bench.evidence executed --out bench/evidence/executed.json
+	$(PYTHON) -m vit_bench.evidence executed --workers $(shell nproc) --out bench/evidence/executed.json
 	$(MAKE) table
 
 table:

@@ -3,10 +3,12 @@
     TRITON_INTERPRET=1 python -m vit_bench.evidence interpreted --out bench/evidence/interpreted.json
     python -m vit_bench.evidence sanitized --capability 80 90 --out bench/evidence/sanitized.json
     python -m vit_bench.evidence emulated --driver MODULE:CONTEXTMANAGER --capability 80 90 --out ...
-    python -m vit_bench.evidence executed --out bench/evidence/executed.json
+    python -m vit_bench.evidence executed --workers 16 --out bench/evidence/executed.json
 
 Every kernel runs its named cases in every dtype, and besides them each tile that the tile choice gives a preset model
 on that GPU generation (not when interpreted: the interpreter has no tiles worth the name).
+
+Most of the time goes into compiling, one kernel after the other; --workers shares each kernel's cases out to processes.
 
 An emulating driver is any context manager that is called as `contextmanager(capability=80, races=True)` and under which
 Triton launches execute compiled code on CPU tensors.
@@ -17,9 +19,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
@@ -132,6 +137,44 @@ def _sessions(options: argparse.Namespace) -> list[tuple[int | None, Session, st
     return [(c, partial(driver, capability=c, races=True), "cpu") for c in options.capability]
 
 
+def _examine_share(options: argparse.Namespace, run: int, kernel: str, dtype: str, share: int) -> records.Record:
+    """The record of every `options.workers`-th case from number `share` on, in the run-th of the sessions."""
+    capability, session, device = _sessions(options)[run]
+    work = workload(kernel, getattr(torch, dtype), capability)[share :: options.workers]
+    return examine(kernel, dtype, capability, session, device, work)
+
+
+def joined(shares: Sequence[records.Record]) -> records.Record:
+    """One record of a kernel's cases out of those of every so-manieth of them, in the order of the cases."""
+    detail: dict[str, dict[str, Any]] = {}
+    for kind in ("passed", "failed"):
+        rounds = itertools.zip_longest(*(share.detail[kind].items() for share in shares))
+        detail[kind] = dict(item for items in rounds for item in items if item is not None)
+    return replace(shares[0], passed=bool(detail["passed"]) and not detail["failed"], detail=detail)
+
+
+def _examined(options: argparse.Namespace, dtypes: Sequence[str]) -> Iterator[tuple[records.Record, float]]:
+    """The record of each kernel and dtype, and the seconds since the one before."""
+    asked = list(itertools.product(range(len(_sessions(options))), options.kernel, dtypes))
+    begin = time.perf_counter()
+    if options.workers == 1:
+        found: Iterator[records.Record] = (_examine_share(options, *which, 0) for which in asked)
+        pool: AbstractContextManager[Any] = contextlib.nullcontext()
+    else:
+        # A process that was forked could not use CUDA.
+        pool = executor = ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
+        waiting: list[list[Future[records.Record]]] = [
+            [executor.submit(_examine_share, options, *which, share) for share in range(options.workers)]
+            for which in asked
+        ]
+        found = (joined([share.result() for share in shares]) for shares in waiting)
+    with pool:
+        for record in found:
+            end = time.perf_counter()
+            yield record, end - begin
+            begin = end
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m vit_bench.evidence", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("rung", choices=[rung for rung in records.RUNGS if rung != "compiled"])
@@ -142,31 +185,33 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", nargs="+", choices=records.DTYPES, help="default: all that the rung computes rightly"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cases of each kernel")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers must be 1 or more; got {options.workers}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     # Triton's interpreter computes bfloat16 wrongly (3.7 to 3.9), so it proves nothing there.
     allowed = records.DTYPES[:2] if options.rung == "interpreted" else records.DTYPES
+    dtypes = options.dtype or allowed
+    for dtype in dtypes:
+        if dtype not in allowed:
+            raise SystemExit(f"{options.rung}: {dtype} is not computed rightly on this rung")
     bad = 0
-    for capability, session, device in _sessions(options):
-        for kernel in options.kernel:
-            for dtype in options.dtype or allowed:
-                if dtype not in allowed:
-                    raise SystemExit(f"{options.rung}: {dtype} is not computed rightly on this rung")
-                begin = time.perf_counter()
-                record = examine(kernel, dtype, capability, session, device)
-                records.merge(options.out, options.rung, [record])
-                where = f"sm_{capability}" if capability else "any GPU"
-                good, failed = len(record.detail["passed"]), record.detail["failed"]
-                seconds = time.perf_counter() - begin
-                print(
-                    f"{kernel:12}{dtype:9}{where:8}{good:3} passed, {len(failed)} failed, {seconds:.0f} s", flush=True
-                )
-                for name, message in failed.items():
-                    print(f"    {name}: {message}", flush=True)
-                bad += not record.passed
+    for record, seconds in _examined(options, dtypes):
+        records.merge(options.out, options.rung, [record])
+        where = f"sm_{record.capability}" if record.capability else "any GPU"
+        good, failed = len(record.detail["passed"]), record.detail["failed"]
+        print(
+            f"{record.kernel:12}{record.dtype:9}{where:8}{good:3} passed, {len(failed)} failed, {seconds:.0f} s",
+            flush=True,
+        )
+        for name, message in failed.items():
+            print(f"    {name}: {message}", flush=True)
+        bad += not record.passed
     return 1 if bad else 0
 
 

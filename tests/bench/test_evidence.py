@@ -15,6 +15,7 @@ from tests.bench.child import run
 from tests.rung import DEVICE, DTYPES, RUNG, child_environment
 from vit_bench import records
 from vit_bench.cases import CASES, cases_for, merged_stats, partial_stats, run_case
+from vit_bench.evidence import joined
 
 
 @pytest.mark.sanitize
@@ -86,6 +87,37 @@ def test_command_writes_passing_records_for_the_source_at_hand(tmp_path: Path) -
         assert record.versions["triton"] != "not installed"
     text = out.read_text()
     assert str(Path.home()) not in text and str(tmp_path) not in text
+
+
+@pytest.mark.interpreted_only
+def test_processes_that_share_cases_find_what_one_finds(tmp_path: Path) -> None:
+    """Of three cases, two processes have two and one."""
+    found = []
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "vit_bench.evidence", "interpreted", "--out", str(out), "--kernel", "row_stats"]
+            + ["--workers", str(workers)],
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(out.read_text())
+    assert found[0] == found[1]
+
+
+def test_one_failure_in_a_share_fails_the_kernel() -> None:
+    def share(passed: str, failed: str = "") -> records.Record:
+        detail = {"passed": dict.fromkeys(passed), "failed": dict.fromkeys(failed)}
+        return records.Record("linear", "float16", 90, "hash", bool(passed) and not failed, {}, "today", detail)
+
+    # With fewer cases than processes, some have none.
+    whole = joined([share("ac"), share("b"), share("")])
+    assert whole.passed and list(whole.detail["passed"]) == ["a", "b", "c"]
+    whole = joined([share("a"), share("b", failed="c")])
+    assert not whole.passed and list(whole.detail["failed"]) == ["c"]
 
 
 @pytest.mark.interpreted_only
