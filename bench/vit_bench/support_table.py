@@ -62,15 +62,17 @@ def cell(facts: Shown, kernel: str, dtype: str, capability: int) -> str:
 
 
 def table(facts: Shown) -> str:
-    """The table in Markdown: a row per GPU generation and dtype, a column per kernel."""
+    """The table in Markdown: a column per kernel, a row per GPU generation and what is shown for its dtypes."""
     lines = [
         "| GPU generation | dtype | " + " | ".join(f"`{kernel}`" for kernel in records.KERNELS) + " |",
         "|---" * (2 + len(records.KERNELS)) + "|",
     ]
     for capability, generation in GENERATIONS.items():
+        alike: dict[str, list[str]] = {}
         for dtype in records.DTYPES:
             cells = " | ".join(cell(facts, kernel, dtype, capability) for kernel in records.KERNELS)
-            lines.append(f"| {generation} | {dtype} | {cells} |")
+            alike.setdefault(cells, []).append(dtype)
+        lines += [f"| {generation} | {', '.join(dtypes)} | {cells} |" for cells, dtypes in alike.items()]
     return "\n".join(lines)
 
 
