@@ -17,13 +17,15 @@ import torch
 from vit_bench import records
 from vit_bench.modelled import blocks_of, modelled_seconds
 from vit_bench.occupancy import ctas_per_sm
-from vit_bench.pipes import Epilogue, Kernel, Section
+from vit_bench.pipes import Kernel, Section
 from vit_bench.plan import Call, launch_labels, model_calls
 from vit_bench.recording import Launch, RecordingDriver, gpu, recording
 from vit_bench.roofline import PEAKS, Roofline, launch_flops, operand_bytes, roofline
 from vit_bench.sass import CodeFacts, code_facts, instructions
 from vit_engine.config import ViTConfig
 from vit_kernels.device import Device, interpreting
+from vit_kernels.linear_roles_finish import WARPS
+from vit_kernels.linear_roles_ring import NARROW, ROWS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -33,17 +35,23 @@ NOTE = (
 )
 
 _TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H")
+# Results of a thread in one trip of the loop of the warps that finish, in every kernel that has some.
+_FINISHED_PER_TRIP = ROWS.value * NARROW.value / (32 * WARPS.value)
 
 
 @dataclass(frozen=True)
 class EpilogueCost:
     """outputs_per_thread: elements of the result's tile over the threads that hold it (None where these are unknown);
-    slots_per_output: instructions over outputs, which is issue slots per output element."""
+    slots_per_output: instructions over outputs, which is issue slots per output element.
+
+    Where other warps finish than those that multiply, instructions and outputs_per_thread are those of one trip of
+    their loop, and handed_over slots an output come in front of it, in slots_per_output with the rest."""
 
     instructions: int
     loops: int
     outputs_per_thread: float | None
     slots_per_output: float | None
+    handed_over: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,14 +219,20 @@ def tensors_of(values: tuple[Any, ...]) -> list[torch.Tensor]:
 
 
 def _epilogue(kernel: Kernel, arguments: Mapping[str, Any], num_warps: int, specialized: bool) -> EpilogueCost | None:
-    epilogue: Epilogue | None = kernel.epilogue
-    if epilogue is None:
+    whole, apart = kernel.epilogue, kernel.finishing
+    if whole is None and apart is None:
         return None
     columns = _width(arguments) if "WIDTH" in arguments else arguments["BLOCK_N"]
     warps = _multiplying_warps(kernel, arguments) if specialized else num_warps
     outputs = arguments["BLOCK_M"] * columns / (32 * warps) if warps else None
-    slots = epilogue.instructions / outputs if outputs else None
-    return EpilogueCost(epilogue.instructions, epilogue.loops, outputs, slots)
+    if whole is not None:
+        return EpilogueCost(whole.instructions, whole.loops, outputs, whole.instructions / outputs if outputs else None)
+    handing_over, finishing = apart
+    handed_over = handing_over.instructions / outputs if outputs else None
+    slots = finishing.instructions / _FINISHED_PER_TRIP
+    return EpilogueCost(
+        finishing.instructions, finishing.loops, _FINISHED_PER_TRIP, handed_over and handed_over + slots, handed_over
+    )
 
 
 def trip_flops(arguments: Mapping[str, Any]) -> int:

@@ -163,8 +163,33 @@ class Kernel:
         have main loops of their own (warp specialisation), that of the longest epilogue.
 
         None for a kernel without main loop, and where nothing behind the main loop stores to global memory: the results
-        leave by other warps than those that issue the products (`linear_roles`, tcgen05 with warp specialisation).
+        leave by other warps than those that issue the products (`finishing`, tcgen05 with warp specialisation).
         """
+        return max(self._behind(stores=True), key=lambda e: e.instructions, default=None)
+
+    @property
+    def finishing(self) -> tuple[Epilogue, Epilogue] | None:
+        """Where other warps finish than those that multiply: what a thread of these executes behind its last main loop,
+        to hand its sums over, as `epilogue` counts it; and one trip of the longest loop without products that stores
+        to global memory, in which a thread of the others finishes some of them.
+
+        None where those that multiply store results, and where there is no such loop.
+        """
+        flow = self.flow
+        handing_over = max(self._behind(stores=False), key=lambda e: e.instructions, default=None)
+        trips = [code for loop in flow.loops.values() if self._stores(code := flow.code(loop.own))]
+        trips = [code for code in trips if not any(is_tensor(i) for i in code)]
+        if self.epilogue is not None or handing_over is None or not trips:
+            return None
+        return handing_over, Epilogue(max(map(len, trips)), 0)
+
+    @staticmethod
+    def _stores(code: Sequence[Instruction]) -> bool:
+        return any(i.base in _GLOBAL_STORES for i in code)
+
+    def _behind(self, *, stores: bool) -> list[Epilogue]:
+        """What threads execute behind each main loop that has no other behind it, where that does or does not store to
+        global memory."""
         flow, found = self.flow, []
         for header in self._main:
             loop = flow.loops[header]
@@ -175,6 +200,6 @@ class Kernel:
                 if any(blocks & flow.loops[other].blocks for other in self._main if other != header):
                     continue
             code = flow.code(blocks)
-            if any(i.base in _GLOBAL_STORES for i in code):
+            if self._stores(code) == stores:
                 found.append(Epilogue(len(code), sum(inner in blocks for inner in flow.loops)))
-        return max(found, key=lambda e: e.instructions, default=None)
+        return found

@@ -83,8 +83,13 @@ def test_main_loops_and_epilogues(found):
         launch = by_label[name]
         tile, cost = launch["tile"], launch["epilogue"]
         if "roles" in launch["kernel"] or "blocks" in launch["kernel"]:
-            assert cost is None, "others finish than those that multiply"
+            # Others finish than those that multiply, 64 x 64 results at a time by four warps.
+            assert cost["outputs_per_thread"] == 64 * 64 / (32 * 4)
+            finished = cost["instructions"] / cost["outputs_per_thread"]
+            assert 0 < cost["handed_over"] < finished < 30
+            assert cost["slots_per_output"] == finished + cost["handed_over"]
             continue
+        assert cost["handed_over"] is None
         assert cost["outputs_per_thread"] == tile["m"] * tile["n"] / (32 * launch["num_warps"])
         assert cost["slots_per_output"] == cost["instructions"] / cost["outputs_per_thread"]
         # A store of 16 bytes holds eight results, and nothing of this size needs a hundred instructions each.
@@ -173,6 +178,15 @@ def test_results_of_a_specialised_kernel_are_held_by_the_warps_that_multiply():
     assert _epilogue(Kernel(code(narrow), 90, 12), tile, 12, specialized=True) == EpilogueCost(3, 0, 64.0, 3 / 64)
     # Two K steps in one trip of the loop would look like half the warps, three like none that there are.
     assert _epilogue(kernel, tile | {"BLOCK_K": 5}, 12, specialized=True) == EpilogueCost(3, 0, None, None)
+
+
+def test_where_others_finish_handing_over_is_part_of_the_slots():
+    stored, handed_over = "FADD R4, R4, R1\n    STG.E [R2], R4", "STS [R2], R4"
+    kernel = Kernel(code(SPECIALIZED.replace(stored, handed_over).replace("UTMALDG.2D [UR4], [UR6]", stored)), 90, 12)
+    tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 16}
+    # Two instructions for each thread's 64 sums, and three for 32 results of 64 x 64 by 128 threads.
+    assert _epilogue(kernel, tile, 12, specialized=True) == EpilogueCost(3, 0, 32.0, 3 / 32 + 2 / 64, 2 / 64)
+    assert _epilogue(kernel, tile | {"BLOCK_K": 5}, 12, specialized=True) == EpilogueCost(3, 0, 32.0, None, None)
 
 
 def test_products_that_warps_make_twice_are_counted():

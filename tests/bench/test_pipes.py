@@ -283,6 +283,31 @@ def test_where_nothing_is_stored_behind_the_main_loop_there_is_no_epilogue_to_co
     assert Kernel(code(SPECIALIZED.format(store="STS")), 90, 12).epilogue is None
 
 
+HANDED_OVER = """
+    @P0 BRA `(.L_x_1)
+    .L_x_0:
+    LDS R4, [R2]
+    FADD R4, R4, R1
+    STG.E [R2], R4
+    @P1 BRA `(.L_x_0)
+    EXIT
+    .L_x_1:
+    HGMMA.64x128x16.F32 R24, gdesc[UR4], R24
+    @P1 BRA `(.L_x_1)
+    STS [R2], R4
+    EXIT
+"""
+
+
+def test_where_others_finish_than_those_that_multiply_both_are_counted():
+    kernel = Kernel(code(HANDED_OVER), 90, 12)
+    assert kernel.epilogue is None and kernel.finishing == (Epilogue(2, 0), Epilogue(4, 0))
+    # Nobody finishes, or those that multiply do.
+    assert Kernel(code(HANDED_OVER.replace("STG.E", "STS")), 90, 12).finishing is None
+    kernel = Kernel(code(HANDED_OVER.replace("STS", "STG.E")), 90, 12)
+    assert kernel.epilogue == Epilogue(2, 0) and kernel.finishing is None
+
+
 def test_without_products_the_hottest_loops_are_the_main_ones():
     text = """
         MOV R1, R2

@@ -111,9 +111,11 @@ def launch(label: str, **changes: Any) -> LaunchReport:
 
 def test_tables_fit_a_hundred_columns_and_hold_the_figures(capsys):
     unknown = EpilogueCost(7, 0, None, None)
+    apart = EpilogueCost(323, 0, 32.0, 12.6, 2.5)
     launches = [
         launch("final norm, class token", grid=(64, 2, 1)),
         launch("attention", main_loops=[section(tensor=512), section(shared=640)], repeated=1.5),
+        launch("fc1", epilogue=apart),
         launch("row-wise", main_loops=[], repeated=None, whole=section(alu=91), epilogue=unknown),
     ]
     forward = Forward(144, 8_566_000_000_000, 14_800_000_000, 0.0038, 0.0019, 0.00399, 16_036.4, None)
@@ -136,6 +138,7 @@ def test_tables_fit_a_hundred_columns_and_hold_the_figures(capsys):
         "attention: products are made 1.50 times, warps repeat each other's.",
         "IMAD 20, FFMA 18, LDS 9, MOV 8, SEL 7, SHF 6, HGMMA 2",
         "row-wise 7 unknown unknown",  # epilogues
+        "fc1 323 32 12.6, 2.5 of them to hand over",
         "attention x48 59.49 102.8 26.4 13.4 compute",  # roofline
         "forward 8566.00 14800.0 3800.0 1900.0 compute",
     ):

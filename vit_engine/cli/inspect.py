@@ -172,15 +172,20 @@ def _epilogues(console: Console, launches: list[LaunchReport]) -> None:
             cost = launch.epilogue
             if cost is not None:
                 known = cost.outputs_per_thread is not None and cost.slots_per_output is not None
+                apart = "" if cost.handed_over is None else f", {cost.handed_over:.1f} of them to hand over"
                 yield [
                     launch.label,
                     str(cost.instructions),
                     f"{cost.outputs_per_thread:.0f}" if known else "unknown",
-                    f"{cost.slots_per_output:.1f}" if known else "unknown",
+                    f"{cost.slots_per_output:.1f}{apart}" if known else "unknown",
                 ]
 
     heads = ("launch", "instructions", "outputs per thread", "issue slots per output")
-    print_table(console, "Epilogues", "What a thread executes behind its last main loop.", heads, rows())
+    what = (
+        "What a thread executes behind its last main loop. Where others finish than those that multiply: what one of "
+        "these executes in a trip of its loop, and what handing sums over to it takes, per output."
+    )
+    print_table(console, "Epilogues", what, heads, rows())
 
 
 def _roofline(console: Console, found: Inspection) -> None:
