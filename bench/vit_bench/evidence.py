@@ -155,17 +155,18 @@ def joined(shares: Sequence[records.Record]) -> records.Record:
 
 def _examined(options: argparse.Namespace, dtypes: Sequence[str]) -> Iterator[tuple[records.Record, float]]:
     """The record of each kernel and dtype, and the seconds since the one before."""
-    asked = list(itertools.product(range(len(_sessions(options))), options.kernel, dtypes))
+    sessions = range(len(_sessions(options)))
+    asked = [(run, kernel, dtype) for run in sessions for kernel in options.kernel for dtype in dtypes]
     begin = time.perf_counter()
     if options.workers == 1:
-        found: Iterator[records.Record] = (_examine_share(options, *which, 0) for which in asked)
+        found = (_examine_share(options, run, kernel, dtype, 0) for run, kernel, dtype in asked)
         pool: AbstractContextManager[Any] = contextlib.nullcontext()
     else:
         # A process that was forked could not use CUDA.
         pool = executor = ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
         waiting: list[list[Future[records.Record]]] = [
-            [executor.submit(_examine_share, options, *which, share) for share in range(options.workers)]
-            for which in asked
+            [executor.submit(_examine_share, options, run, kernel, dtype, share) for share in range(options.workers)]
+            for run, kernel, dtype in asked
         ]
         found = (joined([share.result() for share in shares]) for shares in waiting)
     with pool:

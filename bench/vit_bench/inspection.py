@@ -219,20 +219,21 @@ def tensors_of(values: tuple[Any, ...]) -> list[torch.Tensor]:
 
 
 def _epilogue(kernel: Kernel, arguments: Mapping[str, Any], num_warps: int, specialized: bool) -> EpilogueCost | None:
-    whole, apart = kernel.epilogue, kernel.finishing
-    if whole is None and apart is None:
-        return None
-    columns = _width(arguments) if "WIDTH" in arguments else arguments["BLOCK_N"]
-    warps = _multiplying_warps(kernel, arguments) if specialized else num_warps
-    outputs = arguments["BLOCK_M"] * columns / (32 * warps) if warps else None
-    if whole is not None:
-        return EpilogueCost(whole.instructions, whole.loops, outputs, whole.instructions / outputs if outputs else None)
-    handing_over, finishing = apart
-    handed_over = handing_over.instructions / outputs if outputs else None
-    slots = finishing.instructions / _FINISHED_PER_TRIP
-    return EpilogueCost(
-        finishing.instructions, finishing.loops, _FINISHED_PER_TRIP, handed_over and handed_over + slots, handed_over
-    )
+    def per_output(instructions: int) -> tuple[float | None, float | None]:
+        """Outputs of a thread that multiplies, and these instructions over them."""
+        columns = _width(arguments) if "WIDTH" in arguments else arguments["BLOCK_N"]
+        warps = _multiplying_warps(kernel, arguments) if specialized else num_warps
+        outputs = arguments["BLOCK_M"] * columns / (32 * warps) if warps else None
+        return outputs, instructions / outputs if outputs else None
+
+    if whole := kernel.epilogue:
+        return EpilogueCost(whole.instructions, whole.loops, *per_output(whole.instructions))
+    if apart := kernel.finishing:
+        handing_over, finishing = apart
+        _, handed_over = per_output(handing_over.instructions)
+        slots = None if handed_over is None else handed_over + finishing.instructions / _FINISHED_PER_TRIP
+        return EpilogueCost(finishing.instructions, finishing.loops, _FINISHED_PER_TRIP, slots, handed_over)
+    return None
 
 
 def trip_flops(arguments: Mapping[str, Any]) -> int:
