@@ -303,7 +303,9 @@ def test_where_others_finish_than_those_that_multiply_both_are_counted():
     kernel = Kernel(code(HANDED_OVER), 90, 12)
     assert kernel.epilogue is None and kernel.finishing == (Epilogue(2, 0), Epilogue(4, 0))
     # Nobody finishes, or those that multiply do.
-    assert Kernel(code(HANDED_OVER.replace("STG.E", "STS")), 90, 12).finishing is None
+    nobody = HANDED_OVER.replace("STG.E", "STS")
+    assert Kernel(code(nobody), 90, 12).finishing is None
+    assert Kernel(code(nobody.replace("HGMMA", "STG.E [R2], R4\n    HGMMA")), 90, 12).finishing is None
     kernel = Kernel(code(HANDED_OVER.replace("STS", "STG.E")), 90, 12)
     assert kernel.epilogue == Epilogue(2, 0) and kernel.finishing is None
 
