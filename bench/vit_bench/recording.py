@@ -253,8 +253,8 @@ def _no_compiler(recorder: RecordingDriver) -> Iterator[None]:
 def recording(device: Device, torch_device: str = "cpu", *, compiles: bool = True) -> Iterator[RecordingDriver]:
     """Make a recorder for `device` Triton's active driver, with tensors expected on `torch_device`.
 
-    What is launched computes nothing, so folded weights are rounded to the nearest meanwhile: `balanced` takes a minute
-    for all layers of a large model.
+    What is launched computes nothing, so folded weights are rounded to the nearest meanwhile: for all layers of ViT-H
+    `balanced` takes most of a minute.
     compiles: False records launches without compiling them, some hundred times as fast: bound and specialised by Triton
     as ever, but `Launch.shared` is 0 and `Launch.binary` has nothing to tell.
     """

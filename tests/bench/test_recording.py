@@ -138,3 +138,20 @@ def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
         """
     )
     assert seen.startswith("gpu must be one of sm_80, ") and seen.endswith("got 'sm_75'")
+
+
+def test_folded_weights_are_rounded_to_the_nearest_meanwhile() -> None:
+    seen = run(
+        """
+        import json, torch
+        from vit_bench.recording import gpu, recording
+        from vit_kernels import fold_norm
+        weight = torch.randn(8, 256).half()
+        fold = lambda: fold_norm(weight, None, None, sums=False)[0]
+        nearest = fold_norm(weight, None, None)[0]
+        with recording(gpu("sm_90")):
+            inside = fold()
+        print(json.dumps([torch.equal(inside, nearest), torch.equal(fold(), nearest)]))
+        """
+    )
+    assert seen == [True, False]
