@@ -16,12 +16,12 @@ import torch
 
 import vit_kernels
 from vit_bench import attention_inputs, tolerance
+from vit_bench.case_inputs import Inputs, head_inputs, linear_inputs, mlp_inputs, norm_inputs, patch_inputs
 from vit_bench.draw import Draw
 from vit_kernels import reference
 
 STATS_COLUMNS = 64  # columns that one partial of the row statistics covers
 
-Inputs = dict[str, Any]
 Outputs = dict[str, torch.Tensor]
 
 
@@ -180,107 +180,15 @@ def run_case(case: Case, dtype: torch.dtype, device: str | torch.device, seed: i
     return prepare(case, dtype, device, seed).judge()
 
 
-def _linear(m: int, k: int, n: int, *parts: str, gated: bool = False) -> Callable[[Draw], Inputs]:
-    outputs = 2 * n if gated else n
-
-    def inputs(draw: Draw) -> Inputs:
-        normed = "norm" in parts or "rms" in parts
-        made = {"x": draw.rows(m, k) if normed else draw.normal(m, k), "weight": draw.weight(outputs, k)}
-        if "bias" in parts:
-            made["bias"] = draw.bias(outputs)
-        if normed:
-            made["norm_weight"] = draw.gamma(k)
-        if "norm" in parts:
-            made["norm_bias"] = draw.bias(k)
-        if "scale" in parts:
-            made["layer_scale"] = draw.layer_scale(n)
-        if "residual" in parts:
-            made["residual"] = draw.rows(m, n)
-        return made
-
-    return inputs
-
-
-def _mlp(m: int, k: int, hidden: int, *, gated: bool = False) -> Callable[[Draw], Inputs]:
-    outputs = 2 * hidden if gated else hidden
-
-    def inputs(draw: Draw) -> Inputs:
-        return {
-            "x": draw.rows(m, k),
-            "fc1_weight": draw.weight(outputs, k),
-            "fc1_bias": draw.bias(outputs),
-            "fc2_weight": draw.weight(k, hidden),
-            "fc2_bias": draw.bias(k),
-            "norm_weight": draw.gamma(k),
-            "norm_bias": draw.bias(k),
-            "layer_scale": draw.layer_scale(k),
-            "residual": draw.rows(m, k),
-        }
-
-    return inputs
-
-
-def _patches(
-    batch: int, size: int, patch: int, width: int, prefix: int, *, raw: bool = False, position_all: bool = True
-) -> Callable[[Draw], Inputs]:
-    count = (size // patch) ** 2
-
-    def inputs(draw: Draw) -> Inputs:
-        made: Inputs = {"images": draw.normal(batch, 3, size, size)}
-        if raw:
-            made["images"] = draw.integers(0, 256, batch, 3, size, size, dtype=torch.uint8).contiguous(
-                memory_format=torch.channels_last
-            )
-            made["mean"] = torch.tensor([0.485, 0.456, 0.406], device=draw.device)
-            made["std"] = torch.tensor([0.229, 0.224, 0.225], device=draw.device)
-        made["weight"] = draw.weight(width, 3, patch, patch)
-        made["bias"] = draw.bias(width)
-        made["position"] = draw.normal(count + (prefix if position_all else 0), width)
-        if prefix:
-            made["prefix"] = draw.normal(prefix, width)
-        return made
-
-    return inputs
-
-
-def _norm(m: int, n: int, *, beta: bool = True) -> Callable[[Draw], Inputs]:
-    def inputs(draw: Draw) -> Inputs:
-        made = {"x": draw.rows(m, n), "weight": draw.gamma(n)}
-        return {**made, "bias": draw.bias(n)} if beta else made
-
-    return inputs
-
-
-def _heads(
-    heads: int, heads_k: int, width: int, *parts: str, tokens: int = 21, prefix: int = 0
-) -> Callable[[Draw], Inputs]:
-    """Views of a packed projection of two images. parts: "layer" or "rms" parameters, one table for "all" heads, for
-    each "head" or for each "image", "narrow" if it has the dtype of q."""
-
-    def inputs(draw: Draw) -> Inputs:
-        packed = draw.normal(2, tokens, heads + heads_k, width)
-        made: Inputs = {"q": packed[:, :, :heads], "k": packed[:, :, heads:]}
-        if "layer" in parts or "rms" in parts:
-            made |= {"q_weight": draw.gamma(width), "k_weight": draw.gamma(width)}
-        if "layer" in parts:
-            made |= {"q_bias": draw.bias(width), "k_bias": draw.bias(width)}
-        for axes, table in (("all", ()), ("head", (heads,)), ("image", (2, 1))):
-            if axes in parts:
-                angles = 3 * draw.normal(*table, tokens - prefix, width).float()
-                dtype = draw.dtype if "narrow" in parts else torch.float32
-                made |= {"cos": angles.cos().to(dtype), "sin": angles.sin().to(dtype), "prefix": prefix}
-        return made
-
-    return inputs
-
-
 STATS = {"emit_stats": True}
 CASES: tuple[Case, ...] = (
-    Case("patch_embed", "32 px, patch 16, class token", _patches(2, 32, 16, 96, 1), launch_options=STATS),
+    Case("patch_embed", "32 px, patch 16, class token", patch_inputs(2, 32, 16, 96, 1), launch_options=STATS),
     Case(
-        "patch_embed", "28 px, patch 14, uint8 channels_last", _patches(1, 28, 14, 72, 5, raw=True, position_all=False)
+        "patch_embed",
+        "28 px, patch 14, uint8 channels_last",
+        patch_inputs(1, 28, 14, 72, 5, raw=True, position_all=False),
     ),
-    Case("patch_embed", "24 px, patch 8, no prefix", _patches(3, 24, 8, 100, 0)),
+    Case("patch_embed", "24 px, patch 8, no prefix", patch_inputs(3, 24, 8, 100, 0)),
     Case("attention", "packed 197 tokens, width 64", attention_inputs.packed(1, 197, 2, 64)),
     Case(
         "attention",
@@ -308,47 +216,63 @@ CASES: tuple[Case, ...] = (
         attention_inputs.sequences(37, 0, 70, 1, 20, heads=4, heads_k=2, width=64),
     ),
     Case("attention", "additive mask, width 128", attention_inputs.separate(1, 40, 50, 2, 2, 128, "additive")),
-    Case("linear", "odd sizes, bias", _linear(50, 77, 43, "bias")),
+    Case("linear", "odd sizes, bias", linear_inputs(50, 77, 43, "bias")),
     Case(
         "linear",
         "LayerNorm, bias",
-        _linear(70, 192, 144, "norm", "bias"),
+        linear_inputs(70, 192, 144, "norm", "bias"),
         {"norm": "layer"},
         {"partial_stats": True, "column_sums": True},
     ),
-    Case("linear", "LayerNorm, gelu", _linear(33, 128, 136, "norm", "bias"), {"norm": "layer", "activation": "gelu"}),
-    Case("linear", "RMSNorm, silu", _linear(17, 100, 64, "rms", "bias"), {"norm": "rms", "activation": "silu"}),
-    Case("linear", "LayerScale, residual, statistics", _linear(40, 96, 200, "bias", "scale", "residual"), {}, STATS),
     Case(
-        "linear", "swiglu", _linear(35, 96, 72, "norm", "bias", gated=True), {"norm": "layer", "activation": "swiglu"}
+        "linear",
+        "LayerNorm, gelu",
+        linear_inputs(33, 128, 136, "norm", "bias"),
+        {"norm": "layer", "activation": "gelu"},
     ),
-    Case("linear", "gelu_tanh", _linear(16, 64, 64, "bias"), {"activation": "gelu_tanh"}),
-    Case("linear", "quick_gelu", _linear(16, 64, 64, "bias"), {"activation": "quick_gelu"}),
+    Case("linear", "RMSNorm, silu", linear_inputs(17, 100, 64, "rms", "bias"), {"norm": "rms", "activation": "silu"}),
+    Case(
+        "linear", "LayerScale, residual, statistics", linear_inputs(40, 96, 200, "bias", "scale", "residual"), {}, STATS
+    ),
+    Case(
+        "linear",
+        "swiglu",
+        linear_inputs(35, 96, 72, "norm", "bias", gated=True),
+        {"norm": "layer", "activation": "swiglu"},
+    ),
+    Case("linear", "gelu_tanh", linear_inputs(16, 64, 64, "bias"), {"activation": "gelu_tanh"}),
+    Case("linear", "quick_gelu", linear_inputs(16, 64, 64, "bias"), {"activation": "quick_gelu"}),
     Case("row_stats", "width 192", lambda draw: {"x": draw.rows(20, 192)}),
     Case("row_stats", "width 1000", lambda draw: {"x": draw.rows(3, 1000)}),
     Case("row_stats", "width 5000", lambda draw: {"x": draw.rows(2, 5000)}),
-    Case("layer_norm", "width 192", _norm(20, 192)),
-    Case("layer_norm", "width 1000, rms", _norm(3, 1000, beta=False), {"kind": "rms"}),
-    Case("layer_norm", "width 5000", _norm(2, 5000)),
-    Case("mlp", "width 96, one kernel, gelu", _mlp(20, 96, 200), {}, {"fused": True, "column_sums": True, **STATS}),
+    Case("layer_norm", "width 192", norm_inputs(20, 192)),
+    Case("layer_norm", "width 1000, rms", norm_inputs(3, 1000, beta=False), {"kind": "rms"}),
+    Case("layer_norm", "width 5000", norm_inputs(2, 5000)),
     Case(
-        "mlp", "width 192, one kernel, swiglu", _mlp(17, 192, 72, gated=True), {"activation": "swiglu"}, {"fused": True}
+        "mlp", "width 96, one kernel, gelu", mlp_inputs(20, 96, 200), {}, {"fused": True, "column_sums": True, **STATS}
     ),
-    Case("mlp", "width 400, two GEMMs", _mlp(18, 400, 160), {}, {"partial_stats": True, **STATS}),
-    Case("qk_rope", "LayerNorm, width 64", _heads(3, 3, 64, "layer"), {"norm": "layer"}),
-    Case("qk_rope", "RMSNorm, width 7, grouped", _heads(4, 2, 7, "rms"), {"norm": "rms"}),
-    Case("qk_rope", "halves, width 64, five prefix tokens", _heads(3, 3, 64, "all", "narrow", prefix=5)),
-    Case("qk_rope", "interleaved, width 88", _heads(2, 2, 88, "all", prefix=1), {"interleaved": True}),
+    Case(
+        "mlp",
+        "width 192, one kernel, swiglu",
+        mlp_inputs(17, 192, 72, gated=True),
+        {"activation": "swiglu"},
+        {"fused": True},
+    ),
+    Case("mlp", "width 400, two GEMMs", mlp_inputs(18, 400, 160), {}, {"partial_stats": True, **STATS}),
+    Case("qk_rope", "LayerNorm, width 64", head_inputs(3, 3, 64, "layer"), {"norm": "layer"}),
+    Case("qk_rope", "RMSNorm, width 7, grouped", head_inputs(4, 2, 7, "rms"), {"norm": "rms"}),
+    Case("qk_rope", "halves, width 64, five prefix tokens", head_inputs(3, 3, 64, "all", "narrow", prefix=5)),
+    Case("qk_rope", "interleaved, width 88", head_inputs(2, 2, 88, "all", prefix=1), {"interleaved": True}),
     Case(
         "qk_rope",
         "LayerNorm, halves of each image, width 80, grouped",
-        _heads(4, 1, 80, "layer", "image", prefix=1),
+        head_inputs(4, 1, 80, "layer", "image", prefix=1),
         {"norm": "layer"},
     ),
     Case(
         "qk_rope",
         "RMSNorm, interleaved of each head, width 64",
-        _heads(3, 3, 64, "rms", "head", prefix=2),
+        head_inputs(3, 3, 64, "rms", "head", prefix=2),
         {"norm": "rms", "interleaved": True},
     ),
 )
@@ -356,74 +280,3 @@ CASES: tuple[Case, ...] = (
 
 def cases_for(kernel: str) -> Iterator[Case]:
     return (case for case in CASES if case.kernel == kernel)
-
-
-def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = True) -> Case:
-    """A case a little larger than one program's tile, with most of a kernel's options on.
-
-    For running a tile that the tile choice would only pick for a large problem. width: of an attention head or of the
-    one-kernel MLP, which are compile-time constants of those kernels. added: a residual and statistics, without which
-    the finishing warps of `linear_roles` have other code.
-    """
-    shape = " ".join(str(value) for value in vars(tile).values())
-    name = f"tile {shape}"
-    if kernel == "attention":
-        if tile.whole:
-            # Whole blocks of keys and what they leave over; tiles for one program and, or, for several.
-            return Case(kernel, f"{name}, width {width}", attention_inputs.packed(2, 197, 2, width))
-        if tile.roles:
-            # Whole blocks of keys, half a one and what they leave over; more than a tile of queries.
-            return Case(kernel, f"{name}, width {width}", attention_inputs.packed(1, 2 * 128 + 64 + 5, 2, width))
-        tokens = max(tile.block_m, tile.block_n) + 5
-        return Case(
-            kernel, f"{name}, width {width}", attention_inputs.packed(1, tokens, 1, width), {}, {"return_lse": True}
-        )
-    if kernel == "mlp":
-        # With roles, slots are used again, and rows of the weights begin at multiples of 16 bytes.
-        hidden = (tile.num_stages + 2) * tile.block_h + 8 if tile.roles else 2 * tile.block_h + 5
-        inputs = _mlp(tile.block_m + 3, width, hidden, gated=gated)
-        options = {"activation": "swiglu" if gated else "gelu"}
-        return Case(kernel, f"{name}, width {width}{', gated' * gated}", inputs, options, {"fused": True, **STATS})
-    if kernel == "qk_rope":
-        inputs = _heads(tile.heads + 1, tile.heads + 1, width, "layer", "all", tokens=tile.block_t + 5, prefix=2)
-        return Case(kernel, f"{name}, width {width}", inputs, {"norm": "layer"})
-    if kernel == "patch_embed" and tile.blocks:
-        # Three blocks of 8 images, the last with one, and two tiles of features: programs have several.
-        return Case(kernel, name, _patches(17, 64, 16, 2 * tile.block_n, 1), {}, STATS)
-    if kernel == "patch_embed":
-        size = 16 * (1 + int(tile.block_m**0.5))
-        return Case(kernel, name, _patches(1, size, 16, tile.block_n + 8, 1), {}, STATS)
-    if kernel == "linear":
-        # With a step more or less in some parts than in others.
-        steps = 3 if tile.parts == 1 else 2 * tile.parts + 1
-        m, k, n = tile.block_m + 3, steps * tile.block_k, tile.block_n + 8
-        if tile.roles and tile.parts == 1:
-            # Five tiles in a row or a column, the last one not whole, for programs that walk from one to the next; in a
-            # column from the last to the first, for K is longer than N.
-            m, k, n = tile.block_m - 28, 3 * tile.block_k + 8, 5 * tile.block_n - 64
-            if added:
-                m, k, n = 5 * tile.block_m - 28, tile.block_n + 8, tile.block_n - 64
-        if tile.columns:
-            # Slots are used again, and neither rows nor steps are whole.
-            m, k, n = tile.block_m + 3, (tile.num_stages + 2) * tile.block_k - 56, tile.block_n
-        if not added:
-            options = {"norm": "layer", "activation": "gelu"}
-            inputs = _linear(m, k, n, "norm", "bias")
-            launch_options = {"partial_stats": True, "column_sums": True}
-            return Case(kernel, f"{name}, nothing added", inputs, options, launch_options)
-        if gated:
-            return Case(
-                kernel,
-                f"{name}, gated",
-                _linear(m, k, n, "norm", "bias", gated=True),
-                {"norm": "layer", "activation": "swiglu"},
-            )
-        parts = _linear(m, k, n, "norm", "bias", "scale", "residual")
-        return Case(kernel, name, parts, {"norm": "layer", "activation": "gelu"}, {"partial_stats": True, **STATS})
-    return Case(
-        kernel, name, _norm(tile.block_m + 1, min(tile.block_n, 1000)) if kernel == "layer_norm" else _rows_only(tile)
-    )
-
-
-def _rows_only(tile: Any) -> Callable[[Draw], Inputs]:
-    return lambda draw: {"x": draw.rows(tile.block_m + 1, min(tile.block_n, 1000))}

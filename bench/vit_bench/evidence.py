@@ -34,9 +34,10 @@ from typing import Any
 import torch
 
 from vit_bench import records
-from vit_bench.cases import Case, cases_for, run_case, tile_case
+from vit_bench.cases import Case, cases_for, run_case
 from vit_bench.recording import gpu
 from vit_bench.sanitizer import sanitized
+from vit_bench.tile_cases import tile_case
 from vit_bench.tile_choices import forced, on_few_sms, shipped_choices
 from vit_engine.config import PRESETS
 from vit_kernels.device import interpreting

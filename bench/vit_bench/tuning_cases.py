@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from vit_bench.cases import Case, Inputs
+from vit_bench.case_inputs import Inputs
+from vit_bench.cases import Case
 from vit_bench.draw import Draw
 
 _NORMED = ("linear", "mlp")

@@ -179,7 +179,7 @@ def test_shipped_tiles_are_found_and_can_be_forced_on_a_small_problem() -> None:
     seen = run(
         """
         import json, torch, vit_kernels
-        from vit_bench.cases import tile_case
+        from vit_bench.tile_cases import tile_case
         from vit_bench.recording import gpu, recording
         from vit_bench.tile_choices import forced, shipped_choices
         choices = shipped_choices("linear", torch.float16, gpu("sm_90"), ["vit_base_patch16_224"])

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from vit_bench.cases import Case, cases_for, run_case, tile_case
+from vit_bench.cases import Case, cases_for, run_case
 from vit_bench.full.checks import DTYPES, NAMES, TOOLS
 from vit_bench.full.models import Pair, judge, pair, parity
 from vit_bench.records import KERNELS
+from vit_bench.tile_cases import tile_case
 from vit_bench.tolerance import Errors
 from vit_kernels import interpreting
 

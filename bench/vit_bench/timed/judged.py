@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_bench.cases import Case, Inputs, Outputs, judge_outputs, reference_outputs
+from vit_bench.case_inputs import Inputs
+from vit_bench.cases import Case, Outputs, judge_outputs, reference_outputs
 from vit_bench.tolerance import Errors
 from vit_bench.tuning_gpu import exact_products
 
