@@ -75,7 +75,7 @@ def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Wo
         for choice in shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)):
             case = tile_case(kernel, choice.tile, choice.width, choice.gated)
             # A program of `mlp` has one tile, whatever its roles.
-            walks = getattr(choice.tile, "roles", False) or getattr(choice.tile, "blocks", False)
+            walks = any(getattr(choice.tile, kind, False) for kind in ("roles", "staying", "blocks"))
             if walks and kernel != "mlp":
                 cases = [case]
                 if kernel == "linear":

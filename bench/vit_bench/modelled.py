@@ -137,6 +137,10 @@ def _by_the_tile_choice(
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
         options = {"activated": a["ACTIVATION"] != "none", "residual": bool(a.get("HAS_RESIDUAL"))}
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
+    if kernel == "linear_staying_kernel":
+        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
+        tile = GemmTile(*blocks, 4, a["STAGES"], tma=1, staying=True)
+        return gemm_seconds(tile, a["M"], a["N"], a["K"], device, residual=bool(a.get("HAS_RESIDUAL")))
     if kernel == "linear_columns_kernel":
         blocks = blocks_of(a)
         # Of those of 64 features an SM holds two.

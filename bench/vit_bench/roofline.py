@@ -92,7 +92,8 @@ def roofline(flops: int, size: int, dtype: torch.dtype, device: Device) -> Roofl
 
 
 PRODUCTS = (
-    "linear_kernel", "linear_tma_kernel", "linear_roles_kernel", "linear_columns_kernel", "linear_parts_kernel",
+    "linear_kernel", "linear_tma_kernel", "linear_roles_kernel", "linear_staying_kernel", "linear_columns_kernel",
+    "linear_parts_kernel",
 )  # fmt: skip
 
 

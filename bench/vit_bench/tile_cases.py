@@ -54,6 +54,10 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
             m, k, n = tile.block_m - 28, 3 * tile.block_k + 8, 5 * tile.block_n - 64
             if added:
                 m, k, n = 5 * tile.block_m - 28, tile.block_n + 8, tile.block_n - 64
+        if tile.staying:
+            # Two columns of tiles, the second not whole, and five rows: programs go on to other columns, and one is
+            # over. K of two lengths: more slots for x than steps, and as many.
+            m, k, n = 5 * tile.block_m - 28, (6 if added else 3) * tile.block_k - 8, 2 * tile.block_n - 64
         if tile.columns:
             # Slots are used again, and neither rows nor steps are whole.
             m, k, n = tile.block_m + 3, (tile.num_stages + 2) * tile.block_k - 56, tile.block_n

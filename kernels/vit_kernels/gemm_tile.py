@@ -21,6 +21,8 @@ class GemmTile:
     weights. parts: so many programs a tile share K (`linear_parts`), and a second launch adds up what they summed.
     columns: its rows are the products' columns (`linear_columns`), one tile a program, tma of them on an SM; block_m is
     64 or 128 and a tail of 8, 16 or 32, block_n 64, 128 or 256, num_warps those that multiply, one for 16 of these.
+    staying: the weights of its columns stay in shared memory (`linear_staying`); block_m and block_n are 128, block_k
+    64, and num_stages the most slots of x, which share a dozen with the weights.
     blocks: of `patch_embed` alone, pixels come in blocks (`patch_embed_blocks`): block_m is 128, block_n 64, 128 or
     192, block_k 64, num_stages the slots of a ring.
     """
@@ -36,6 +38,7 @@ class GemmTile:
     roles: bool = False
     parts: int = 1
     columns: bool = False
+    staying: bool = False
     blocks: bool = False
 
 
@@ -44,6 +47,8 @@ SUM_ROWS, SUM_COLUMNS = 16, 64
 _REGISTERS = 65536
 _LEAST_STEPS = 16  # a shorter K is not shared out: the second launch takes longer
 _MOST_PARTS = 8
+# Slots of 128 rows or columns and 64 of K that an SM has room for beside sums; at most half of them for weights.
+_STAYING_SLOTS = 12
 _COLUMN_ROWS = (72, 80, 96, 136, 144, 160)
 
 
@@ -54,6 +59,10 @@ def gemm_shared_bytes(tile: GemmTile, itemsize: int, operands: int = 1) -> int:
         # Sums, vectors by row and by column, and barriers.
         vectors = 4 * (2 * tile.block_m + 3 * tile.block_n)
         return slices + tile.block_m * tile.block_n * itemsize + vectors + 512
+    if tile.staying:
+        # Sums, row vectors, barriers, and what roles share.
+        slots = _STAYING_SLOTS * tile.block_m * tile.block_k * itemsize
+        return slots + tile.block_m * tile.block_n * itemsize + 4 * tile.block_m * 4 + 1024
     if tile.blocks:
         # Sums, barriers, and what roles share.
         return slices + tile.block_m * tile.block_n * itemsize + 1024
@@ -85,7 +94,7 @@ def loads_early(tile: GemmTile, *, gated: bool) -> bool:
 
 def may_halve(tile: GemmTile) -> bool:
     """Whether a launch with this tile can share out its last tiles as halves: the kernel then holds code for both."""
-    return tile.tma > 0 and tile.block_m >= 128 and not tile.roles and not tile.blocks
+    return tile.tma > 0 and tile.block_m >= 128 and not (tile.roles or tile.staying or tile.blocks)
 
 
 def halved_tiles(tile: GemmTile, m: int, n: int, sm_count: int) -> int:
@@ -113,6 +122,23 @@ def ring_slots(tile: GemmTile, k: int) -> int:
     """With roles, slots for weights; with less than two the tile does not fit. In 256 columns, whose ring those that
     multiply fill, what is loaded ahead, a step more of x, is never beyond the next tile."""
     return min(tile.num_stages, cdiv(k, tile.block_k) - 1) if tile.block_n == 256 else tile.num_stages
+
+
+def staying_slots(tile: GemmTile, k: int) -> tuple[int, int]:
+    """Where weights stay, slots for them, one for each step of K, and for x; (0, 0) where K has too many steps."""
+    steps = cdiv(k, tile.block_k)
+    return (steps, min(tile.num_stages, _STAYING_SLOTS - steps)) if 2 * steps <= _STAYING_SLOTS else (0, 0)
+
+
+def staying_programs(tile: GemmTile, m: int, n: int, sm_count: int) -> tuple[int, int]:
+    """Where weights stay, how many programs there are, and how many of the last rows of tiles are left for those that
+    are over when each column of tiles has as many as the others. No program has more than its share of all tiles."""
+    rows, columns = cdiv(m, tile.block_m), cdiv(n, tile.block_n)
+    each, over = divmod(min(rows * columns, sm_count), columns)
+    left = max(0, rows - each * cdiv(rows * columns, each * columns + over))
+    if not left:
+        return each * columns, 0
+    return each * columns + cdiv(left * columns, cdiv(left * columns, over)), left
 
 
 def wide_and_tail(tile: GemmTile) -> tuple[int, int]:
@@ -159,7 +185,7 @@ def may_share(
     one in each part, and what descriptors ask."""
     if itemsize != 2 or gated or k % tile.block_k or k // tile.block_k < tile.parts:
         return False
-    return not tile.roles and (not tile.tma or (described and 90 <= device.capability < 100))
+    return not (tile.roles or tile.staying) and (not tile.tma or (described and 90 <= device.capability < 100))
 
 
 def check_statistics(tile: GemmTile) -> None:

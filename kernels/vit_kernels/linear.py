@@ -32,6 +32,7 @@ from .linear_kernels import linear_kernel, linear_tma_kernel
 from .linear_parts import linear_parts_kernel, linear_sum_kernel
 from .linear_roles import linear_roles_kernel
 from .linear_roles_ring import NARROW, ROWS
+from .linear_staying import linear_staying_kernel
 from .norm import emitted_stats
 from .primitives import MANY_PARTIALS, STATS_COLUMNS
 
@@ -211,6 +212,19 @@ def linear(
                 x, linear_roles_kernel, min(programs, device_of(x).sm_count), x_blocks, *weights, ahead, *tensors,
                 m, n, k, gemm_tiles.split_tiles(tile, m, n, device_of(x).sm_count), strides[2], eps,
                 STAGES=slots, **constants,
+            )  # fmt: skip
+        elif tile.staying:
+            steps, slots = gemm_tiles.staying_slots(tile, k)
+            fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)
+            if not fits or not steps:
+                raise ValueError(f"a tile whose weights stay does not fit this problem: {tile}, {m} x {n} x {k}")
+            for name in ("FAST", "CHUNK", "GROUP_M"):
+                del constants[name]
+            programs, left = gemm_tiles.staying_programs(tile, m, n, device_of(x).sm_count)
+            launch(
+                x, linear_staying_kernel, programs, describe_in_gluon(x, ROWS.value, tile.block_k),
+                describe_in_gluon(weight, tile.block_n, tile.block_k), ahead, *tensors, m, n, k, left, strides[2], eps,
+                STAGES=slots, STEPS=steps, **constants,
             )  # fmt: skip
         elif tile.columns:
             fits = gemm_tiles.may_have_roles(n, x.element_size(), device_of(x), gated=gated, described=described)

@@ -27,7 +27,7 @@ def store_stats(y_stats_ptr, y, rows, keep, column, M, N):
 
 
 @gluon.jit
-def _load_vectors(
+def load_vectors(
     behind, column, LAYOUT: gl.constexpr, NORM: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr,
 ):  # fmt: skip
@@ -47,7 +47,7 @@ def _load_vectors(
 
 
 @gluon.jit
-def _load_residual(behind, row, column, M, LAYOUT: gl.constexpr, HAS_RESIDUAL: gl.constexpr):
+def load_residual(behind, row, column, M, LAYOUT: gl.constexpr, HAS_RESIDUAL: gl.constexpr):
     """The residual of [ROWS, NARROW] results from (row, column) on."""
     _, _, _, residual_ptr, stride_rm, _, _ = behind
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
@@ -61,7 +61,7 @@ def _load_residual(behind, row, column, M, LAYOUT: gl.constexpr, HAS_RESIDUAL: g
 
 
 @gluon.jit
-def _shift(shift_s, number, LAYOUT: gl.constexpr, NORM: gl.constexpr):
+def shift_of(shift_s, number, LAYOUT: gl.constexpr, NORM: gl.constexpr):
     """What the norm adds to rows, by weight sum; zeros where it adds nothing."""
     if NORM == "layer":
         return shift_s.index(number).load(LAYOUT)
@@ -70,7 +70,7 @@ def _shift(shift_s, number, LAYOUT: gl.constexpr, NORM: gl.constexpr):
 
 
 @gluon.jit
-def _finish_piece(
+def finish_piece(
     behind, sums, added, column_sum, scale, shift, residual, row, column, M, N, LAYOUT: gl.constexpr,
     NORM: gl.constexpr, ACTIVATION: gl.constexpr, TIMES: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_SCALE: gl.constexpr, HAS_RESIDUAL: gl.constexpr, EMIT_STATS: gl.constexpr,
@@ -129,8 +129,8 @@ def finish(
     follow(OVERLAP)
     own, all_turns, whole = share_of_tiles(M, N, split, BLOCK_M, BLOCK_N)
     row, first, pieces = _pieces_of_turn(0, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    added, column_sum, scale = _load_vectors(behind, first, BY_COLUMN, NORM, TIMES, HAS_BIAS, HAS_SCALE)
-    residual = _load_residual(behind, row, first, M, LAYOUT, HAS_RESIDUAL)
+    added, column_sum, scale = load_vectors(behind, first, BY_COLUMN, NORM, TIMES, HAS_BIAS, HAS_SCALE)
+    residual = load_residual(behind, row, first, M, LAYOUT, HAS_RESIDUAL)
     # To add zero is to wait for them here. Else they would be waited for in the loop, and with them what it has just
     # asked for: ptxas tells loads of one kind apart by nothing.
     added, column_sum, scale = added + 0.0, column_sum + 0.0, scale + 0.0
@@ -165,13 +165,13 @@ def finish(
                 if half == 1:
                     # A narrow tile may lie behind N: it is not finished.
                     next_row, next_column = row_after, gl.minimum(first_after, N - NARROW)
-            next_added, next_sum, next_scale = _load_vectors(
+            next_added, next_sum, next_scale = load_vectors(
                 behind, next_column, BY_COLUMN, NORM, TIMES, HAS_BIAS, HAS_SCALE
             )  # fmt: skip
-            next_residual = _load_residual(behind, next_row, next_column, M, LAYOUT, HAS_RESIDUAL)
-            _finish_piece(
+            next_residual = load_residual(behind, next_row, next_column, M, LAYOUT, HAS_RESIDUAL)
+            finish_piece(
                 behind, sums_s.index(half * PITCH + piece).load(LAYOUT), added, column_sum, scale,
-                _shift(vectors[1], turn % TURNS * HALVES + half, BY_ROW, NORM), residual, row, column, M, N, LAYOUT,
+                shift_of(vectors[1], turn % TURNS * HALVES + half, BY_ROW, NORM), residual, row, column, M, N, LAYOUT,
                 NORM, ACTIVATION, TIMES, HAS_BIAS, HAS_SCALE, HAS_RESIDUAL, EMIT_STATS,
             )  # fmt: skip
             added, column_sum, scale = next_added, next_sum, next_scale

@@ -31,11 +31,11 @@ def _let_go(
     LOADS: gl.constexpr,
 ):  # fmt: skip
     """Lets go of a step's slots; fills them, if those that multiply load."""
-    _, w_s, _, empty = ring
+    _, _, _, empty = ring
     if LOADS:
         load_again(descs, ring, half, step, last, k, tile, after, K_END, BLOCK_K, BLOCK_N)
     else:
-        mbarrier.arrive(empty.index(step % w_s.shape[0]), count=1)
+        mbarrier.arrive(empty.index(step % empty.shape[0]), count=1)
 
 
 @gluon.jit
@@ -51,7 +51,7 @@ def store_pieces(sums_s, first: gl.constexpr, y):
 
 
 @gluon.jit
-def _multiply_half(
+def multiply_half(
     half: gl.constexpr, descs, ring, sums, vectors, vector_bars, step, last, turn, tile, after, K,
     BLOCK_K: gl.constexpr, BLOCK_N: gl.constexpr, WIDTH: gl.constexpr, NORM: gl.constexpr,
     LOADS: gl.constexpr,
@@ -111,7 +111,7 @@ def multiply(
         turn_after = gl.minimum(turn + 1, all_turns - 1)
         row_after, column_after, _ = tile_of_turn(turn_after, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         tile, after = (row, column, False), (row_after, column_after, turn_after >= own)
-        step = _multiply_half(
+        step = multiply_half(
             half, descs, ring, sums, vectors, vector_bars, step, last, turn, tile, after, K, BLOCK_K, BLOCK_N, BLOCK_N,
             NORM, LOADS,
         )  # fmt: skip
@@ -120,7 +120,7 @@ def multiply(
         turn_after = gl.minimum(turn + 1, all_turns - 1)
         row_after, column_after, _ = tile_of_turn(turn_after, own, whole, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         tile, after = (row, column, True), (row_after, column_after, True)
-        step = _multiply_half(
+        step = multiply_half(
             half, descs, ring, sums, vectors, vector_bars, step, last, turn, tile, after, K, BLOCK_K, BLOCK_N, NARROW,
             NORM, LOADS,
         )  # fmt: skip

@@ -317,8 +317,17 @@ def test_where_warps_have_roles_those_that_load_wait_for_the_launch_before_it():
     for role in (load.load_statistics, finish.finish):
         assert not re.search(loading, before(role, "follow")) and "gl.load" not in before(role, "follow")
     # A residual and vectors of columns are read by those who finish.
-    assert "_finish_piece" not in before(finish.finish, "follow") and "_load" not in before(finish.finish, "follow")
+    assert "finish_piece" not in before(finish.finish, "follow") and "load_" not in before(finish.finish, "follow")
     assert "gl.load" not in inspect.getsource(multiply)
+
+    staying = importlib.import_module("vit_kernels.linear_staying")
+    kernel = re.sub(r"\s+", " ", inspect.getsource(staying.linear_staying_kernel.fn))
+    assert set(re.findall(r"\( ?(_\w+), \(", kernel)) == {"_multiply", "_finish", "_load_operands", "_load_statistics"}
+    assert "load_block" not in kernel and "gl.load" not in kernel
+    assert set(re.findall(loading, before(staying._load_operands, "follow"))) == {"load_weights("}
+    for role in (staying._load_statistics, staying._finish):
+        assert not re.search(loading, before(role, "follow")) and "finish_piece" not in before(role, "follow")
+    assert not re.search(loading, inspect.getsource(staying._multiply.fn))
 
     blocks = importlib.import_module("vit_kernels.patch_embed_blocks")
     assert set(re.findall(loading, before(blocks._load, "follow"))) == set()

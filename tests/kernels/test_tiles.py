@@ -201,7 +201,7 @@ def test_every_launch_costs_as_much_before_its_first_step() -> None:
     # The projection of ViT-B at batch 32, of which 256 columns would leave a third of the SMs without a second tile;
     # what takes longer to finish than to multiply, of which the last tile should be small.
     [(6304, 768, {(768, 768): 128, (3072, 768): 256}),
-     (12608, 384, {(1152, 384): 128, (384, 384): 128, (1536, 384): 128, (384, 1536): 128}),
+     (12608, 384, {(384, 1536): 128}),
      (12608, 768, {(2304, 768): 256, (3072, 768): 256})],
 )  # fmt: skip
 def test_fewer_columns_where_more_sms_get_a_tile(rows: int, width: int, columns: dict[tuple[int, int], int]) -> None:
@@ -211,6 +211,20 @@ def test_fewer_columns_where_more_sms_get_a_tile(rows: int, width: int, columns:
             rows, n, k, 2, H100, described=True, activation=activation, residual=n == width
         )  # fmt: skip
         assert tile.roles and tile.block_n == block_n, (n, k)
+
+
+def test_weights_of_a_short_k_stay() -> None:
+    """Where programs have several tiles, on sm_90: qkv, projection and fc1 of ViT-S and Ti at batch 64."""
+    for width in (192, 384):
+        for n in (width, 3 * width, 4 * width):
+            given = {"described": True, "residual": n == width}
+            assert gemm_tiles.choose_gemm(12608, n, width, 2, H100, **given).staying, n
+            assert not gemm_tiles.choose_gemm(12608, n, 2 * 384, 2, H100, **given).staying
+            assert not gemm_tiles.choose_gemm(197, n, width, 2, H100, **given).staying
+            assert not gemm_tiles.choose_gemm(12608, n, width, 4, H100, **given).staying
+            assert not gemm_tiles.choose_gemm(12608, n, width, 2, H100, residual=n == width).staying
+            for device in KNOWN_DEVICES:
+                assert gemm_tiles.choose_gemm(12608, n, width, 2, device, **given).staying == (device is H100)
 
 
 def test_large_products_get_warps_with_roles_on_hopper() -> None:
