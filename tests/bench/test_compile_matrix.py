@@ -19,7 +19,7 @@ def test_kernels_of_the_smallest_preset_compile_cleanly() -> None:
         print(json.dumps([asdict(variant) for variant in found]))
         """
     )
-    described = {"linear_tma_kernel", "linear_roles_kernel"}
+    described = {"linear_tma_kernel", "linear_staying_kernel"}
     assert {v["function"] for v in variants} == described | {"linear_kernel", "layer_norm_kernel"}
     for variant in variants:
         assert variant["error"] == "" and variant["stack"] == 0, variant
@@ -31,7 +31,7 @@ def test_kernels_of_the_smallest_preset_compile_cleanly() -> None:
         assert variant["constants"]["BLOCK_M"] >= 1 and "M" not in variant["constants"]
         assert 1 <= variant["ctas_per_sm"] <= 32
     assert {v["tensor"] for v in variants if v["function"] == "linear_kernel"} <= {"HMMA", "HGMMA"}
-    assert {v["tensor"] for v in variants if v["function"] == "linear_roles_kernel"} == {"HGMMA"}
+    assert {v["tensor"] for v in variants if v["function"] == "linear_staying_kernel"} == {"HGMMA"}
 
 
 def test_a_spilling_tile_fails() -> None:
