@@ -47,6 +47,7 @@ def sms(monkeypatch):
         pytest.param(62, 1, 70, 72, 320, id="one program, other weights in each tile"),
         pytest.param(63, 2, 150, 72, 128, id="a program a row"),
         pytest.param(64, 3, 150, 72, 192, id="a program is over, and has a tile of each column"),
+        pytest.param(68, 2, 150, 72, 320, id="less programs than columns, the second begins within one"),
     ],
 )
 @compiled_code
