@@ -15,13 +15,18 @@ _steps = 0
 
 
 def optimizer_steps() -> int:
-    """How many steps all optimizers of this process have made. Fused ones write without touching version counters."""
+    """How many steps all optimizers of this process have made."""
     return _steps
 
 
-def _count_step(*_: object) -> None:
+def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Fused optimizers write without touching version counters, which everything here stands on: counted for them.
+
+    It is also what PyTorch's other optimizers do, so a backward pass through what such a step has overwritten raises.
+    """
     global _steps
     _steps += 1
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
 
 
 register_optimizer_step_post_hook(_count_step)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_engine.derived import DerivedCache
+from vit_engine.replay import Fingerprint
 
 
 class Counted:
@@ -63,6 +64,37 @@ def test_changes_are_seen(change: Callable[[nn.Linear], None]) -> None:
     assert torch.equal(doubled(), doubled.layer.weight * 2) and doubled.built == 2
     doubled()
     assert doubled.built == 2
+
+
+# Fused steps write without touching version counters.
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "SGD, fused": lambda weights: torch.optim.SGD(weights, lr=0.5, fused=True),
+    "Adam, fused": lambda weights: torch.optim.Adam(weights, lr=0.5, fused=True),
+    "AdamW, fused": lambda weights: torch.optim.AdamW(weights, lr=0.5, fused=True),
+    "Adagrad, fused": lambda weights: torch.optim.Adagrad(weights, lr=0.5, fused=True),
+    "SGD, one by one": lambda weights: torch.optim.SGD(weights, lr=0.5, foreach=False),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen before and after"])
+def test_steps_are_seen(optimizer: str, frozen: bool) -> None:
+    layer = nn.Linear(2, 2).requires_grad_(not frozen)
+    doubled = Counted(layer)
+    before, known = doubled().clone(), Fingerprint(layer)
+    layer.requires_grad_(True).weight.grad = torch.ones(2, 2)
+    OPTIMIZERS[optimizer]([layer.weight]).step()
+    layer.requires_grad_(not frozen)
+    assert not known.holds()
+    assert torch.equal(doubled(), layer.weight * 2) and not torch.equal(doubled(), before)
+
+
+def test_steps_on_weights_of_inference_mode_raise_nothing() -> None:
+    with torch.inference_mode():
+        weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight, nn.Parameter(torch.ones(2))], lr=0.5)
+    optimizer.param_groups[0]["params"][1].grad = torch.ones(2)
+    optimizer.step()
 
 
 def test_inference_tensors_are_known_by_their_address() -> None:

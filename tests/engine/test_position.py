@@ -114,9 +114,9 @@ def test_cache_returns_the_same_tensor(model) -> None:
     assert model.position_embedding((4, 4)).data_ptr() == model.pos_embed.data_ptr()
 
 
-def _step(model) -> None:
+def _step(model, **how) -> None:
     model.pos_embed.requires_grad_(True).grad = torch.ones_like(model.pos_embed)
-    torch.optim.SGD([model.pos_embed], lr=0.5).step()
+    torch.optim.SGD([model.pos_embed], lr=0.5, **how).step()
     model.pos_embed.requires_grad_(False)
 
 
@@ -127,6 +127,7 @@ def _replace(model) -> None:
 CHANGES = {
     "in place": lambda model: model.pos_embed.mul_(2),
     "optimizer": _step,
+    "fused optimizer": lambda model: _step(model, fused=True),
     "load_state_dict": lambda model: model.load_state_dict(small_vit(seed=9).state_dict()),
     "assigned state": lambda model: model.load_state_dict(small_vit(seed=9).state_dict(), assign=True),
     "dtype": lambda model: model.float(),
