@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -32,6 +33,7 @@ from .support import (
 pytestmark = pytest.mark.interpreted_only
 
 ALONE = "class token alone behind the attention of the last block"
+
 
 def hf_classifier(model: Any = transformers.ViTForImageClassification) -> Any:
     return hf_vit(model, num_labels=5)
@@ -229,6 +231,34 @@ def test_what_is_asked_of_transformers_beside_the_logits_is_of_all_tokens() -> N
     pooler = hf_classifier()
     pooler.vit = ready(transformers.ViTModel(pooler.config, add_pooling_layer=True))
     assert tokens_behind(lambda: vit_engine.accelerate(pooler)(images()))[1] == [17, 17]
+
+
+def shared_before(model: Any) -> Any:
+    body(model).layers[0] = body(model).layers[-1]
+    return vit_engine.accelerate(copy.deepcopy(model))
+
+
+def shared_after(model: Any) -> Any:
+    ours = vit_engine.accelerate(copy.deepcopy(model))
+    for changed in (model, ours):
+        body(changed).layers[0] = body(changed).layers[-1]
+    return ours
+
+
+def body(classifier: Any) -> Any:
+    return getattr(classifier, classifier.base_model_prefix)
+
+
+@pytest.mark.parametrize("share", [shared_before, shared_after])
+@pytest.mark.parametrize("build", [hf_classifier, hf_deit])
+@torch.no_grad()
+def test_a_last_layer_that_stands_elsewhere_too_computes_all_tokens(
+    build: Callable[[], Any], share: Callable[[Any], Any]
+) -> None:
+    theirs = build()
+    ours = share(theirs)
+    close(ours(images()), theirs(images()))
+    assert ALONE not in kernels(ours).values()
 
 
 def test_gradients_of_transformers_are_those_of_all_tokens() -> None:

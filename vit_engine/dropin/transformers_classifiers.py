@@ -40,7 +40,10 @@ class FusedClassifier(Attached):
             if not listening or not (own is None or isinstance(own, Attached)):
                 return None
         layers = getattr(backbone, "layers", None)
-        return layers[-1] if isinstance(layers, nn.ModuleList) and len(layers) else None
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
+            return None
+        # A layer is named by its module: one that stands in several places would leave out tokens in all of them.
+        return layers[-1] if sum(layer is layers[-1] for layer in layers) == 1 else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
