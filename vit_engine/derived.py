@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,16 +55,16 @@ class DerivedCache:
         tensors = (t for _, _, derived in self._entries.values() for t in derived if t is not None)
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def get(
-        self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Any, ...]]
-    ) -> tuple[Any, ...]:
+    def get(self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """build(), from the cache where that is right: a tensor and what belongs to it, tensors or None.
 
         It is not while PyTorch traces a graph, nor for tensors without an address (fake ones), nor for what is built
-        while a CUDA graph is captured, as that is there only once the graph runs: those are built anew.
+        while a CUDA graph is captured, as that is there only once the graph runs: those are built anew. Autocast rests
+        meanwhile: what is derived has the dtypes of the parameters, whoever asks first.
         """
         if torch.compiler.is_compiling() or not all(_plain(t) for t in sources):
-            return build()
+            with _no_autocast(sources):
+                return build()
         state = [_state(t) for t in sources]
         entry = self._entries.get(key)
         if entry is not None and entry[1] == state:
@@ -71,9 +72,10 @@ class DerivedCache:
         # A sanitizer may call its tensors on the CPU "cuda": there is no stream to ask then.
         on_gpu = torch.cuda.is_initialized() and any(t is not None and t.device.type == "cuda" for t in sources)
         if on_gpu and torch.cuda.is_current_stream_capturing():
-            return build()
+            with _no_autocast(sources):
+                return build()
         # Outside inference mode, whose tensors could not be used outside it later.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _no_autocast(sources):
             derived = build()
         if on_gpu:
             # Whoever finds them may be on another stream.
@@ -91,6 +93,13 @@ class DerivedCache:
 
 def _plain(tensor: Tensor | None) -> bool:
     return tensor is None or type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def _no_autocast(sources: list[Tensor | None]) -> AbstractContextManager[object]:
+    device = next((t.device.type for t in sources if t is not None), "meta")
+    if device == "meta" or not torch.is_autocast_enabled(device):  # on meta tensors there is none to ask for
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _state(tensor: Tensor | None) -> tuple:

@@ -126,6 +126,25 @@ def test_data_edits_need_clear() -> None:
     assert torch.equal(doubled(), doubled.layer.weight * 2)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["kept", "while a graph is traced"])
+def test_autocast_rests_while_something_is_built(compiled: bool) -> None:
+    layer, cache = nn.Linear(4, 4), DerivedCache()
+
+    def derive() -> Tensor:
+        return cache.get("product", [layer.weight], lambda: (layer.weight @ layer.weight,))[0]
+
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = torch.compile(derive, backend="eager", fullgraph=True)() if compiled else derive()
+    assert found.dtype == torch.float32 and torch.equal(found, layer.weight @ layer.weight)
+    assert compiled or derive() is found
+
+
+def test_on_the_meta_device() -> None:
+    doubled = Counted(nn.Linear(2, 2, device="meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert doubled().is_meta
+
+
 def test_bytes_and_copies() -> None:
     doubled = Counted(nn.Linear(2, 2))
     assert doubled.cache.nbytes() == 0

@@ -127,3 +127,20 @@ def test_logits_of_timms_vit_tiny() -> None:
     x = images(1, 224, torch.float32)
     expected, logits = theirs.double()(x.double()), ours(x.to(DEVICE)).double().cpu()
     assert (logits - expected).norm() / expected.norm() < 1e-4
+
+
+@pytest.mark.interpreted_only
+@pytest.mark.parametrize(
+    "config",
+    [TINY, dataclasses.replace(TINY, global_pool="map", class_token=False)],
+    ids=["folded bias", "query of the attention pooling"],
+)
+@torch.inference_mode()
+def test_a_pass_under_autocast_leaves_nothing_behind(config: ViTConfig) -> None:
+    ours, _, _ = models(config, torch.float32)
+    x = images(1, 16, torch.float32)
+    expected = copy.deepcopy(ours)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        # Nothing is cast: the kernels take all of it as it is.
+        assert torch.equal(ours(x), expected)
+    assert torch.equal(ours(x), expected)
