@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ["DerivedCache", "optimizer_steps"]
+__all__ = ["PLAIN", "DerivedCache", "lasting", "optimizer_steps", "transformed"]
 
+PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 _steps = 0
 
 
@@ -58,11 +61,12 @@ class DerivedCache:
     def get(self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """build(), from the cache where that is right: a tensor and what belongs to it, tensors or None.
 
-        It is not while PyTorch traces a graph, nor for tensors without an address (fake ones), nor for what is built
-        while a CUDA graph is captured, as that is there only once the graph runs: those are built anew. Autocast rests
-        meanwhile: what is derived has the dtypes of the parameters, whoever asks first.
+        It is not while PyTorch traces a graph or differentiates forward, nor for tensors without an address
+        (fake ones), nor for what is built while a CUDA graph is captured, as that is there only once the graph runs:
+        those are built anew. Autocast rests meanwhile: what is derived has the dtypes of the parameters, whoever asks
+        first.
         """
-        if torch.compiler.is_compiling() or not all(_plain(t) for t in sources):
+        if torch.compiler.is_compiling() or not PLAIN.issuperset(map(type, sources)) or transformed():
             with _no_autocast(sources):
                 return build()
         state = [_state(t) for t in sources]
@@ -77,11 +81,14 @@ class DerivedCache:
         # Outside inference mode, whose tensors could not be used outside it later.
         with torch.inference_mode(False), torch.no_grad(), _no_autocast(sources):
             derived = build()
+        # The aliases keep the storages alive, so that no other tensor can come to lie at a remembered address.
+        aliases = [None if t is None else t.detach() for t in sources]
+        if not lasting(aliases) or not lasting(derived):
+            return derived
         if on_gpu:
             # Whoever finds them may be on another stream.
             torch.cuda.current_stream(derived[0].device).synchronize()
-        # The aliases keep the storages alive, so that no other tensor can come to lie at a remembered address.
-        self._entries[key] = ([None if t is None else t.detach() for t in sources], state, derived)
+        self._entries[key] = (aliases, state, derived)
         return derived
 
     def __getstate__(self) -> dict[str, object]:
@@ -91,8 +98,14 @@ class DerivedCache:
         self.__init__()
 
 
-def _plain(tensor: Tensor | None) -> bool:
-    return tensor is None or type(tensor) in (Tensor, torch.nn.Parameter)
+def transformed() -> bool:
+    """Whether tensors may stand for more than they show: under torch.func's transforms and in forward mode."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def lasting(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether these results may be kept: under a mode of PyTorch's, plain tensors go in and others come out."""
+    return PLAIN.issuperset(map(type, tensors))
 
 
 def _no_autocast(sources: list[Tensor | None]) -> AbstractContextManager[object]:

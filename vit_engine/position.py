@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .derived import PLAIN, lasting, transformed
+
 __all__ = ["PositionCache", "resample_position", "square_grid"]
 
 METHODS = ("bicubic", "bilinear")
@@ -110,30 +112,34 @@ class PositionCache:
     ) -> Tensor:
         """resample_position(...), from the cache where that is right.
 
-        It is not where a gradient has to flow, while PyTorch traces a graph, and for tensors that are no plain ones
-        (fake or inference tensors have no address or version counter to ask for): those are computed anew.
+        It is not where a gradient has to flow, while PyTorch traces a graph or torch.func transforms a function, and
+        for tensors that are no plain ones (fake or inference tensors have no address or version counter to ask for):
+        those are computed anew.
         """
         if tuple(new_grid) == tuple(old_grid):
             return position
-        plain = type(position) in (Tensor, torch.nn.Parameter)
+        plain = type(position) in PLAIN and not transformed()
         needs_grad = torch.is_grad_enabled() and position.requires_grad
         if needs_grad or not plain or torch.compiler.is_compiling() or position.is_inference():
             return resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
-        if not self._is_current(position):
-            self.clear()
-            # The alias keeps the storage alive, so that no other tensor can come to lie at the remembered address.
-            self._source, self._version = position.detach(), position._version
         key = ((new_grid[0], new_grid[1]), method)
-        table = self._tables.get(key)
-        if table is None:
-            # Outside inference mode, whose tensors could not take part in a later forward pass that needs gradients.
-            with torch.inference_mode(False), torch.no_grad():
-                table = resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
-            self._tables[key] = table
-            if len(self._tables) > self.capacity:
-                self._tables.popitem(last=False)
-        else:
+        current = self._is_current(position)
+        if current and (known := self._tables.get(key)) is not None:
             self._tables.move_to_end(key)
+            return known
+        # Outside inference mode, whose tensors could not take part in a later forward pass that needs gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            table = resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
+            # The alias keeps the storage alive, so that no other tensor can come to lie at the remembered address.
+            source = position.detach()
+        if not lasting((source, table)):
+            return table
+        if not current:
+            self.clear()
+            self._source, self._version = source, position._version
+        self._tables[key] = table
+        if len(self._tables) > self.capacity:
+            self._tables.popitem(last=False)
         return table
 
     def _is_current(self, position: Tensor) -> bool:

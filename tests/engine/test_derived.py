@@ -139,6 +139,19 @@ def test_autocast_rests_while_something_is_built(compiled: bool) -> None:
     assert compiled or derive() is found
 
 
+def test_nothing_is_kept_while_functions_are_transformed() -> None:
+    cache, weight = DerivedCache(), torch.ones(2)
+
+    def derive(source: Tensor) -> Tensor:
+        return cache.get("doubled", [source], lambda: (source * 2,))[0]
+
+    derive(weight)
+    _, tangent = torch.func.jvp(derive, (weight,), (weight,))
+    assert torch.equal(tangent, weight * 2)
+    assert torch.equal(torch.func.vmap(derive)(weight[:, None]), torch.full((2, 1), 2.0))
+    assert torch.equal(derive(weight), weight * 2) and cache.nbytes() == 8
+
+
 def test_on_the_meta_device() -> None:
     doubled = Counted(nn.Linear(2, 2, device="meta"))
     with torch.autocast("cpu", torch.bfloat16):
