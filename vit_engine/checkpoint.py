@@ -90,25 +90,40 @@ def load_checkpoint(
         raise CheckpointError("load_checkpoint: the model is on the meta device; call model.to_empty(device=...) first")
 
     source = _read(Path(path), model.config, allow_pickle)
+    given, report = _fitting(path, source, model.config, wanted, strict, prefixes)
+    model.load_state_dict(given, strict=False)
+    return report
+
+
+def _fitting(
+    path: str | os.PathLike[str], source: _Source, config: ViTConfig, wanted: Mapping[str, Tensor], strict: bool = True,
+    prefixes: tuple[str, ...] = (),
+) -> tuple[dict[str, Tensor], LoadReport]:  # fmt: skip
+    """The tensors of a file that a model of this config takes, which wants these, if need be on the meta device.
+
+    Everything that could stop the copying half way is asked for here. Raises CheckpointError that names all of it.
+    """
     given = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(prefixes)}
+    problems = [f"not usable: {name} ({why})" for name in wanted if name in given and (why := _unusable(given[name]))]
+    usable = {name: tensor for name, tensor in given.items() if _unusable(tensor) is None}
     resized: list[str] = []
-    if "pos_embed" in wanted and "pos_embed" in given:
-        position = _fit_position(given["pos_embed"], model.config, source)
-        if position is not given["pos_embed"]:
-            given["pos_embed"] = position
+    if "pos_embed" in wanted and "pos_embed" in usable:
+        position = _fit_position(usable["pos_embed"], config, source)
+        if position is not usable["pos_embed"]:
+            usable["pos_embed"] = position
             resized.append("pos_embed")
 
     left = {name: why for name, why in source.left.items() if not name.startswith(prefixes)}
     missing = sorted(set(wanted) - set(given))
     unexpected = sorted((set(given) - set(wanted)) | set(left))
-    shared = [name for name in wanted if name in given]
-    problems = [
-        f"mis-shaped {name}: {list(given[name].shape)} in the file, {list(wanted[name].shape)} in the model"
+    shared = [name for name in wanted if name in usable]
+    problems += [
+        f"mis-shaped {name}: {list(usable[name].shape)} in the file, {list(wanted[name].shape)} in the model"
         for name in shared
-        if given[name].shape != wanted[name].shape
+        if usable[name].shape != wanted[name].shape
     ]
     problems += [
-        f"not floating point: {name} ({given[name].dtype})" for name in shared if not given[name].is_floating_point()
+        f"not floating point: {name} ({usable[name].dtype})" for name in shared if not usable[name].is_floating_point()
     ]
     if strict:
         problems = [f"missing from the file: {name}" for name in missing] + problems
@@ -118,9 +133,16 @@ def load_checkpoint(
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise CheckpointError(f"{path} does not fit the model, which is left unchanged:\n{lines}")
+    return {name: usable[name] for name in shared}, LoadReport(tuple(missing), tuple(unexpected), tuple(resized))
 
-    model.load_state_dict({name: given[name] for name in shared}, strict=False)
-    return LoadReport(tuple(missing), tuple(unexpected), tuple(resized))
+
+def _unusable(tensor: Tensor) -> str | None:
+    """Why values cannot be copied from this tensor, None if they can."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__}, expected a plain tensor"
+    if tensor.is_meta:
+        return "on the meta device: it has no values"
+    return None if tensor.layout is torch.strided and not tensor.is_nested else "sparse or nested, expected dense"
 
 
 def save_checkpoint(model: ViT, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -256,8 +278,15 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise CheckpointError(f"{path} holds no mapping of names to tensors")
+    if is_dinov2(content):
+        # These are computed with to get timm's.
+        unusable = [f"{name} ({why})" for name, value in content.items() if (why := _unusable(value))]
+        if unusable:
+            raise CheckpointError(f"{path} holds tensors that are not usable: {', '.join(unusable)}")
     return content
 
 

@@ -264,7 +264,36 @@ def test_pickles_never_run_code(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-def test_pickle_of_something_else(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / "list.pth")
+@pytest.mark.parametrize("content", [[1, 2], {0: torch.ones(1)}, {"epoch": 3}, {"model": {1: torch.ones(1)}}], ids=str)
+def test_pickle_of_something_else(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match="holds no mapping of names to tensors"):
-        load_checkpoint(blank(), tmp_path / "list.pth", allow_pickle=True)
+        load_checkpoint(blank(), tmp_path / "odd.pth", allow_pickle=True)
+
+
+UNUSABLE = {
+    "meta": (lambda t: t.to("meta"), "on the meta device: it has no values"),
+    "sparse": (lambda t: t.to_sparse(), "sparse or nested, expected dense"),
+    "uninitialised": (lambda t: torch.nn.UninitializedParameter(), "a UninitializedParameter, expected a plain tensor"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+@pytest.mark.parametrize("name", ["head.weight", "pos_embed"])
+def test_tensors_that_cannot_be_copied_leave_the_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    change, reason = UNUSABLE[kind]
+    tensors = small_vit().state_dict()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: {**tensors, name: change(tensors[name])})
+    model = blank()
+    for strict in (True, False):
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint(model, tmp_path / "m.pth", allow_pickle=True, strict=strict)
+        assert str(error.value).splitlines()[1:] == [f"  not usable: {name} ({reason})"]
+        assert equal(model, blank())
+    # What is to be left alone does not matter.
+    load_checkpoint(model, tmp_path / "m.pth", allow_pickle=True, skip=(name,))
+    tensors["mask_token"] = torch.zeros(1, 48)  # DINOv2's names
+    with pytest.raises(CheckpointError, match="holds tensors that are not usable"):
+        load_checkpoint(model, tmp_path / "m.pth", allow_pickle=True)
