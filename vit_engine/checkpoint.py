@@ -26,6 +26,7 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 
 # Fields that change what a model computes without changing the shape of any tensor.
 _SHAPELESS = ("num_heads", "activation", "norm_eps")
+_STEM = "patch_embed.proj.weight"
 
 
 class CheckpointError(ValueError):
@@ -181,20 +182,36 @@ def load_model(
 ) -> ViT:
     """The model that save_checkpoint() wrote, in eval mode.
 
-    dtype: of the parameters; None keeps the file's. Raises CheckpointError if the file does not describe its model:
-        build ViT(config) and call load_checkpoint() for such files.
+    dtype: of the parameters; None keeps the file's. Raises CheckpointError if the file does not describe its model
+        (build ViT(config) and call load_checkpoint() for such files), or describes another one than its tensors are of.
     """
-    _, config = _description(Path(path))
+    path = Path(path)
+    _, config = _description(path)
     if config is None:
         raise CheckpointError(
             f"{path} holds no model description ({CONFIG_KEY} in its metadata): build ViT(ViTConfig...) and use "
             "load_checkpoint(model, path)"
         )
-    # Built without memory, so that nothing is initialised only to be overwritten.
-    with torch.device("meta"):
-        model = ViT(config, backend=backend)
-    model = model.to(dtype or _dtype_of(Path(path))).to_empty(device="cpu")
-    load_checkpoint(model, path)
+    source = _read(path, config, allow_pickle=False)
+    blocks = len({name.split(".")[1] for name in source.tensors if name.startswith("blocks.")})
+    if config.depth > blocks:
+        raise CheckpointError(
+            f"{path}: its model description ({CONFIG_KEY}) says depth {config.depth}, its tensors are of {blocks} "
+            "blocks"
+        )
+    # Built without memory: nothing is initialised only to be overwritten, and none is asked for that the file's own
+    # tensors do not fill, whatever its description says.
+    try:
+        with torch.device("meta"):
+            model = ViT(config, backend=backend)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: no model can be built as its description ({CONFIG_KEY}) says: {reason}"
+        ) from error
+    given, _ = _fitting(path, source, config, model.state_dict())
+    model = model.to(dtype or given["pos_embed"].dtype).to_empty(device="cpu")
+    model.load_state_dict(given)
     return model.to(device).eval()
 
 
@@ -251,20 +268,19 @@ def _open_safetensors(path: Path) -> Any:
 def _description(path: Path) -> tuple[dict[str, str], ViTConfig | None]:
     with _open_safetensors(path) as file:
         metadata = dict(file.metadata() or {})
+        names = list(file.keys())
+        stem = file.get_slice(_STEM).get_shape() if _STEM in names else []
     text = metadata.get(CONFIG_KEY)
     if text is None:
         return metadata, None
     try:
-        return metadata, ViTConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+        values = json.loads(text)
+        # A constant per channel is made of one for all.
+        if len(stem) == 4 and isinstance(values, dict) and values.get("in_channels", stem[1]) != stem[1]:
+            raise ValueError(f"in_channels is {values['in_channels']!r}, and {_STEM} has {stem[1]}")
+        return metadata, ViTConfig.from_dict(values)
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise CheckpointError(f"{path}: its model description ({CONFIG_KEY}) is not usable: {error}") from error
-
-
-def _dtype_of(path: Path) -> torch.dtype:
-    with _open_safetensors(path) as file:
-        names = list(file.keys())
-        dtype = file.get_tensor("pos_embed").dtype if "pos_embed" in names else torch.float32
-    return dtype if dtype.is_floating_point else torch.float32
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

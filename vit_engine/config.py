@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .presets import PRESETS
@@ -27,7 +27,15 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+    return (_is_int(value) or isinstance(value, float)) and _is_finite(lambda: value)
+
+
+def _is_finite(number: Callable[[], float]) -> bool:
+    """Whether a calculation ends in a number that a float can hold."""
+    try:
+        return math.isfinite(number())
+    except OverflowError:
+        return False
 
 
 def _size(name: str, value: Any) -> int | tuple[int, int]:
@@ -173,6 +181,8 @@ class ViTConfig:
             raise _refuse("global_pool", self.global_pool, "'avg' or 'map' where class_token is False")
         if self.global_pool == "map" and self.activation == "swiglu":
             raise _refuse("global_pool", self.global_pool, "'token' or 'avg' where activation is 'swiglu'")
+        if self.hidden_dim is None and not _is_finite(lambda: self.embed_dim * self.mlp_ratio):
+            raise _refuse("mlp_ratio", self.mlp_ratio, f"such that embed_dim {self.embed_dim} times it is finite")
         if self.mlp_hidden < 1:
             raise _refuse("mlp_ratio", self.mlp_ratio, f"large enough for a hidden layer at embed_dim {self.embed_dim}")
         if self.activation == "swiglu" and self.mlp_hidden % 2:

@@ -210,10 +210,45 @@ def test_file_without_usable_description(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="holds no model description"):
         load_model(tmp_path / "plain.safetensors")
-    for text in ("not json", "[1]", '{"colour": 1}', '{"depth": 0}'):
+    for text in ("not json", "[1]", '{"colour": 1}', '{"depth": 0}', "[" * 200_000):
         save_file(tensors, tmp_path / "odd.safetensors", metadata={"vit_engine.config": text})
         with pytest.raises(CheckpointError, match=r"its model description .* is not usable"):
             load_model(tmp_path / "odd.safetensors")
+
+
+HOSTILE: dict[str, tuple[dict[str, object], str]] = {
+    "depth": ({"depth": 200_000}, "says depth 200000, its tensors are of 2 blocks"),
+    "width": ({"embed_dim": 3_000_000}, r"mis-shaped pos_embed: \[1, 17, 48\] in the file, \[1, 17, 3000000\]"),
+    "image": (
+        {"image_size": 8 * 10**7},
+        r"pos_embed: \[1, 17, 48\] in the file, \[1, 100000000000001, 48\]",
+    ),
+    "image beyond 64 bits": ({"image_size": 8 * 10**12}, "no model can be built as its description .* says: "),
+    "classes beyond 64 bits": ({"num_classes": 10**30}, "no model can be built as its description .* says: "),
+    "classes": ({"num_classes": 10**15}, r"mis-shaped head\.weight: \[7, 48\] in the file"),
+    "channels": ({"in_channels": 10**12}, r"in_channels is 1000000000000, and patch_embed\.proj\.weight has 3"),
+    "a tensor that the file lacks": ({"num_register_tokens": 10**12}, "missing from the file: reg_token"),
+    "ratio": ({"mlp_ratio": 1e308}, "mlp_ratio must be such that embed_dim 48 times it is finite, got 1e\\+308"),
+    "hidden": ({"hidden_dim": 10**400}, "no model can be built as its description .* says: "),
+    "eps": ({"norm_eps": 10**400}, "norm_eps must be a positive number, got 1000"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_description_of_another_model_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    change, text = HOSTILE[kind]
+    values = {**small_vit().config.to_dict(), "mean": 0.5, "std": 0.5, **change}
+    tensors = load_file_of(small_vit(), tmp_path)
+    save_file(tensors, tmp_path / "odd.safetensors", metadata={"vit_engine.config": json.dumps(values)})
+
+    def allocate(*_: object, **__: object) -> None:
+        raise AssertionError("memory was asked for")
+
+    monkeypatch.setattr(ViT, "to_empty", allocate)
+    with pytest.raises(CheckpointError, match=text):
+        load_model(tmp_path / "odd.safetensors")
 
 
 def load_file_of(model: ViT, folder: Path) -> dict[str, Tensor]:

@@ -67,6 +67,9 @@ def test_is_frozen() -> None:
         ({"global_pool": "max"}, "global_pool must be one of 'token', 'avg', 'map', got 'max'"),
         ({"fc_norm": 1}, "fc_norm must be True, False or None, got 1"),
         ({"layer_scale": 0.0}, "layer_scale must be a number other than 0, or None for no LayerScale, got 0.0"),
+        ({"mlp_ratio": 1e308}, "mlp_ratio must be such that embed_dim 768 times it is finite, got 1e+308"),
+        ({"embed_dim": 12 * 10**400}, "mlp_ratio must be such that embed_dim 12000"),
+        ({"norm_eps": 10**400}, "norm_eps must be a positive number, got 1000"),
         ({"norm_eps": float("nan")}, "norm_eps must be a positive number, got nan"),
         (
             {"activation": "relu"},
