@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 __all__ = ["PLAIN", "DerivedCache", "lasting", "optimizer_steps", "transformed"]
 
+SIZES = 32  # so many tensors are kept of one that depends on the size of the images
+# The sources' aliases, their state, and what was derived from them.
+_Entry = tuple[list[Tensor | None], list[tuple], tuple[Any, ...]]
 PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 _steps = 0
 
@@ -47,19 +50,27 @@ class DerivedCache:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[list[Tensor | None], list[tuple], tuple[Any, ...]]] = {}
+        self._entries: dict[Hashable, _Entry] = {}
+        self._sized: dict[str, dict[Hashable, _Entry]] = {}
 
     def clear(self) -> None:
         """Forgets everything."""
         self._entries.clear()
+        self._sized.clear()
 
     def nbytes(self) -> int:
         """Bytes that the derived tensors take beside the parameters."""
-        tensors = (t for _, _, derived in self._entries.values() for t in derived if t is not None)
+        tables: list[dict[Any, _Entry]] = [self._entries, *self._sized.values()]
+        tensors = (t for table in tables for _, _, derived in table.values() for t in derived if t is not None)
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def get(self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    def get(
+        self, key: str, sources: list[Tensor | None], build: Callable[[], tuple[Any, ...]], size: Hashable = None
+    ) -> tuple[Any, ...]:
         """build(), from the cache where that is right: a tensor and what belongs to it, tensors or None.
+
+        size: of the images, where that matters. Of each key `SIZES` sizes are kept, the least recently used given up
+        first.
 
         It is not while PyTorch traces a graph or differentiates forward, nor for tensors without an address
         (fake ones), nor for what is built while a CUDA graph is captured, as that is there only once the graph runs:
@@ -70,8 +81,14 @@ class DerivedCache:
             with _no_autocast(sources):
                 return build()
         state = [_state(t) for t in sources]
-        entry = self._entries.get(key)
+        if size is None:
+            table, place = self._entries, key
+        else:
+            table, place = self._sized.setdefault(key, {}), size
+        entry = table.get(place)
         if entry is not None and entry[1] == state:
+            if size is not None:
+                _remember(table, size, entry)
             return entry[2]
         # A sanitizer may call its tensors on the CPU "cuda": there is no stream to ask then.
         on_gpu = torch.cuda.is_initialized() and any(t is not None and t.device.type == "cuda" for t in sources)
@@ -88,7 +105,10 @@ class DerivedCache:
         if on_gpu:
             # Whoever finds them may be on another stream.
             torch.cuda.current_stream(derived[0].device).synchronize()
-        self._entries[key] = (aliases, state, derived)
+        if size is None:
+            table[place] = aliases, state, derived
+        else:
+            _remember(table, size, (aliases, state, derived))
         return derived
 
     def __getstate__(self) -> dict[str, object]:
@@ -96,6 +116,14 @@ class DerivedCache:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__()
+
+
+def _remember(table: dict[Hashable, _Entry], size: Hashable, entry: _Entry) -> None:
+    """As the last one used, which is the last one in the table."""
+    table.pop(size, None)
+    table[size] = entry
+    if len(table) > SIZES:
+        table.pop(next(iter(table)), None)
 
 
 def transformed() -> bool:

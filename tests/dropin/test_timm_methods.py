@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import vit_engine
+from vit_engine import derived
 
-from .support import close, eva, images, kernels, launches_of, pair, reasons, timm_model
+from .support import close, eva, images, kernels, launches_of, pair, ready, reasons, timm_model
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -112,6 +115,32 @@ def test_dynamic_image_size() -> None:
     close(ours(images(1, 64)), theirs(images(1, 64)))
     with pytest.raises(ValueError, match="patches of"):
         ours(images(1, (24, 32)))
+
+
+def hf_beit() -> Any:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BeitConfig(image_size=32, patch_size=8, use_relative_position_bias=True, **small)  # type: ignore[arg-type]
+    return ready(transformers.BeitModel(config))
+
+
+MANY_SIZES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "timm's position embeddings": (lambda: timm_model(dynamic_img_size=True), {}),
+    "BEiT's bias in every block": (hf_beit, {"interpolate_pos_encoding": True}),
+}
+
+
+@pytest.mark.parametrize("name", MANY_SIZES)
+@torch.no_grad()
+def test_tables_of_many_sizes_do_not_pile_up(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(derived, "SIZES", 2)
+    build, more = MANY_SIZES[name]
+    theirs, ours = pair(build)
+    taken = []
+    # 24 patches each: all tables are of one size.
+    for size in ((16, 96), (96, 16), (24, 64), (64, 24), (48, 32), (24, 64)):
+        close(ours(images(1, size), **more), theirs(images(1, size), **more))
+        taken.append(vit_engine.explain(ours).nbytes)
+    assert taken[0] < taken[1] == taken[2] == taken[-1]
 
 
 @torch.no_grad()

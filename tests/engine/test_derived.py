@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vit_engine.derived import DerivedCache
+from vit_engine.derived import SIZES, DerivedCache
 from vit_engine.replay import Fingerprint
 
 
@@ -156,6 +156,24 @@ def test_on_the_meta_device() -> None:
     doubled = Counted(nn.Linear(2, 2, device="meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert doubled().is_meta
+
+
+def test_of_sizes_the_last_ones_are_kept() -> None:
+    cache, weight = DerivedCache(), torch.ones(1)
+
+    def derive(key: str, size: int) -> Tensor:
+        return cache.get(key, [weight], lambda: (weight.repeat(size),), size)[0]
+
+    first, other = derive("it", 1), derive("another", 1)
+    for size in range(2, 2 * SIZES):
+        assert derive("it", size).shape == (size,)
+        assert derive("it", 1) is first
+    assert derive("another", 1) is other, "every key has room of its own"
+    assert cache.nbytes() == 4 * (1 + 1 + sum(range(SIZES + 1, 2 * SIZES)))
+    weight.add_(1)
+    assert torch.equal(derive("it", 1), weight)
+    cache.clear()
+    assert cache.nbytes() == 0
 
 
 def test_bytes_and_copies() -> None:

@@ -5,7 +5,7 @@ Libraries are named by strings here and imported nowhere: a model of one of them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,12 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor computed from parameters, to be kept until one of `sources` changes."""
+    """A tensor computed from parameters, to be kept until one of `sources` changes. size: see `DerivedCache.get`."""
 
     key: str
     sources: list[Tensor | None]
     build: Callable[[], Tensor]
+    size: Hashable = None
 
 
 @dataclass(frozen=True)

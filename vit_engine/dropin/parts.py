@@ -142,7 +142,7 @@ class FusedBlock(Described):
             return inputs
         build = inputs.build
         key = f"{self.name}.{inputs.key}"
-        return AttentionInputs(mask=self.state.derived.get(key, inputs.sources, lambda: (build(),))[0])
+        return AttentionInputs(mask=self.state.derived.get(key, inputs.sources, lambda: (build(),), inputs.size)[0])
 
     def _statistics_of(self, x: Tensor) -> Tensor | None:
         return self.state.statistics_of(x) if only_listens(self.module._forward_pre_hooks) else None

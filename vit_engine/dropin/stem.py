@@ -85,8 +85,8 @@ def run_stem(stem: Stem, images: Tensor, derived: DerivedCache, name: str) -> tu
         build = stem.position
         if stem.derive:
             sources = [read(source) for source in stem.position_sources]
-            key = f"{name}.position.{height}x{width}.{conv.kernel_size}"
-            position = derived.get(key, sources, lambda: (build(height, width),))[0]
+            size = height, width, conv.kernel_size
+            position = derived.get(f"{name}.position", sources, lambda: (build(height, width),), size)[0]
         else:
             position = build(height, width)
     tokens, stats = ops.patch_embed(

@@ -202,8 +202,8 @@ def _beit(block: Any) -> Block:
                 return relative(window, interpolate, dim_size=tokens)
 
             if mask is None:
-                key = f"relative position bias {window} {interpolate} {tokens}"
-                made = Made(key, [relative.relative_position_bias_table], bias)
+                size = window, interpolate, tokens
+                made = Made("relative position bias", [relative.relative_position_bias_table], bias, size)
                 return _refusal(None, more) or (hidden_states, made)
             mask = bias() + mask
         return _refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
