@@ -15,7 +15,20 @@ from torch.nn.utils import parametrize
 
 import vit_engine
 
-from .support import close, hf_vit, images, kernels, launches_of, pair, reasons, timm_model, torchvision_model, watched
+from .support import (
+    beit,
+    close,
+    eva,
+    hf_vit,
+    images,
+    kernels,
+    launches_of,
+    pair,
+    reasons,
+    timm_model,
+    torchvision_model,
+    watched,
+)
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -289,3 +302,38 @@ def test_training_an_adapter() -> None:
     for a, b in ((ours, theirs),):
         close(a.blocks[0].attn.qkv.down.grad, b.blocks[0].attn.qkv.down.grad)
         close(a.blocks[0].attn.qkv.up.grad, b.blocks[0].attn.qkv.up.grad)
+
+
+SETTINGS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "vit, fused: the scale is not asked": (timm_model, {"scale": 2.0}),
+    "vit, not fused: it is": (timm_model, {"scale": 2.0, "fused_attn": False}),
+    "vit, other heads": (timm_model, {"num_heads": 4, "head_dim": 8}),
+    "eva, fused": (eva, {"scale": 2.0}),
+    "eva, not fused": (eva, {"scale": 2.0, "fused_attn": False}),
+    "eva, other heads": (lambda: eva(use_rot_pos_emb=False), {"num_heads": 4}),
+    "beit, fused": (beit, {"scale": 2.0}),
+    "beit, not fused": (beit, {"scale": 2.0, "fused_attn": False}),
+    "beit, other heads": (lambda: beit(use_rel_pos_bias=False, use_abs_pos_emb=True), {"num_heads": 4}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@torch.no_grad()
+def test_settings_of_timms_attention(name: str) -> None:
+    build, settings = SETTINGS[name]
+    theirs, ours = pair(build)
+    close(ours(images(1)), theirs(images(1)))
+    for model in (theirs, ours):
+        for setting, value in settings.items():
+            setattr(model.blocks[1].attn, setting, value)
+    close(ours(images(1)), theirs(images(1)))
+    assert launches_of(lambda: ours(images(1))).count("attention") == 2
+
+
+@torch.no_grad()
+def test_an_adapter_around_the_projection_of_beit() -> None:
+    theirs, ours = pair(beit, depth=1)
+    for model in (theirs, ours):
+        model.blocks[0].attn.proj = Lora(model.blocks[0].attn.proj)
+    close(ours(images(1)), theirs(images(1)))
+    assert "attn.proj is" in reasons(ours)["blocks.0"]

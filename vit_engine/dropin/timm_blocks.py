@@ -25,6 +25,7 @@ from .describe import (
 
 __all__ = ["REFUSED", "TIMM_BLOCKS"]
 
+_EVA_ATTENTION = "timm.models.eva.EvaAttention"
 _LAYER_SCALE = "timm.layers.layer_scale.LayerScale"
 _MLP, _GLU, _SWIGLU = "timm.layers.mlp.Mlp", "timm.layers.mlp.GluMlp", "timm.layers.mlp.SwiGLU"
 
@@ -64,6 +65,11 @@ def _attention_norms(attn: nn.Module, head_norms: bool = True) -> dict[str, Norm
     return found
 
 
+def _scale(attn: nn.Module, head_dim: int) -> float:
+    """What timm's attention multiplies the logits by: PyTorch's fused one takes no notice of `attn.scale`."""
+    return head_dim**-0.5 if attn.fused_attn else attn.scale  # type: ignore[return-value]
+
+
 def _vit_arguments(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
     # timm's masks add up with nothing: with both given its code takes one or the other, depending on fused_attn.
     if attn_mask is not None and is_causal:
@@ -80,7 +86,7 @@ def vit_block(block: Any) -> Block:
         heads=attn.num_heads,
         heads_k=attn.num_heads,
         head_dim=check_head_dim(attn.head_dim),
-        scale=attn.scale,
+        scale=_scale(attn, attn.head_dim),
         proj=linear(block, "attn.proj"),
         gamma1=gamma(block, "ls1", _LAYER_SCALE),
         norm2=required_norm(block, "norm2"),
@@ -119,16 +125,19 @@ def _eva_arguments(
 
 def eva_block(block: Any) -> Block:
     """timm.models.eva.EvaBlock: rotary embeddings, SwiGLU, norms inside the branches, no key bias."""
-    attn = expect(block, "attn", "timm.models.eva.EvaAttention", "timm.layers.attention.AttentionRope")
+    attn = expect(block, "attn", _EVA_ATTENTION, "timm.layers.attention.AttentionRope")
+    proj = linear(block, "attn.proj")
+    # EVA's own attention shares out what there is among the heads.
+    head_dim = attn.proj.in_features // attn.num_heads if class_name(attn) == _EVA_ATTENTION else attn.head_dim
     plan = BlockPlan(
         norm1=required_norm(block, "norm1"),
         qkv=_packed_or_apart(block),
         heads=attn.num_heads,
         heads_k=getattr(attn, "num_kv_heads", attn.num_heads),
-        head_dim=check_head_dim(attn.head_dim),
-        scale=attn.scale,
+        head_dim=check_head_dim(head_dim),
+        scale=_scale(attn, head_dim),
         interleaved=not attn.rotate_half,
-        proj=linear(block, "attn.proj"),
+        proj=proj,
         gamma1=source(block, "gamma_1"),
         norm2=required_norm(block, "norm2"),
         gamma2=source(block, "gamma_2"),
@@ -144,6 +153,7 @@ def eva_block(block: Any) -> Block:
 def beit_block(block: Any) -> Block:
     """timm.models.beit.Block: a bias per head and relative position, added to the attention's logits."""
     attn = expect(block, "attn", "timm.models.beit.Attention")
+    proj = linear(block, "attn.proj")
     head_dim = attn.proj.in_features // attn.num_heads
     plan = BlockPlan(
         norm1=required_norm(block, "norm1"),
@@ -151,8 +161,8 @@ def beit_block(block: Any) -> Block:
         heads=attn.num_heads,
         heads_k=attn.num_heads,
         head_dim=check_head_dim(head_dim),
-        scale=attn.scale,
-        proj=linear(block, "attn.proj"),
+        scale=_scale(attn, head_dim),
+        proj=proj,
         gamma1=source(block, "gamma_1"),
         norm2=required_norm(block, "norm2"),
         gamma2=source(block, "gamma_2"),
