@@ -12,6 +12,7 @@ The parameters are the model's own; only the folded weights are copies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,15 +40,10 @@ def forward(model: ViT, images: Tensor) -> Tensor:
     if model.config.global_pool == "token":
         if isinstance(model.pre_logits, nn.Identity) and isinstance(model.head, nn.Linear):
             # Nothing but launches from the pixels to the logits.
-            return model.replays.run(
-                "forward", model, (images,), lambda: (_classify_token(model, _class_token(model, images)),)
-            )[0]
-        found = model.replays.run("class token", model, (images,), lambda: (_class_token(model, images),))
-        return _classify_token(model, found[0])
+            return _repeated(model, "forward", images, lambda: _classify_token(model, _class_token(model, images)))
+        return _classify_token(model, _repeated(model, "class token", images, lambda: _class_token(model, images)))
     if model.attn_pool is not None and isinstance(model.pre_logits, nn.Identity):
-        return model.replays.run(
-            "forward", model, (images,), lambda: (forward_head(model, _normed(model, _encode(model, images))),)
-        )[0]
+        return _repeated(model, "forward", images, lambda: forward_head(model, _normed(model, _encode(model, images))))
     return forward_head(model, _normed(model, encode(model, images)))
 
 
@@ -61,7 +57,14 @@ def forward_head(model: ViT, tokens: Tensor, pre_logits: bool = False) -> Tensor
 
 def encode(model: ViT, images: Tensor) -> Tensor:
     """images [B, C, H, W] -> tokens z_L [B, T, D] behind the last block, not normalised (equations 1 to 3)."""
-    return model.replays.run("encode", model, (images,), lambda: (_encode(model, images),))[0]
+    return _repeated(model, "encode", images, lambda: _encode(model, images))
+
+
+def _repeated(model: ViT, kind: str, images: Tensor, written: Callable[[], Tensor]) -> Tensor:
+    """written(), or its launches again. A graph that is traced has no use for them, nor for the locks they have."""
+    if torch.compiler.is_compiling():
+        return written()
+    return model.replays.run(kind, model, (images,), lambda: (written(),))[0]
 
 
 def _class_token(model: ViT, images: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,14 +81,17 @@ class ViT(nn.Module):
             nn.init.zeros_(self.head.bias)
         self._positions = PositionCache()
         self.derived = DerivedCache()
+        self._replays: ReplayCache | None = None
         self.graphs: GraphCache | None = None
 
-    @cached_property
+    @property
     def replays(self) -> ReplayCache:
         """Forward passes of shapes seen before. Made when first asked for: it loads the kernels."""
-        from .replay import ReplayCache
+        if self._replays is None:
+            from .replay import ReplayCache
 
-        return ReplayCache()
+            self._replays = ReplayCache()
+        return self._replays
 
     # --- backend -------------------------------------------------------------------------------------------------
 
@@ -197,8 +199,8 @@ class ViT(nn.Module):
         through `.data`, and to one that was made under torch.inference_mode()."""
         self._positions.clear()
         self.derived.clear()
-        if "replays" in vars(self):
-            self.replays.clear()
+        if self._replays is not None:
+            self._replays.clear()
         if self.graphs is not None:
             self.graphs.clear()
 
