@@ -145,6 +145,11 @@ class ViT(nn.Module):
                 "backend 'triton' cannot run: triton was imported with TRITON_INTERPRET=1, so its kernels would be "
                 "interpreted; unset the variable and start again, or say so with backend 'interpret'"
             )
+        if interpreting and torch.bfloat16 in (images.dtype, self.pos_embed.dtype):
+            raise RuntimeError(
+                f"backend {name!r} cannot run in bfloat16: Triton's interpreter computes bfloat16 wrongly; use "
+                "model.float() or model.half(), or model.set_backend('torch')"
+            )
         # A driver cannot be asked while a graph is traced; the launchers ask again whenever it runs.
         if not torch.compiler.is_compiling() and not launch.accepts(device):
             wanted = "an NVIDIA GPU of compute capability 8.0 or newer" if name == "triton" else "the CPU"

@@ -56,6 +56,21 @@ def test_autocast_runs_the_original() -> None:
         assert "mlp" in launches_of(lambda: ours(x))
 
 
+@pytest.mark.parametrize("name", slow_but(ALL, "timm vit", "vit"))
+@torch.no_grad()
+def test_bfloat16_in_the_interpreter_runs_the_original(name: str) -> None:
+    """It would be computed wrongly."""
+    theirs, ours = pair(ALL[name])
+    theirs, ours = theirs.bfloat16(), ours.bfloat16()
+    x = images(1).bfloat16()
+    assert launches_of(lambda: ours(x)) == []
+    close(ours(x), theirs(x), 0)
+    said = reasons(ours)
+    assert len(said) > 2 and all("bfloat16 wrongly" in why for why in said.values() if "not taken over" not in why)
+    compiled = torch.compile(ours, backend="eager")
+    assert launches_of(lambda: compiled(x)) == []
+
+
 def test_backward_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pass that is computed again is in the dtype of the first; PyTorch's backward operators round to bfloat16."""
     theirs, ours = pair(timm_model, depth=1)

@@ -100,6 +100,25 @@ def test_backend_that_cannot_run_says_why(kernels, backend, accepts, interpretin
     assert kernels.calls == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_interpreter_is_asked_for_no_bfloat16(kernels, dtype: torch.dtype) -> None:
+    kernels.monkeypatch.setattr(launch, "interpreting", lambda: True)
+    model = small_vit(depth=1).to(dtype).set_backend("interpret")
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    for call in (model, model.forward_features):
+        for x in (pixels.to(dtype), pixels):
+            if dtype != torch.bfloat16:
+                call(x)
+                continue
+            with pytest.raises(RuntimeError) as error:
+                call(x)
+            for text in ("bfloat16 wrongly", "model.float() or model.half()", "model.set_backend('torch')"):
+                assert text in str(error.value)
+    assert len(kernels.calls) == (0 if dtype == torch.bfloat16 else 4)
+    kernels.monkeypatch.setattr(launch, "interpreting", lambda: False)
+    model.set_backend("triton")(pixels)
+
+
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "head_dropout", "stochastic_depth"])
 def test_kernels_refuse_random_rates(kernels, rate: str) -> None:
     overrides: dict[str, Any] = {rate: 0.1}

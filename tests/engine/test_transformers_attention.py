@@ -133,6 +133,12 @@ def test_autocast() -> None:
     assert ours.dtype == torch.float16 and torch.equal(ours, half)
 
 
+@pytest.mark.interpreted_only
+def test_bfloat16_in_the_interpreter_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bfloat16 in Triton's interpreter.*; use float32 or float16 with it"):
+        attention_forward(Layer(False), *qkv(dtype=torch.bfloat16), None)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

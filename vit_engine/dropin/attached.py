@@ -154,6 +154,8 @@ class Attached:
             return f"the input is on {x.device}, the model on {weight.device}"
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return "autocast: it mixes dtypes that the kernels do not mix; use model.to(dtype) instead"
+        if x.device.type == "cpu" and weight.dtype == torch.bfloat16 and launch.interpreting():
+            return "Triton's interpreter computes bfloat16 wrongly: use float32 or float16 with it"
         if weight.dtype not in DTYPES:
             return f"the model is {_short(weight.dtype)}: the kernels take float32, float16 and bfloat16"
         if x.dtype != weight.dtype:

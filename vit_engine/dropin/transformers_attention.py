@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit_kernels import launch
+
 from .. import ops
 
 NAME = "vit_engine"
@@ -113,6 +115,11 @@ def attention_forward(
         # As PyTorch's own attention does under autocast; a custom operator is not on its list.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if query.dtype == torch.bfloat16 and launch.interpreting():
+        raise ValueError(
+            f"attn_implementation={NAME!r} does not support bfloat16 in Triton's interpreter, which computes it "
+            "wrongly; use float32 or float16 with it"
+        )
     if query.shape[0] == 1:
         # Learned queries that all images share.
         query = query.expand(key.shape[0], -1, -1, -1)
