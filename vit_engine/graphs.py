@@ -291,7 +291,7 @@ def _unfit(inputs: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, A
     if cuda.is_current_stream_capturing():
         return "somebody else is capturing"
     if not repeatable(inputs):
-        return "an empty input, a tensor subclass, a graph being traced, or operators being watched"
+        return "an empty input, a tensor subclass, a graph being traced, forward mode, or operators being watched"
     return None
 
 

@@ -1,7 +1,8 @@
 """The kernels as PyTorch custom operators: FakeTensor, torch.compile and torch.export see each launch as one op.
 
 The functions below take the arguments of the launchers of the same name in `vit_kernels`, whose docstrings give
-formula, shapes, dtypes and errors. They are for inference: asking for a gradient through one of them raises.
+formula, shapes, dtypes and errors. They are for inference: asking for a gradient through one of them, backward or
+in forward mode, raises.
 """
 
 # No `from __future__ import annotations` here: torch.library reads the schemas from the annotations themselves.
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 import vit_kernels
+
+from .tangents import without_tangents
 
 __all__ = ["attention", "attention_packed", "layer_norm", "linear", "mlp", "patch_embed", "qk_rope", "row_stats"]
 
@@ -234,6 +237,7 @@ for _name, _op in {
     _op.register_autograd(_refuse_gradient(_name))
 
 
+@without_tangents
 def patch_embed(
     images: Tensor,
     weight: Tensor,
@@ -250,6 +254,7 @@ def patch_embed(
     return _as_result(_patch_embed(images, weight, bias, prefix, position, mean, std, emit_stats, tf32))
 
 
+@without_tangents
 def qk_rope(
     q: Tensor,
     k: Tensor,
@@ -270,6 +275,7 @@ def qk_rope(
     return q, k
 
 
+@without_tangents
 def attention(
     q: Tensor,
     k: Tensor,
@@ -286,6 +292,7 @@ def attention(
     return _as_result(_attention(q, k, v, scale, causal, key_lengths, mask, return_lse, tf32))
 
 
+@without_tangents
 def attention_packed(
     q: Tensor,
     k: Tensor,
@@ -301,6 +308,7 @@ def attention_packed(
     return _attention_packed(q, k, v, cu_seqlens, max_seqlen, scale, causal, tf32)
 
 
+@without_tangents
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -322,6 +330,7 @@ def linear(
     )
 
 
+@without_tangents
 def mlp(
     x: Tensor,
     fc1_weight: Tensor,
@@ -349,11 +358,13 @@ def mlp(
     )  # fmt: skip
 
 
+@without_tangents
 def row_stats(x: Tensor) -> Tensor:
     """`vit_kernels.row_stats` as one operator."""
     return _row_stats(x)
 
 
+@without_tangents
 def layer_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-6, kind: str = "layer"
 ) -> Tensor:

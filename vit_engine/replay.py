@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
@@ -333,13 +334,14 @@ def _layout(inputs: Sequence[Tensor]) -> list[tuple]:
 
 
 def repeatable(inputs: Sequence[Tensor]) -> bool:
-    """Whether a pass may be made without its host work: nobody asks for gradients, traces or watches operators, and the
-    kernels are not interpreted."""
+    """Whether a pass may be made without its host work: nobody asks for gradients in either mode, traces or watches
+    operators, and the kernels are not interpreted."""
     return (
         all(type(x) is Tensor and x.numel() > 0 and x.device.type != "meta" for x in inputs)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
         and not interpreting()
         and not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
         and _get_current_dispatch_mode() is None
     )

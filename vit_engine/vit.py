@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .config import ViTConfig
 from .derived import DerivedCache
 from .layers import Block, PatchEmbed, init_linear
 from .pooling import AttentionPool
 from .position import PositionCache
+from .tangents import any_tangent
 
 if TYPE_CHECKING:
     from .graphs import GraphCache
@@ -169,11 +172,19 @@ class ViT(nn.Module):
                 f"backend {name!r} computes no gradients: call model.eval() and wrap the call in torch.no_grad() for "
                 "inference, or train with model.set_backend('torch')"
             )
+        if forward_ad._current_level >= 0 and any_tangent([images, *self._read(head)]):
+            raise RuntimeError(
+                f"backend {name!r} computes no gradients, in forward mode (torch.autograd.forward_ad, torch.func.jvp) "
+                "neither: use model.set_backend('torch')"
+            )
 
     def _needs_grad(self, head: bool) -> bool:
-        """Whether anything is being trained: in the whole model, or without head in front of the classifier."""
+        return any(p.requires_grad for p in self._read(head))
+
+    def _read(self, head: bool) -> Iterator[Tensor]:
+        """The parameters of the whole model, or without head of what is in front of the classifier."""
         apart = () if head else ("attn_pool.", "fc_norm.", "pre_logits.", "head.")
-        return any(p.requires_grad for name, p in self.named_parameters() if not name.startswith(apart))
+        return (p for name, p in self.named_parameters() if not name.startswith(apart))
 
     # --- what every backend needs --------------------------------------------------------------------------------
 

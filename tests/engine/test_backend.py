@@ -1,11 +1,14 @@
 """How ViT chooses, refuses and reports its backend; what the kernels compute is tested elsewhere."""
 
+import functools
 import sys
 import types
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vit_engine
 from tests.engine.redraw import SMALL, images, relative, small_vit
@@ -150,6 +153,56 @@ def test_kernels_refuse_gradients(kernels) -> None:
         model.train()(x)
     model.eval()(x)
     assert kernels.calls == ["triton", "triton"]
+
+
+def duals(model: ViT, x: torch.Tensor, name: str) -> Any:
+    """A pass in forward mode in which the images, or a parameter, carry a tangent."""
+
+    def passed() -> torch.Tensor:
+        state = {n: p.detach() for n, p in model.named_parameters()}
+        given = {"images": x, **state}
+        given[name] = forward_ad.make_dual(given[name], torch.ones_like(given[name]))
+        return torch.func.functional_call(model, {n: given[n] for n in state}, (given["images"],))
+
+    return passed
+
+
+@pytest.mark.parametrize("name", ["images", "head.bias", "blocks.0.mlp.fc1.weight"])
+@torch.no_grad()
+def test_kernels_refuse_tangents(kernels, name: str) -> None:
+    model, x = small_vit().set_backend("triton"), images(1, 3, 32, 32)
+    passed = duals(model, x, name)
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match=r"in forward mode .* neither: use model.set_backend\('torch'\)"):
+            passed()
+        assert kernels.calls == []
+        model(x)  # nothing to drop
+        assert kernels.calls == ["triton"]
+    jvp = functools.partial(torch.func.jvp, model, (x,), (x,))
+    with sdpa_kernel(SDPBackend.MATH):
+        with pytest.raises(RuntimeError, match="in forward mode"):
+            jvp()
+        model.set_backend("torch")
+        jvp()
+        with forward_ad.dual_level():
+            assert forward_ad.unpack_dual(passed()).tangent is not None
+
+
+@torch.no_grad()
+def test_the_head_has_no_say_in_the_tangents_of_features(kernels) -> None:
+    model, x = small_vit().set_backend("triton"), images(1, 3, 32, 32)
+    features = model.forward_features
+    with forward_ad.dual_level(), pytest.MonkeyPatch.context() as patch:
+        for name, refused in (("head.bias", False), ("norm.bias", True)):
+            parent, _, last = name.rpartition(".")
+            table = model.get_submodule(parent)._parameters
+            patch.setitem(table, last, forward_ad.make_dual(table[last].detach(), table[last].detach()))
+            if refused:
+                with pytest.raises(RuntimeError, match="in forward mode"):
+                    features(x)
+            else:
+                features(x)
+    assert kernels.calls == ["triton"]
 
 
 def test_a_head_alone_trains_on_kernel_features(kernels) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_engine import graphs
@@ -38,6 +39,11 @@ def watched(model: Any) -> Tensor:
         return model(numbers(0))
 
 
+def in_forward_mode(model: Any) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(model(forward_ad.make_dual(numbers(0), numbers(1)))).primal
+
+
 def in_training(model: Any) -> Tensor:
     return model.train()(numbers(0))
 
@@ -51,6 +57,7 @@ REASONS: list[tuple[Callable[[Any], Tensor], str]] = [
     (with_gradients, "gradients"),
     (under_autocast, "autocast"),
     (watched, "watched"),
+    (in_forward_mode, "forward mode"),
     (in_training, "training mode"),
     (while_somebody_captures, "somebody else is capturing"),
 ]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from tests.rung import DEVICE
 from vit_engine import ops
@@ -100,6 +104,41 @@ def test_gradients_are_refused(name: str) -> None:
     first = result if isinstance(result, torch.Tensor) else result[0]
     with pytest.raises(NotImplementedError, match=rf"vit_engine.ops.{name.split(',')[0]} has no backward .*no_grad"):
         first.sum().backward()
+
+
+# How a function of ops may be given a tensor by name, behind its first arguments.
+BY_NAME = {
+    "patch_embed": (1, "position", (4, 12)),
+    "linear": (1, "bias", (6,)),
+    "mlp": (3, "fc2_bias", (12,)),
+    "layer_norm": (0, "weight", (12,)),
+}
+
+
+def calls_with(name: str, dual: Callable[[torch.Tensor], torch.Tensor]) -> list[Callable[[], Any]]:
+    """Calls of a function of ops in which one of the tensors, given by place or by name, went through `dual`."""
+    operation, (_, (first, *rest), _) = getattr(ops, name), CASES[name]
+    others = [x for x in rest if x is not None]
+    if name == "attention_packed":
+        others += [torch.tensor([0, 3, 3, 7]), 4]
+    calls = [lambda: operation(dual(first), *others)]
+    if name in BY_NAME:
+        number, keyword, shape = BY_NAME[name]
+        calls.append(lambda: operation(first, *others[:number], **{keyword: dual(draw(*shape))}))
+    return calls
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_tangents_are_refused(name: str) -> None:
+    with forward_ad.dual_level(), torch.no_grad():
+        for call in calls_with(name, lambda x: forward_ad.make_dual(x, torch.ones_like(x))):
+            with pytest.raises(NotImplementedError, match=rf"vit_engine.ops.{name} has no formula for forward-mode"):
+                call()
+        for call in calls_with(name, lambda x: x):
+            call()  # nothing to drop
+    first = CASES[name][1][0]
+    with pytest.raises(NotImplementedError, match=rf"vit_engine.ops.{name} has no formula"):
+        torch.func.jvp(lambda x: calls_with(name, lambda _: x)[0](), (first,), (first,))
 
 
 def test_a_traced_graph_holds_one_node_per_launch() -> None:

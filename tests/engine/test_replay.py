@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.redraw import redraw
@@ -260,6 +261,11 @@ def test_passes_that_need_the_host_run_as_written(repeated: list[str]) -> None:
         vit(images(0))
     with FlopCounterMode(display=False):
         vit(images(0))
+    with forward_ad.dual_level():
+        vit(images(0))
+        x = forward_ad.make_dual(images(0), images(1))
+        with pytest.raises(RuntimeError, match="in forward mode"):
+            vit(x)
     assert vit(images(0)[:0]).shape == (0, TINY.num_classes)
     assert len(repeated) == count
 
