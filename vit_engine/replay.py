@@ -55,9 +55,9 @@ class Fingerprint:
     """Whether a module is still what it was, asked in a few dozen microseconds for a ViT.
 
     Compares the submodules, parameters and buffers by identity, tensors also by address and autograd's version counter,
-    and of every submodule the class, the mode, a forward() set on the instance and the plain attributes (numbers,
-    strings, booleans). As with any cache that stands on version counters, writing through `.data` goes unseen, and so
-    does writing into tensors of inference mode, which have no counter.
+    and of every submodule the class, its forward() and one set on the instance, the mode and the plain attributes
+    (numbers, strings, booleans). As with any cache that stands on version counters, writing through `.data` goes
+    unseen, and so does writing into tensors of inference mode, which have no counter.
 
     listens: tells the hooks that a replay may leave out, because they only listen and have nothing to hear.
     settings: looks into the `config` objects of the submodules, too, for code that asks them in every pass.
@@ -66,6 +66,8 @@ class Fingerprint:
     def __init__(self, module: nn.Module, listens: Callable[[object], bool] = _never, settings: bool = False) -> None:
         self._parts = list(module.modules())
         self._kinds = list(map(type, self._parts))
+        self._classes = list(set(self._kinds))
+        self._methods = list(map(_forward_of, self._classes))
         self._attributes = list(map(vars, self._parts))
         self._forwards = self._own_forwards()
         self._modes = list(map(_mode, self._attributes))
@@ -114,6 +116,7 @@ class Fingerprint:
             and not _has_any_global_hook()
             and self._hooks_hold()
             and list(map(type, self._parts)) == self._kinds
+            and list(map(_forward_of, self._classes)) == self._methods
             and list(map(_mode, self._attributes)) == self._modes
             and self._own_forwards() == self._forwards
             and list(map(len, self._sized)) == self._sizes
@@ -137,6 +140,7 @@ class Fingerprint:
         return [*map(tuple, map(_hooks_of, self._inside)), *map(tuple, map(_pre_hooks_of, self._inside))]
 
 
+_forward_of = attrgetter("forward")
 _mode = itemgetter("training")
 _hooks_of = itemgetter("_forward_hooks")
 _pre_hooks_of = itemgetter("_forward_pre_hooks")

@@ -81,13 +81,14 @@ def test_backward_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
         autocast.append(torch.is_autocast_enabled(support.DEVICE))
         return plain(self, x)
 
-    monkeypatch.setattr(block, "forward", watched_forward)
     for model in (theirs, ours):
         loss = model(images(1)).square().sum()
-        with torch.autocast(support.DEVICE, dtype=torch.bfloat16):
+        # Only now: the forward pass of a class with another forward() is not that of the kernels.
+        with monkeypatch.context() as patch, torch.autocast(support.DEVICE, dtype=torch.bfloat16):
+            patch.setattr(block, "forward", watched_forward)
             loss.backward()
     same_gradients(ours, theirs, 1e-2)
-    assert autocast == [False, False], "theirs forward, ours again in the backward pass"
+    assert autocast == [False], "ours again in the backward pass"
 
 
 @pytest.mark.parametrize("name", slow_but(ALL, "timm vit", "timm beit", "vit"))

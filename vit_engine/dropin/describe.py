@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ def _quantised(layer: nn.Module) -> bool:
     return packed or (isinstance(weight, Tensor) and not weight.is_floating_point())
 
 
-def norm(parent: nn.Module, name: str) -> Norm | None:
+def norm(parent: nn.Module | SimpleNamespace, name: str) -> Norm | None:
     """A LayerNorm or RMSNorm over the last dimension, None for Identity."""
     module: Any = getattr(parent, name)
     found = class_name(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -186,10 +187,8 @@ class FusedNorm(Attached):
     """Stands in for the forward() of a LayerNorm or RMSNorm outside the blocks."""
 
     def _norm(self) -> Norm | str:
-        parent = nn.Module()
-        parent.add_module("it", self.module)
         try:
-            return norm(parent, "it") or "it is Identity"
+            return norm(SimpleNamespace(it=self.module), "it") or "it is Identity"
         except Unsupported as refusal:
             return str(refusal)
 

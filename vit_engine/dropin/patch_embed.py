@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..class_code import replaced
 from .attached import Attached, differentiable, wants_gradient
 from .describe import Unsupported
 from .stem import check_images, patch_convolution, whole_patches
@@ -34,6 +35,8 @@ class FusedPatchEmbed(Attached):
     """Stands in for the forward() of timm's PatchEmbed, up to its norm."""
 
     def _conv(self) -> nn.Conv2d | str:
+        if replaced(type(self.module)):
+            return "PatchEmbed.forward was replaced on the class"
         try:
             return patch_convolution(self.module, "proj")
         except Unsupported as refusal:

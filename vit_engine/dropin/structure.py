@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from ..class_code import replaced
+
 __all__ = ["Structure", "foreign_code", "listens", "only_listens"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -36,7 +38,7 @@ def foreign_code(root: nn.Module) -> str | None:
     """What somebody put into a module that would not run if its parts were not called: a reason, or None.
 
     Looks at the parts below root: hooks, forward methods on instances, parametrizations, tensor subclasses. Hooks on
-    root itself run anyway.
+    root itself run anyway. The classes of all of them, root's too, must have the forward() of their library.
     """
     for name, part in root.named_modules():
         if part is root:
@@ -48,7 +50,9 @@ def foreign_code(root: nn.Module) -> str | None:
             if "forward" in vars(part):
                 return f"{name}.forward is overridden on the instance"
             tensors = [(f"{name}.{key}", value) for key, value in part._parameters.items()]
-        if hasattr(part, "parametrizations"):
+        if replaced(type(part)):
+            return f"{name or 'it'}: {type(part).__qualname__}.forward was replaced on the class"
+        if "parametrizations" in part._modules:
             return f"{name or 'it'} has parametrizations"
         for key, value in tensors:
             if value is not None and not _plain(value):
@@ -64,7 +68,7 @@ def _plain(tensor: Tensor) -> bool:
 
 
 class Structure:
-    """The submodules of a module, their classes, settings and hooks, at one moment.
+    """The submodules of a module, their classes and these' forward(), settings and hooks, at one moment.
 
     Values of parameters are none of its business: they are read anew by every pass.
     """
@@ -76,6 +80,8 @@ class Structure:
         self._sizes: list[tuple[dict, int]] = []
         self._hooks: list[tuple[nn.Module, str, tuple[int, ...]]] = []
         self._tensors: list[tuple[dict, str, type]] = []
+        kinds = {type(part) for part in root.modules()}
+        self._forwards = [(kind, kind.forward) for kind in kinds]
         for part in root.modules():
             self._types.append((part, type(part)))
             for name, value in vars(part).items():
@@ -90,6 +96,9 @@ class Structure:
         """True while nothing has changed."""
         for part, kind in self._types:
             if type(part) is not kind:
+                return False
+        for kind, forward in self._forwards:
+            if kind.forward is not forward:
                 return False
         for table, size in self._sizes:
             if len(table) != size:

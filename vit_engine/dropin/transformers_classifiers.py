@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..class_code import replaced
 from .attached import Attached
 from .describe import class_name
 from .parts import CLASS_TOKEN_ALONE, FusedBlock, first_token_of
@@ -34,10 +35,12 @@ class FusedClassifier(Attached):
         backbone: Any = getattr(model, attribute)
         if class_name(backbone) != class_name(model).rpartition(".")[0] + f".{kind}" or backbone.pooler is not None:
             return None
+        if replaced(type(model)):
+            return None
         for part in (backbone, backbone.layernorm):
             own = vars(part).get("forward")
             listening = only_listens(part._forward_hooks) and only_listens(part._forward_pre_hooks)
-            if not listening or not (own is None or isinstance(own, Attached)):
+            if not listening or not (own is None or isinstance(own, Attached)) or replaced(type(part)):
                 return None
         layers = getattr(backbone, "layers", None)
         if not isinstance(layers, nn.ModuleList) or not len(layers):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..class_code import replaced
 from .attached import Attached, counting_changes, differentiable, wants_gradient
 from .describe import Unsupported, class_name
 from .stem import Stem, check_images, patch_convolution, run_stem
@@ -44,7 +45,7 @@ def _conv(module: Any) -> nn.Conv2d:
             found = getattr(module, name)
             if isinstance(found, nn.Conv2d):
                 return patch_convolution(module, name)
-            own = class_name(found).startswith(f"{type(module).__module__}.")
+            own = class_name(found).startswith(f"{type(module).__module__}.") and not replaced(type(found))
             if not own or found._forward_hooks or found._forward_pre_hooks or "forward" in vars(found):
                 raise Unsupported(f"{name} has a hook or a forward() of its own, or is of another class", changed=True)
             return patch_convolution(found, "projection")
@@ -126,6 +127,8 @@ class FusedEmbeddings(Attached):
 
     def stem(self, interpolate: bool = False) -> Stem | str:
         module: Any = self.module
+        if replaced(type(module)):
+            return f"{type(module).__qualname__}.forward was replaced on the class"
         try:
             for name, child in module.named_children():
                 if name in ("patch_embedding", "patch_embeddings"):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..class_code import replaced
 from .attached import Attached, wants_gradient
 from .describe import Unsupported, class_name, required_norm
 from .parts import CLASS_TOKEN_ALONE, chain
@@ -22,11 +23,21 @@ _IDENTITY, _DROPOUT = "torch.nn.modules.linear.Identity", "torch.nn.modules.drop
 
 def _untouched(parent: nn.Module, *names: str) -> None:
     """Unsupported if a child is hooked, or its forward() replaced by anybody else: it will not be called."""
+    children = parent._modules
     for name in names:
-        child = getattr(parent, name)
-        fused = isinstance(vars(child).get("forward"), Attached)
-        if child._forward_hooks or child._forward_pre_hooks or ("forward" in vars(child) and not fused):
+        child: Any = children[name]
+        own = vars(child).get("forward")
+        if child._forward_hooks or child._forward_pre_hooks or not (own is None or isinstance(own, Attached)):
             raise Unsupported(f"{name} has a hook or a forward() of its own", changed=True)
+        if replaced(type(child)):
+            raise Unsupported(f"{name}: {type(child).__qualname__}.forward was replaced on the class", changed=True)
+
+
+def _own_methods(model: nn.Module, *names: str) -> None:
+    """Unsupported if somebody has replaced one of these methods on the model's class: they will not be called."""
+    for name in names:
+        if replaced(type(model), name):
+            raise Unsupported(f"{type(model).__qualname__}.{name} was replaced on the class", changed=True)
 
 
 def _chained(parent: nn.Module, name: str) -> None:
@@ -89,6 +100,7 @@ class FusedTimmFeatures(Attached):
 
     def stem(self) -> Stem | str:
         try:
+            _own_methods(self.module, "forward_features", "_pos_embed")
             _untouched(self.module, "blocks", "norm")
             _chained(self.module, "blocks")
             return _timm_stem(self.module)
@@ -162,6 +174,7 @@ class FusedTimmLogits(Attached):
         mine = vars(model)
         found = mine.get("forward_features")
         usual = class_name(model) == TIMM_MODELS[0] and not {"pool", "forward_head"} & mine.keys()
+        usual = usual and not any(replaced(type(model), name) for name in ("forward", "forward_head", "pool"))
         alone = usual and model.attn_pool is None and model.global_pool == "token"
         return found if alone and isinstance(found, FusedTimmFeatures) else None
 
@@ -194,6 +207,7 @@ class FusedTorchvision(Attached):
                 raise Unsupported(f"encoder is {class_name(encoder)}, expected torchvision's own")
             if "_process_input" in vars(model):
                 raise Unsupported("_process_input is overridden on the instance", changed=True)
+            _own_methods(model, "forward", "_process_input")
             _untouched(model, "conv_proj", "encoder")
             _untouched(encoder, "dropout", "layers", "ln")
             _chained(encoder, "layers")

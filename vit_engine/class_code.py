@@ -1,0 +1,37 @@
+"""Whether a class still has the method that its library gave it: `Attention.forward = mine` reaches every instance."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["replaced"]
+
+
+def replaced(kind: type, name: str = "forward") -> bool:
+    """Whether somebody has set another function as this method of a class, or of the base class that it is from.
+
+    The method of a class has the class's module and qualified name, and the code of it and of its decorators comes
+    from the package of that class or from torch (no_grad() and the like). functools.wraps() copies names, not code.
+    """
+    return _replaced(kind, name, getattr(kind, name))
+
+
+@lru_cache(maxsize=1024)  # asked before every pass
+def _replaced(kind: type, name: str, found: object) -> bool:
+    owner = next((one for one in kind.__mro__ if name in vars(one)), kind)
+    function: Any = vars(owner).get(name, found)
+    package = _package(owner.__module__)
+    while True:
+        if _package(getattr(function, "__globals__", {}).get("__name__")) not in (package, "torch"):
+            return True
+        if not hasattr(function, "__wrapped__"):
+            break
+        function = function.__wrapped__
+    # torch.nn.Module's own forward(), which only raises, goes by another name.
+    expected = (f"{owner.__qualname__}.{name}", "_forward_unimplemented")
+    return function.__module__ != owner.__module__ or function.__qualname__ not in expected
+
+
+def _package(module: Any) -> str:
+    return str(module).partition(".")[0]
