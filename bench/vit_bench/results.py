@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vit_bench.results_check import check_row, check_run
+
 FORMAT, VERSION = "vit-engine benchmark results", 1
 OURS = "vit-engine"  # the contender that others are compared with
 SUITES = ("kernels", "model", "attention")
@@ -52,8 +54,9 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Run:
-    """started: UTC, ISO 8601; command: as typed; environment: versions, GPU, driver, CPU, commit; datasheet: bytes/s
-    ("bandwidth") and FLOP/s ("half", "single") of the GPU's datasheet where it is known."""
+    """started: UTC, ISO 8601; command: as typed; environment: versions, GPU, driver, CPU, commit, and "times", whether
+    a benchmark's rows are "measured" or "compiled" (files of before lack it); datasheet: bytes/s ("bandwidth") and
+    FLOP/s ("half", "single") of the GPU's datasheet where it is known."""
 
     started: str
     command: str
@@ -147,7 +150,10 @@ class Results:
 
 
 def load(path: Path) -> Results:
-    """The results in a file. Raises ValueError, naming the file, for one that is none, or of another version."""
+    """The results in a file.
+
+    Raises ValueError, naming the file, for one that is none, or of another version, or whose values cannot be.
+    """
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -157,14 +163,19 @@ def load(path: Path) -> Results:
     if data.get("version") != VERSION:
         raise ValueError(f"{path}: version must be {VERSION}; got {data.get('version')!r}")
     try:
+        for name, check in (("runs", check_run), ("rows", check_row)):
+            for number, one in enumerate(data[name]):
+                check(one, f"{name}[{number}]")
         runs = [Run(**{**run, "ceilings": _made(Ceilings, run["ceilings"])}) for run in data["runs"]]
         rows = [
             # Files of before have no sustained times.
             Row(**row | {"seconds": _made(Spread, row["seconds"]), "sustained": _made(Sustained, row.get("sustained"))})
             for row in data["rows"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged benchmark results: {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged benchmark results: {error}") from error
     if bad := next((row for row in rows if not 0 <= row.run < len(runs)), None):
         raise ValueError(f"{path}: damaged benchmark results: {bad.case} belongs to run {bad.run} of {len(runs)}")
     return Results(runs, rows)

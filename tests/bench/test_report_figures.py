@@ -42,6 +42,20 @@ def test_the_latest_row_of_a_thing_counts_but_a_failure_forgets_nothing():
     assert book(gone, old).rows == [old] and book(gone).rows == [gone]
 
 
+def test_what_was_compiled_later_does_not_replace_what_was_measured():
+    old, new = compiled(modelled_s=1.0), compiled(modelled_s=2.0)
+    for measured in (row(), row(device="cpu", source="cpu")):
+        others = [replace(one, device=measured.device) for one in (old, new)]
+        assert book(measured, *others).rows == [measured] and book(*others, measured).rows == [measured]
+    assert book(old, new).rows == [new]
+
+
+def test_launches_that_were_compiled_are_shown_beside_a_whole_pass_that_was_measured():
+    given = book(compiled(), row(), row(batch=8), row(suite="kernels", case="kernels/x"))
+    assert given.passes == [compiled()] and models.breakdown(given) and models.timeline(given)
+    assert kernels.roofline(given) is not None
+
+
 def test_colours_are_ours_first():
     found = book(row("b"), row(), row("a"), row("b", batch=1)).colours
     assert found == {OURS: 0, "b": 1, "a": 2}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ KNOWN = replace(RUN, datasheet={"bandwidth": 3e12, "half": 1e15, "single": 5e13}
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    compiled = replace(ROW, source="compiled", seconds=None, code={"kernels": [{"registers": 128}]})
+    compiled = replace(ROW, source="compiled", seconds=None, code={"kernels": [_KERNEL | {"registers": 128}]})
     saved = Results([RUN, replace(RUN, ceilings=None)], [ROW, WITHOUT_A_PAUSE, compiled])
     save(saved, path)
     assert load(path) == saved
@@ -87,6 +88,56 @@ def test_other_files_are_refused_by_name(tmp_path: Path, text: str, words: str) 
     with pytest.raises(ValueError, match=words) as failure:
         load(path)
     assert str(path) in str(failure.value)
+
+
+def _with(row: dict[str, Any] | None = None, run: dict[str, Any] | None = None) -> str:
+    """A file of one run and one row with these values in place of right ones."""
+    rows, runs = [asdict(WITHOUT_A_PAUSE) | (row or {})], [asdict(KNOWN) | (run or {})]
+    return _changed(lambda data: data | {"runs": runs, "rows": rows})
+
+
+_KERNEL = {"launch": "qkv", "kernel": "k", "times": 1}
+_SPREAD = {"median": 0.002, "p20": 0.001, "p80": 0.004, "timings": 25}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (_with({"run": "x"}), "rows[0].run must be a whole number; got 'x'"),
+        (_with({"run": None}), "rows[0].run must be a whole number; got None"),
+        (_with({"seconds": _SPREAD | {"median": None}}), "rows[0].seconds.median must be a positive number; got None"),
+        (_with({"seconds": _SPREAD | {"median": "2"}}), "rows[0].seconds.median must be a positive number; got '2'"),
+        (_with({"seconds": _SPREAD | {"median": 0}}), "rows[0].seconds.median must be a positive number; got 0"),
+        (_with({"seconds": _SPREAD | {"p80": float("nan")}}), "rows[0].seconds.p80 must be a positive number; got nan"),
+        (_with({"seconds": 0.002}), "rows[0].seconds must be an object; got 0.002"),
+        (_with({"sustained": {"seconds": 0, "clock": 1}}), "rows[0].sustained.seconds must be a positive number"),
+        (_with({"modelled_s": 0}), "rows[0].modelled_s must be null or a positive number; got 0"),
+        (_with({"flops": "many"}), "rows[0].flops must be null or a number from 0 on; got 'many'"),
+        (_with({"code": None}), "rows[0].code must be an object; got None"),
+        (_with({"shape": None}), "rows[0].shape must be an object of numbers; got None"),
+        (_with({"code": {"kernels": {}}}), "rows[0].code.kernels must be a list; got {}"),
+        (_with({"code": {"kernels": [_KERNEL | {"bound_s": "1"}]}}), "rows[0].code.kernels[0].bound_s must be null or"),
+        (_with({"code": {"kernels": [{"kernel": "k", "times": 1}]}}), "kernels[0].launch must be a string; got None"),
+        (_with(run={"environment": None}), "runs[0].environment must be an object; got None"),
+        (_with(run={"ceilings": {"copy": 0, "matmul": {}}}), "runs[0].ceilings.copy must be a positive number; got 0"),
+        (_with(run={"datasheet": {"half": 0}}), "runs[0].datasheet must be null or an object of positive numbers"),
+        (_changed(lambda d: d | {"rows": ["row"]}), "rows[0] must be an object; got 'row'"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "damaged.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: damaged benchmark results: ")) as failure:
+        load(path)
+    assert words in str(failure.value)
+
+
+def test_an_error_may_be_infinite(tmp_path: Path) -> None:
+    """Of what came out wrong, and is not timed."""
+    path = tmp_path / "results.json"
+    wrong = replace(ROW, source="not run", seconds=None, reason="wrong result", errors={"row": float("inf")})
+    save(Results([RUN], [wrong]), path)
+    assert load(path).rows == [wrong]
 
 
 def test_only_what_was_measured_has_seconds() -> None:

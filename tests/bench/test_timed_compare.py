@@ -73,6 +73,55 @@ def test_only_ours_can_regress() -> None:
         compare([ROW], [replace(ROW, device="A100")])
 
 
+SLOW = timed(20, 18, 22)
+BOUND = replace(COMPILED, modelled_s=None)
+NOT_RUN = replace(ROW, source="not run", seconds=None, reason="wrong result")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratios", "failed"),
+    [
+        ([ROW], [SLOW, COMPILED], [2.0], True),
+        ([ROW], [COMPILED, SLOW], [2.0], True),
+        ([ROW, COMPILED], [ROW, replace(COMPILED, modelled_s=3.0)], [1.0, 1.5], True),
+        ([ROW, COMPILED], [COMPILED], [1.0], False),
+        ([BOUND], [replace(COMPILED, modelled_s=9.0)], [1.0], False),
+        ([ROW], [SLOW, NOT_RUN, timed(5, 4, 6)], [0.5], False),
+    ],
+    ids=["compiled later", "compiled before", "both kinds", "one kind left", "a model is new", "run again"],
+)
+def test_measured_and_compiled_rows_of_a_case_are_compared_apart(before, after, ratios, failed) -> None:
+    found = compare(before, after)
+    assert [one.ratio for one in found.changes] == ratios and found.failed is failed
+    assert not found.gone and not found.apart
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gone", "apart"),
+    [
+        ([ROW], [COMPILED], 0, 1),
+        ([COMPILED], [ROW], 0, 1),
+        ([COMPILED], [BOUND], 1, 0),
+        ([BOUND], [replace(BOUND, bound_s=None)], 1, 0),
+        ([COMPILED], [NOT_RUN], 1, 0),
+        ([ROW], [COMPILED, NOT_RUN], 1, 0),
+        ([NOT_RUN, ROW], [NOT_RUN], 1, 0),
+    ],
+    ids=["only compiled", "only measured", "no model", "no bound", "compiled no more", "none any more", "run once"],
+)
+def test_what_nobody_can_compare_fails_where_it_is_ours(before, after, gone, apart) -> None:
+    found = compare(before, after)
+    assert (len(found.changes), len(found.gone), len(found.apart), found.failed) == (0, gone, apart, True)
+    assert not found.only_before and not found.only_after, "each is said once"
+    timm = ([replace(row, contender="timm") for row in rows] for rows in (before, after))
+    assert not compare(*timm).failed
+
+
+def test_rows_of_one_run_alone_are_told_by_kind() -> None:
+    found = compare([ROW, COMPILED], [COMPILED, replace(ROW, case="new")])
+    assert found.only_before == [ROW] and [row.case for row in found.only_after] == ["new"]
+
+
 def test_runs_are_named_by_number() -> None:
     results = Results([RUN, RUN, RUN], [ROW, replace(ROW, run=1, case="second")])
     assert rows_of(results) == results.rows
@@ -95,6 +144,14 @@ def test_a_run_goes_on_only_where_it_began() -> None:
     newer = replace(RUN, environment=RUN.environment | {"versions": {"torch": "3"}})
     assert begin(results, newer, resume=True) == 2 and results.runs[2] == newer
     assert begin(results, RUN, resume=False) == 3
+
+
+def test_a_run_that_measures_does_not_go_on_with_one_that_compiles() -> None:
+    compiling, measuring = (
+        replace(RUN, environment=RUN.environment | {"times": how}) for how in ("compiled", "measured")
+    )
+    results = Results([compiling], [])
+    assert begin(results, measuring, resume=True) == 1 and begin(results, compiling, resume=True) == 0
 
 
 class Measures:
@@ -125,7 +182,7 @@ class Watch:
 def test_an_interrupted_run_keeps_what_it_has_and_goes_on_behind_it() -> None:
     cases, saved = select(("model",), ["vit_tiny_patch16_224"], [1, 8]), []
     names = [case.name for case in cases]
-    results, first = Results([RUN]), Measures(until=3)
+    results, first = Results([RUN, RUN]), Measures(until=3)
     job = Job(cases, ["fp16", "bf16"], first)
     with pytest.raises(KeyboardInterrupt):
         perform(job, results, 0, lambda: saved.append(len(results.rows)), Watch())
@@ -137,6 +194,26 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on_behind_it() -> None:
     third = Measures()
     perform(Job(cases, ["fp16"], third), results, 1, lambda: None, Watch())
     assert len(third.asked) == 2, "another run begins anew"
+
+
+@pytest.mark.parametrize(
+    ("times", "row", "asked"),
+    [
+        ("measured", COMPILED, 1),
+        ("measured", ROW, 0),
+        ("compiled", ROW, 1),
+        ("compiled", COMPILED, 0),
+        ("measured", NOT_RUN, 0),
+        (None, COMPILED, 0),
+    ],
+    ids=["compiled", "measured", "measured where compiled", "compiled there", "not run", "a run of before"],
+)
+def test_a_step_is_done_by_rows_of_the_runs_own_kind(times: str | None, row: Row, asked: int) -> None:
+    (case,) = select(("model",), ["vit_tiny_patch16_224"], [1])
+    run, measures = replace(RUN, environment=RUN.environment | ({"times": times} if times else {})), Measures()
+    results = Results([run], [replace(row, case=case.name)])
+    perform(Job([case], ["bf16"], measures), results, 0, lambda: None, Watch())
+    assert len(measures.asked) == asked
 
 
 def test_machines_are_called_by_what_is_known_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,19 @@ def test_runs_are_added_and_a_broken_off_one_goes_on(tmp_path: Path):
     assert len(table.read_text().splitlines()) == 1 + 6, "the rows of this run"
 
 
+def test_a_gpu_is_measured_although_it_was_compiled_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "r.json"
+    words = ["model", "--only", TINY, "--dtype", "bf16", "--out", str(out), "--resume"]
+    assert invoke(*words, "--gpu", "h100").exit_code == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(machine, "environment", lambda label: {"device": label, "gpu": {"name": "NVIDIA H100"}})
+    assert invoke(*words).exit_code == 0 and invoke(*words).exit_code == 0
+    assert invoke(*words, "--gpu", "h100").exit_code == 0
+    assert [(row.run, row.source) for row in load(out).rows if row.contender == OURS] == [(0, "compiled"), (1, "gpu")]
+    assert [run.environment["times"] for run in load(out).runs] == ["compiled", "measured"]
+
+
 def test_a_lost_gpu_ends_the_run_with_what_was_measured(tmp_path: Path):
     out = tmp_path / "r.json"
     Stub.fails = {TINY.replace("b1", "b8"): GpuLostError("timm left the GPU unusable: why", "timm", "why")}
@@ -304,15 +317,17 @@ def test_runs_of_one_file_are_named_by_number(tmp_path: Path):
     [
         ("missing.json", "missing.json: cannot be read as benchmark results"),
         ("a.json#5", "a.json: it has 1 runs, so run must be from -1 to 0; got 5"),
-        ("a.json#last", "a.json: invalid literal for int()"),
+        ("a.json#last", "a.json: run must be a number, such as 0 or -1; got 'last'"),
+        ("damaged.json", "damaged.json: damaged benchmark results: rows[0].run must be a whole number; got 'x'"),
         ("other.json", "no case, contender, device and dtype was measured or compiled in both"),
     ],
-    ids=["missing", "run", "number", "nothing shared"],
+    ids=["missing", "run", "number", "damaged", "nothing shared"],
 )
 def test_unusable_files_are_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, message: str):
     monkeypatch.chdir(tmp_path)
     saved(tmp_path / "a.json", 0.010)
     save(Results([Run("now", "bench", {})], [replace(ROW, device="A100")]), tmp_path / "other.json")
+    (tmp_path / "damaged.json").write_text((tmp_path / "a.json").read_text().replace('"run": 0', '"run": "x"'))
     result = invoke("--compare", "a.json", second)
     assert result.exit_code == 2 and message in printed(result)
 
@@ -324,3 +339,28 @@ def test_what_ours_does_not_do_any_more_is_a_regression(tmp_path: Path):
     result = invoke("--compare", str(before), str(after))
     assert result.exit_code == 1
     assert f"not run any more: {TINY}, vit-engine: wrong result, not timed" in result.output
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"source": "gpu"}, {}, "cannot be compared: {}: measured in the first, compiled in the second"),
+        ({}, {"modelled_s": None}, "gone: {}: the first has a modelled time or bound, the second has not"),
+    ],
+    ids=["measured, then compiled", "no model any more"],
+)
+def test_what_cannot_be_compared_is_said_and_fails(tmp_path: Path, first: Any, second: Any, message: str):
+    compiled_row = replace(ROW, source="compiled", seconds=None, modelled_s=0.02, bound_s=0.01)
+    for name, changes in (("a", first), ("b", second)):
+        row = ROW if changes.get("source") == "gpu" else replace(compiled_row, **changes)
+        save(Results([Run("now", "bench", {})], [row]), tmp_path / f"{name}.json")
+    result = invoke("--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert result.exit_code == 1 and message.format(f"{TINY}, vit-engine") in result.output
+
+
+def test_a_new_model_is_compared_by_its_bound(tmp_path: Path):
+    for name, modelled in (("a", None), ("b", 0.02)):
+        row = replace(ROW, source="compiled", seconds=None, modelled_s=modelled, bound_s=0.01)
+        save(Results([Run("now", "bench", {})], [row]), tmp_path / f"{name}.json")
+    result = invoke("--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert result.exit_code == 0 and "10.000 ms -> 10.000 ms, 1.000, modelled, same" in result.output

@@ -210,6 +210,35 @@ def test_what_was_measured_is_kept_and_gone_on_with(gpu, monkeypatch, tmp_path):
     assert again.points == []
 
 
+def test_another_dtype_is_not_done(gpu, monkeypatch, tmp_path):
+    words = ("attention", "--tokens", "64", "--heads", "12", "--out", str(tmp_path / "out.json"), "--resume")
+    for dtype, count in (("bf16", 2), ("fp16", 2), ("bf16", 0), ("fp16", 0)):
+        clock = Clock()
+        monkeypatch.setattr(attention_gpu, "measured_rows", clock)
+        invoke(*words, "--dtype", dtype)
+        assert len(clock.points) == count
+
+
+def test_a_profile_without_a_gpu_goes_on(compiling, monkeypatch, tmp_path):
+    out, asked = tmp_path / "out.json", []
+
+    def some(points: Any, *rest: Any) -> Any:
+        asked.append([point.tokens for point in points])
+        return compiled(points, *rest)
+
+    monkeypatch.setattr(attention, "compiled_rows", some)
+    for tokens in ("64", "64:96"):
+        invoke("attention", "--tokens", tokens, "--heads", "12", "--out", str(out), "--resume")
+    assert asked == [[64, 197], [96]]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    clock = Clock()
+    monkeypatch.setattr(attention_gpu, "measured_rows", clock)
+    invoke("attention", "--tokens", "64", "--heads", "12", "--out", str(out), "--resume")
+    assert len(clock.points) == 2, "on the GPU itself nothing was measured yet"
+
+
 def test_a_gpu_is_not_touched_where_another_is_modelled(gpu, monkeypatch):
     monkeypatch.setattr(attention, "compiled_rows", compiled)
     assert "modelled, not measured: A100" in invoke("attention", "--tokens", "64", "--heads", "12", "--gpu", "a100")

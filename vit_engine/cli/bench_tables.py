@@ -186,7 +186,13 @@ def compare_command(first: str, second: str) -> int:
         why = f": {change.why}" if change.why else ""
         typer.echo(f"regression: {change.before.case}, {change.before.contender}, {change.ratio:.3f}{why}")
     for row, other in found.gone:
-        typer.echo(f"not run any more: {row.case}, {row.contender}: {other.reason}")
+        if other.source == "not run":
+            typer.echo(f"not run any more: {row.case}, {row.contender}: {other.reason}")
+        else:
+            typer.echo(f"gone: {row.case}, {row.contender}: the first has a modelled time or bound, the second has not")
+    for row, other in found.apart:
+        sources = f"{_said(row)} in the first, {_said(other)} in the second"
+        typer.echo(f"cannot be compared: {row.case}, {row.contender}: {sources}")
     for rows, where in ((found.only_before, "first"), (found.only_after, "second")):
         if rows:
             typer.echo(f"only in the {where}: {len(rows)} rows")
@@ -203,19 +209,30 @@ def _rows(name: str) -> list[Row]:
     if "#" in name and not Path(name).exists():
         path, _, run = name.rpartition("#")
     try:
-        return rows_of(load(Path(path)), int(run) if run else None)
+        return rows_of(load(Path(path)), _number(run) if run else None)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
 
 
+def _number(run: str) -> int:
+    try:
+        return int(run)
+    except ValueError:
+        raise ValueError(f"run must be a number, such as 0 or -1; got {run!r}") from None
+
+
+def _said(row: Row) -> str:
+    return "compiled" if row.source == "compiled" else "measured"
+
+
 def _changed(change: Change) -> str:
+    from vit_bench.timed.compare import compiled_times
+
     before, after = change.before, change.after
+    times = (row.seconds.median if row.seconds is not None else None for row in (before, after))
+    first, second = times if change.kind == "measured" else compiled_times(before, after)
+    assert first is not None and second is not None
     spread = f" ({change.lowest:.3f} to {change.highest:.3f})" if change.kind == "measured" else ""
     found = f"{change.kind}, {change.verdict}" + (f": {change.why}" if change.why else "")
-    times = f"{_shown(before)} -> {_shown(after)}"
-    return f"{before.case}, {before.contender}, {before.dtype}: {times}, {change.ratio:.3f}{spread}, {found}"
-
-
-def _shown(row: Row) -> str:
-    seconds = row.seconds.median if row.seconds is not None else row.modelled_s or row.bound_s
-    return "" if seconds is None else _seconds(seconds)
+    shown = f"{_seconds(first)} -> {_seconds(second)}, {change.ratio:.3f}{spread}, {found}"
+    return f"{before.case}, {before.contender}, {before.dtype}: {shown}"

@@ -75,7 +75,7 @@ def attention_command(
     dtype: Dtype = "bf16",
     gpu: Gpu = "",
     out: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Leave out what --out has measured here.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out what --out has of this GPU and dtype.")] = False,
     csv: Csv = None,
     trace: Trace = None,
 ) -> None:
@@ -232,12 +232,14 @@ def _attention_rows(points: list[Point], where: _Where, model: str, step: Any) -
 
 
 def _left(points: list[Point], out: Path | None, where: _Where) -> list[Point]:
-    """The points that the file has no measured row of ours for on this GPU."""
+    """The points that the file has no row of ours for on this GPU: measured, or compiled where nothing is measured."""
     from vit_bench.results import OURS, Results, load
 
     before = load(out) if out is not None and out.exists() else Results()
-    done = {row.case for row in before.rows if row.seconds and (row.contender, row.device) == (OURS, where.name)}
-    return [point for point in points if str(point) not in done]
+    sources = ("gpu",) if where.gpu is not None else ("compiled",)
+    own = (row for row in before.rows if (row.contender, row.device) == (OURS, where.name) and row.source in sources)
+    done = {(row.case, row.dtype) for row in own}
+    return [point for point in points if (str(point), point.dtype) not in done]
 
 
 @contextmanager

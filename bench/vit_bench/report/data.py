@@ -42,22 +42,34 @@ class Section:
     intro: str = ""
 
 
+_STRENGTH = {"not run": 0, "compiled": 1, "cpu": 2, "gpu": 2}
+
+
+def _best(rows: Iterable[Row]) -> list[Row]:
+    """Of each key the latest row. What could not be run again, or was compiled for the same GPU later, is no reason to
+    forget what was measured before."""
+    latest: dict[Any, Row] = {}
+    for row in rows:
+        kept = latest.get(row.key)
+        if kept is None or _STRENGTH[row.source] >= _STRENGTH[kept.source]:
+            latest[row.key] = row
+    return list(latest.values())
+
+
 @dataclass
 class Book:
-    """All results together. rows: the latest of each key; colours: of contenders, ours 0."""
+    """All results together. rows: of each key the latest of the best evidence; passes: the same of those forward passes
+    that know their launches, which a benchmark that measures whole passes does not; colours: of contenders, ours 0."""
 
     results: Results
     rows: list[Row] = field(default_factory=list)
+    passes: list[Row] = field(default_factory=list)
     colours: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        latest: dict[Any, Row] = {}
-        for row in self.results.rows:
-            kept = latest.get(row.key)
-            # What could not be run again is no reason to forget what was measured before.
-            if kept is None or row.source != "not run" or kept.source == "not run":
-                latest[row.key] = row
-        self.rows = list(latest.values())
+        self.rows = _best(self.results.rows)
+        known = (row for row in self.results.rows if row.suite == "model" and len(kernels_of(row)) > 1)
+        self.passes = _best(known)
         others = [name for name in dict.fromkeys(row.contender for row in self.rows) if name != OURS]
         self.colours = {OURS: 0} | {name: 1 + number % (COLOURS - 1) for number, name in enumerate(others)}
 

@@ -61,7 +61,7 @@ def roofline(book: Book) -> Section | None:
 def _kernel_rows(book: Book) -> dict[tuple[str, str], list[Row]]:
     """By device and dtype: measured kernels where there are any, those of a forward pass otherwise."""
     found: dict[tuple[str, str], list[Row]] = {}
-    for row in book.rows:
+    for row in (*(row for row in book.rows if row.suite != "model"), *book.passes):
         if row.contender == OURS and row.source in ("gpu", "compiled") and list(_points(row)):
             found.setdefault((row.device, row.dtype), []).append(row)
     for key, rows in found.items():

@@ -179,7 +179,7 @@ def _memory_says(rows: Sequence[Row]) -> str:
 
 def _planned(book: Book) -> list[Row]:
     """Rows of ours that know their kernels: of one model, device and dtype, measured ones before others."""
-    rows = [row for row in book.rows if row.suite == "model" and row.contender == OURS and len(kernels_of(row)) > 1]
+    rows = [row for row in book.passes if row.contender == OURS]
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.model, row.device, row.dtype), []).append(row)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vit_bench.results import Results, Row, Run
+from vit_bench.results import SOURCES, Results, Row, Run
 from vit_bench.timed.shapes import Case
 
 
@@ -40,10 +40,15 @@ class Job:
         return [(case, dtype) for dtype in self.dtypes for case in self.cases]
 
 
+# By what `Run.environment` says of its times: where its rows may come from.
+_SOURCES = {"measured": ("gpu", "cpu"), "compiled": ("compiled",)}
+
+
 def begin(results: Results, run: Run, resume: bool) -> int:
     """The number of the run that rows are added to: a new one, or with resume the last one of the same machine.
 
-    The same machine: device, versions and kernel sources are equal, so that rows side by side mean the same.
+    The same machine: device, versions and kernel sources are equal, so that rows side by side mean the same. Compiled
+    rows carry the names of GPUs, too, so a run that measures does not go on with one that compiles for its GPU.
     """
     if resume:
         for number, before in reversed(list(enumerate(results.runs))):
@@ -54,7 +59,7 @@ def begin(results: Results, run: Run, resume: bool) -> int:
 
 
 def _comparable(run: Run) -> list[object]:
-    return [run.environment.get(name) for name in ("device", "versions", "kernel_sources")]
+    return [run.environment.get(name) for name in ("device", "versions", "kernel_sources", "times")]
 
 
 def perform(job: Job, results: Results, run: int, save: Callable[[], None], watch: Watch) -> None:
@@ -62,7 +67,9 @@ def perform(job: Job, results: Results, run: int, save: Callable[[], None], watc
 
     What interrupts it loses the case that is being measured and nothing else.
     """
-    done = {(row.case, row.dtype) for row in results.rows if row.run == run and row.device == job.measures.label}
+    sources = ("not run", *_SOURCES.get(results.runs[run].environment.get("times", ""), SOURCES))
+    own = [row for row in results.rows if row.run == run and row.device == job.measures.label]
+    done = {(row.case, row.dtype) for row in own if row.source in sources}
     steps = job.steps
     for number, (case, dtype) in enumerate(steps, 1):
         if (case.name, dtype) in done:
