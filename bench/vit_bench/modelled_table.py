@@ -4,7 +4,8 @@
     python -m vit_bench.modelled_table --print    # to the terminal alone
 
 Of each forward: the sum of modelled times (`vit_bench.modelled`; the larger bound for launches without a model), the
-sum of bounds, and the launches. What a launch itself costs is in none of them.
+sum of bounds, and the launches. The modelled time of a product holds what its launch costs, as seen on an H100; all
+others leave it out.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench.report_results import BASE, GPU, TINY, attention, compiled, kernel, results, row, run, spread
 from vit_bench.report import facts, kernels, models
-from vit_bench.report.data import Book, evidence, kernels_of, merged
+from vit_bench.report.data import Book, all_measured, evidence, kernels_of, merged
 from vit_bench.report.figures import Bars, Curves, Strips
 from vit_bench.report.sections import figures
 from vit_bench.results import OURS, Ceilings, Results, Row
@@ -73,7 +73,13 @@ def test_words_for_evidence():
     assert evidence([row()]) == f"measured on {GPU}"
     assert evidence([compiled()]) == f"modelled for {GPU}, nothing was timed"
     assert evidence([compiled(modelled_s=None)]) == f"bound of {GPU} by datasheet, nothing was timed"
-    assert evidence([row(), compiled(device="A100")]).startswith("measured on H100 SXM, A100; modelled for")
+    assert evidence([row(), compiled(device="A100")]) == "measured on H100 SXM; the rest modelled for A100"
+    bound = compiled(device="A100", modelled_s=None)
+    assert evidence([compiled(), bound]).endswith(
+        "SXM, nothing was timed; bound of A100 by datasheet, nothing was timed"
+    )
+    assert all_measured(evidence([row(), row(device="A100")])) and not all_measured(evidence([row(), bound]))
+    assert not all_measured(evidence([compiled()]))
 
 
 def test_a_kernels_time_is_measured_or_modelled_and_at_least_its_bound():
@@ -105,6 +111,17 @@ def test_no_winner_inside_the_noise():
     assert "batch 64, within the noise of other" in bars.says
     slower = figure(models.throughput(book(row(), row("other", seconds=spread(4e-3)))), Bars)
     assert "batch 64, 0.80 times the speed of other" in slower.says
+
+
+def test_our_own_variants_are_no_others():
+    graphed = row(f"{OURS}, CUDA graph", seconds=spread(1e-3), peak_bytes=10**6)
+    given = book(row(peak_bytes=2 * 10**6), graphed, row("timm", seconds=spread(7e-3), peak_bytes=4 * 10**6))
+    bars = figure(models.throughput(given), Bars)
+    assert bars.says == "Ours beside the fastest of the others: batch 64, 1.40 times the speed of timm."
+    assert figure(models.memory(given), Bars).says == "At batch 64 ours holds 0.50 times what timm does."
+    alone = book(row(peak_bytes=2 * 10**6), graphed)
+    assert "others" not in figure(models.throughput(alone), Bars).says
+    assert figure(models.memory(alone), Bars).says == ""
 
 
 def test_modelled_throughput_says_so():
@@ -148,6 +165,26 @@ def test_memory_is_compared_at_the_largest_batch():
     assert models.memory(book(row())) is None
 
 
+@pytest.mark.parametrize(
+    ("sources", "said", "hatched"),
+    [
+        (["gpu"], "measured on here", [False]),
+        (["cpu"], "counted from recorded allocations on here", [True]),
+        (["compiled"], "counted from recorded allocations, no GPU used", [True]),
+        (["gpu", "compiled"], "measured on here; the rest counted from recorded allocations", [False, True]),
+    ],
+    ids=["measured", "cpu", "compiled", "both"],
+)
+def test_memory_says_by_whom_it_was_counted(sources, said, hatched):
+    made = {"gpu": row, "cpu": row, "compiled": lambda batch, **changes: compiled(batch, **changes)}
+    rows = [
+        made[source](batch=8 * (n + 1), device="here", source=source, peak_bytes=10**6)
+        for n, source in enumerate(sources)
+    ]
+    bars = figure(models.memory(book(*rows)), Bars)
+    assert bars.evidence == said and [bar.modelled for _, group in bars.groups for bar in group] == hatched
+
+
 # --- where time goes ------------------------------------------------------------------------------------------------
 
 
@@ -155,14 +192,21 @@ def test_a_block_is_cut_by_its_kernels():
     section = models.breakdown(book(compiled(1), compiled(8)))
     strips = figure(section, Strips)
     assert [(label, total) for label, total, _ in strips.strips] == [
-        ("batch 1", "30.0 µs a block"),
-        ("batch 8", "240.0 µs a block"),
+        ("batch 1, modelled", "30.0 µs a block"),
+        ("batch 8, modelled", "240.0 µs a block"),
     ]
     parts = {part.name: part.value for part in strips.strips[0][2]}
     assert parts == pytest.approx({"qkv": 8e-6, "attention": 4e-6, "projection": 3e-6, "fc1": 9e-6, "fc2": 6e-6})
     assert strips.says == "At batch 8 most of it is fc1, 72 µs." and strips.evidence.startswith("modelled")
     assert section is not None and section.items[0].table is not None
     assert section.items[0].table.rows[0][:6] == ("1", "qkv", "qkv_kernel", "8.0", "27%", "4.0")
+
+
+def test_each_strip_says_whether_it_was_measured():
+    timed = [one | {"seconds": 3e-6} for one in compiled().code["kernels"]]
+    strips = figure(models.breakdown(book(compiled(1), row(batch=8, code={"kernels": timed}))), Strips)
+    assert [label for label, _, _ in strips.strips] == ["batch 1, modelled", "batch 8, measured"]
+    assert strips.evidence == f"measured on {GPU}; the rest modelled for {GPU}"
 
 
 def test_a_timeline_has_every_launch_of_the_pass_in_order():

@@ -124,6 +124,20 @@ def test_nothing_modelled_is_called_measured():
     assert "Nothing was timed or modelled." in empty and "<figure>" not in empty and "modelled at" not in empty
 
 
+def test_a_figure_that_is_measured_in_part_is_not_marked_as_measured():
+    timed = [one | {"seconds": 3e-6} for one in compiled().code["kernels"]]
+    for rows, marked in (((row(code={"kernels": timed}),), True), ((row(code={"kernels": timed}), compiled(1)), False)):
+        html = page(Results([run()], list(rows)))
+        (block,) = (one for one in html.split("<figure>") if "One encoder block" in one)
+        assert ('class="rung measured"' in block) is marked
+
+
+def test_the_names_of_an_environment_are_heads_of_rows(html):
+    section = html[html.index('<section id="environment">') :]
+    assert '<tr><th scope="row">command</th><td>' in section and "<tr><td>command" not in section
+    assert "<thead>" not in section and '<th scope="row">' not in html[: html.index('<section id="environment">')]
+
+
 def luminance(colour: str) -> float:
     parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]

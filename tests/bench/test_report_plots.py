@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.bench import child
-from tests.bench.report_results import attention, results, row, run
+from tests.bench.report_results import attention, compiled, results, row, run
 from vit_bench.report import readme_plot
 from vit_bench.report.data import Book
 from vit_bench.report.figures import Curves
@@ -51,6 +51,33 @@ def test_names_are_no_formulas(matplotlib, tmp_path):
     assert "costs $5 and $6_" in list(ElementTree.parse(path).getroot().itertext())
 
 
+def words_of(folder, name: str) -> set[str]:
+    """The texts of the plot whose file's name begins so."""
+    (path,) = folder.glob(f"{name}*.svg")
+    return {
+        element.text or "" for element in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")
+    }
+
+
+def test_logarithmic_axes_have_numbers(matplotlib, tmp_path):
+    from vit_bench.report.plots import write_plots
+
+    given = [compiled(1), *(attention(tokens) for tokens in (64, 197, 512))]
+    assert all(
+        "$" not in path.read_text() for path in write_plots(Results([run()], given), tmp_path) if "svg" in str(path)
+    )
+    assert {"30", "100", "300", "1,000"} <= words_of(tmp_path, "roofline")
+    assert {"64", "512"} <= words_of(tmp_path, "attention-over-tokens")
+
+
+def test_the_key_names_all_parts_of_a_colour(matplotlib, tmp_path):
+    from vit_bench.report.plots import write_plots
+
+    list(write_plots(Results([run()], [compiled(8)]), tmp_path))
+    words = words_of(tmp_path, "timeline")
+    assert {"stem, head", "qkv", "fc2"} <= words and "stem" not in words
+
+
 def picture() -> Curves:
     section = attention_section(Book(Results([run()], [attention(tokens) for tokens in (64, 197, 512)])))
     assert section is not None
@@ -64,6 +91,8 @@ def test_the_picture_stands_alone_and_says_what_it_rests_on():
     words = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert words[:2] == ["Attention by sequence length: 12 heads, head width 64, bf16", "Measured on H100 SXM"]
     assert "var(" not in drawn and "197" in words and "vit-engine" in words
+    label = ElementTree.fromstring(drawn).get("aria-label")
+    assert label == f"{words[0]}. {words[1]}.", "what a screen reader says"
 
 
 def test_the_picture_is_checked_against_its_file(tmp_path, monkeypatch, capsys):

@@ -144,6 +144,7 @@ def test_a_forward_pass_without_a_gpu(compiling, monkeypatch, tmp_path):
     assert "vit_base_patch16_224, batch 8, fp16; modelled, not measured: H100 SXM" in printed
     assert "qkv qkv x1 3.0 60.0%" in printed and "forward x3 5.0 100%" in printed
     assert "A pass without the profiler" not in printed
+    assert "The time of a product holds what its launch costs, as seen on an H100; the others leave it out." in printed
     assert {e["name"] for e in json.loads(path.read_text())["traceEvents"]} >= {"block 0", "qkv", "head"}
 
 

@@ -83,6 +83,10 @@ def _attention_table(console: Console, title: str, rows: Sequence[Row], peak: fl
     )
 
 
+# `vit_kernels.gemm_cycles` begins with cycles that an H100 showed; the other models and all bounds begin with none.
+LAUNCH_COST = "The time of a product holds what its launch costs, as seen on an H100; the others leave it out."
+
+
 def print_model(console: Console, shares: Sequence[Share], title: str, forward: float | None) -> None:
     """Where the time goes. forward: seconds of a pass without the profiler, None where nothing was measured."""
     rows = []
@@ -96,7 +100,7 @@ def print_model(console: Console, shares: Sequence[Share], title: str, forward: 
     rows.append(["forward", "", f"x{launches}", f"{total * 1e6:.1f}", "100%", *whole])
     note = "All launches of a pass together. Bound: by the datasheet, each launch at the larger of its two times."
     if forward is None:
-        note += " A launch without a model counts with its bound. What a launch itself costs is in none of them."
+        note += " A launch without a model counts with its bound. " + LAUNCH_COST
     heads = ("launch", "kernel", "times", "us", "share", "bound, us", "bound / time")
     print_table(console, title, note, heads, rows, texts=(0, 1))
     if forward is not None:

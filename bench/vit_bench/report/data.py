@@ -104,15 +104,25 @@ def merged(several: Iterable[Results]) -> Results:
 
 
 def evidence(rows: Sequence[Row]) -> str:
-    """On what figures of these rows rest."""
-    kinds = {evidence_of(row) for row in rows}
-    devices = ", ".join(dict.fromkeys(row.device for row in rows))
-    words = {
-        "measured": f"measured on {devices}",
-        "modelled": f"modelled for {devices}, nothing was timed",
-        "bound": f"bound of {devices} by datasheet, nothing was timed",
-    }
-    return "; ".join(said for kind, said in words.items() if kind in kinds)
+    """On what figures of these rows rest, and on which devices."""
+    devices: dict[str, dict[str, None]] = {}
+    for row in rows:
+        devices.setdefault(evidence_of(row), {})[row.device] = None
+    named = {kind: ", ".join(found) for kind, found in devices.items()}
+    if "measured" in named:
+        rest = {"modelled": "the rest modelled for {}", "bound": "the rest bound of {} by datasheet"}
+    else:
+        rest = {
+            "modelled": "modelled for {}, nothing was timed",
+            "bound": "bound of {} by datasheet, nothing was timed",
+        }
+    words = {"measured": "measured on {}", **rest}
+    return "; ".join(said.format(named[kind]) for kind, said in words.items() if kind in named)
+
+
+def all_measured(said: str) -> bool:
+    """Whether words of evidence say that every value was measured, and none of "the rest"."""
+    return said.startswith("measured") and "; the rest " not in said
 
 
 def kernels_of(row: Row) -> list[dict[str, Any]]:

@@ -125,14 +125,19 @@ def _named(part: Part, x: float, y: float, long: float, whole: float) -> list[st
     return []
 
 
-def _key(figure: Strips, inside: list[str], y: float, width: int) -> float:
-    """Colours and names of all parts; the height that it takes."""
+def names_of_colours(figure: Strips) -> dict[int, str]:
+    """All parts that have a colour: what lies outside of blocks shares one."""
     known = dict.fromkeys((part.name, part.colour) for _, _, parts in figure.strips for part in parts)
     names: dict[int, str] = {}
     for name, colour in known:
         names[colour] = f"{names[colour]}, {name}" if colour in names else name
+    return names
+
+
+def _key(figure: Strips, inside: list[str], y: float, width: int) -> float:
+    """Colours and names of all parts; the height that it takes."""
     x, top = 0.0, y
-    for colour, name in names.items():
+    for colour, name in names_of_colours(figure).items():
         if x and x + 22 + width_of(name, 12) > width:
             x, y = 0.0, y + 20
         inside.append(rectangle(x, y, 12, 12, f"f{colour}"))

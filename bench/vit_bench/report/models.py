@@ -19,6 +19,7 @@ from vit_bench.report.data import (
 )
 from vit_bench.report.figures import Bar, Bars, Part, Strips
 from vit_bench.results import OURS, Row, Spread
+from vit_bench.timed.compare import is_ours
 from vit_bench.timed.timing import verdict
 
 # Colours of the launches of a block: attention and the products around it are told apart, what lies outside is grey.
@@ -77,7 +78,7 @@ def _says(rows: Sequence[Row]) -> str:
     """Ours beside the fastest of the others at each batch size, or what is modelled at the largest."""
     said = []
     for batch, some in _by_batch(rows):
-        ours, others = some[0].seconds, [row for row in some[1:] if row.seconds]
+        ours, others = some[0].seconds, [row for row in some if row.seconds and not is_ours(row)]
         if some[0].contender != OURS or ours is None or not others:
             continue
         said.append(f"batch {batch}, {_beside(ours, others[0])}")
@@ -134,12 +135,11 @@ def memory(book: Book) -> Section | None:
     for key in dict.fromkeys((row.device, row.dtype, row.model) for row in rows):
         device, dtype, model = key
         own = [row for row in rows if (row.device, row.dtype, row.model) == key]
-        counted = any(row.source == "compiled" for row in own)
         figure = Bars(
             name=f"memory {model} {dtype} {device}",
             title=f"{model}, {dtype}",
             says=_memory_says(own),
-            evidence="counted from recorded allocations, no GPU used" if counted else f"measured on {device}",
+            evidence=_memory_evidence(own),
             unit="MB",
             limit_name="",
             groups=tuple(
@@ -166,14 +166,25 @@ def _sized(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
 
 def _memory_bar(book: Book, row: Row) -> Bar:
     size = (row.peak_bytes or 0) / 1e6
-    return Bar(row.contender, size, f"{size:,.0f} MB" if size >= 10 else f"{size:.2g} MB", book.colours[row.contender])
+    label = f"{size:,.0f} MB" if size >= 10 else f"{size:.2g} MB"
+    return Bar(row.contender, size, label, book.colours[row.contender], modelled=row.source != "gpu")
+
+
+def _memory_evidence(rows: Sequence[Row]) -> str:
+    """Rows are of one device: PyTorch's allocator knows a GPU's peak, everywhere else allocations are counted."""
+    device, sources = rows[0].device, {row.source for row in rows}
+    counted = "counted from recorded allocations"
+    if "gpu" in sources:
+        return f"measured on {device}" + (f"; the rest {counted}" if len(sources) > 1 else "")
+    return f"{counted} on {device}" if "cpu" in sources else f"{counted}, no GPU used"
 
 
 def _memory_says(rows: Sequence[Row]) -> str:
     batch, some = _sized(rows)[-1]
-    if some[0].contender != OURS or len(some) < 2:
+    other = next((row for row in some if not is_ours(row)), None)
+    if some[0].contender != OURS or other is None:
         return ""
-    ours, other = some[0].peak_bytes, some[1]
+    ours = some[0].peak_bytes
     return f"At batch {batch} ours holds {(ours or 0) / (other.peak_bytes or 1):.2f} times what {other.contender} does."
 
 
@@ -196,7 +207,7 @@ def breakdown(book: Book) -> Section | None:
         block = [one for one in kernels_of(row) if one["launch"] in _IN_BLOCK]
         total = sum(one["s"] for one in block)
         parts = tuple(Part(_name(one), one["s"], _hover(one), _PART_COLOURS.get(_name(one), _OUTSIDE)) for one in block)
-        strips.append((f"batch {row.images}", f"{microseconds(total)} µs a block", parts))
+        strips.append((f"batch {row.images}, {evidence_of(row)}", f"{microseconds(total)} µs a block", parts))
         table += [(str(row.images), *_kernel_cells(one, total)) for one in block]
     last = rows[-1]
     longest = max((one for one in kernels_of(last) if one["launch"] in _IN_BLOCK), key=lambda one: one["s"])

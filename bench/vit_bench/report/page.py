@@ -9,7 +9,7 @@ from html import escape
 
 from vit_bench.modelled import CLOCKS, how_far_off
 from vit_bench.profiling.times import evidence_of, seconds_of
-from vit_bench.report.data import Book, Item, Section, Table, rank
+from vit_bench.report.data import Book, Item, Section, Table, all_measured, rank
 from vit_bench.report.draw_bars import bars, strips
 from vit_bench.report.draw_curves import curves
 from vit_bench.report.figures import Bars, Curves, Figure
@@ -125,7 +125,7 @@ def _item(item: Item) -> str:
 def _figure(item: Item) -> str:
     figure = item.figure
     assert figure is not None
-    kind = "measured" if figure.evidence.startswith("measured") else ""
+    kind = "measured" if all_measured(figure.evidence) else ""
     said = f"<p>{escape(figure.says)}</p>" if figure.says else ""
     values = f"<details><summary>Values</summary>{_table(item.table)}</details>" if item.table else ""
     return (
@@ -148,12 +148,16 @@ def _tabled(item: Item) -> str:
 
 
 def _table(table: Table) -> str:
-    def cells(values: tuple[str, ...], tag: str) -> str:
+    """Without heads on top, as of an environment, the first cell of a row is its head."""
+
+    def cells(values: tuple[str, ...], *tags: str) -> str:
         return "".join(
-            f"<{tag}{' class=number' * (place in table.numbers)}>{escape(value)}</{tag}>"
-            for place, value in enumerate(values)
+            f"<{tag}{' class=number' * (place in table.numbers)}>{escape(value)}</{tag.split()[0]}>"
+            for place, (value, tag) in enumerate(zip(values, (*tags, *tags[-1:] * len(values)), strict=False))
         )
 
-    head = f"<thead><tr>{cells(table.heads, 'th')}</tr></thead>" if any(table.heads) else ""
-    rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in table.rows)
+    headed = any(table.heads)
+    head = f"<thead><tr>{cells(table.heads, 'th')}</tr></thead>" if headed else ""
+    first = ("td",) if headed else ('th scope="row"', "td")
+    rows = "".join(f"<tr>{cells(row, *first)}</tr>" for row in table.rows)
     return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{rows}</tbody></table></div>'

@@ -8,19 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from vit_bench.report.data import Book
-from vit_bench.report.draw_bars import single_bars
+from vit_bench.report.draw_bars import names_of_colours, single_bars
 from vit_bench.report.draw_curves import Box, along, free_place
 from vit_bench.report.figures import Bars, Curves, Dot, Figure, Line, Strips
 from vit_bench.report.sections import figures
 from vit_bench.report.style import DIM, GRID, INK, LIGHT, PAPER
-from vit_bench.report.svg import short
+from vit_bench.report.svg import logarithmic, short
 from vit_bench.results import Results
 
 _MARKS = ("o", "s", "^", "D")
 _SMALL = 7  # points
+_KEY = 40  # characters in a line of the names of one colour
 _SETTINGS: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
@@ -136,6 +138,9 @@ def _curves(axes: Any, figure: Curves) -> None:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
+    for axis, log in ((axes.xaxis, figure.x.log), (axes.yaxis, figure.y.log)):
+        if log:
+            _numbered(axis)
     if figure.x.ticks:
         ticks = figure.x.ticks if len(figure.x.ticks) < 12 else figure.x.ticks[::2]
         axes.set_xticks(ticks, [short(tick) for tick in ticks])
@@ -144,6 +149,15 @@ def _curves(axes: Any, figure: Curves) -> None:
     axes.set_ylabel(figure.y.label)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     _labels(axes, figure)
+
+
+def _numbered(axis: Any) -> None:
+    """Numbers of a logarithmic axis as on the page: matplotlib's own are formulas, which are off (see `_SETTINGS`)."""
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    axis.set_major_locator(FixedLocator(logarithmic(*sorted(axis.get_view_interval()), most=8)))
+    axis.set_major_formatter(lambda value, _: short(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _labels(axes: Any, figure: Curves) -> None:
@@ -184,15 +198,15 @@ def _line(axes: Any, one: Line) -> None:
 
 
 def _strips(axes: Any, figure: Strips) -> None:
-    known: set[int] = set()
+    names = names_of_colours(figure)
     for place, (_, total, parts) in enumerate(figure.strips):
         whole, at = sum(part.value for part in parts) or 1.0, 0.0
         for part in parts:
             share = part.value / whole
-            named = None if part.colour in known else part.name
-            known.add(part.colour)
+            named = names.pop(part.colour, None)  # once
+            label = None if named is None else fill(named, _KEY)
             axes.barh(
-                place, share, left=at, height=0.6, color=LIGHT[part.colour], edgecolor="white", lw=0.4, label=named
+                place, share, left=at, height=0.6, color=LIGHT[part.colour], edgecolor="white", lw=0.4, label=label
             )
             if share > 0.08:
                 axes.text(at + share / 2, place, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
@@ -205,4 +219,5 @@ def _strips(axes: Any, figure: Strips) -> None:
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(left=False)
-    axes.legend(frameon=False, fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.02))
+    columns = 6 if all(len(name) < _KEY for name in names_of_colours(figure).values()) else 3
+    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.02))

@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import vit_bench
@@ -52,14 +53,17 @@ def standalone(figure: Curves) -> str:
     colours = {"ink": INK, "dim": DIM, "paper": PAPER, "line": GRID} | {f"s{n}": one for n, one in enumerate(LIGHT)}
     style = re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], DRAWING)
     outer = f'viewBox="0 0 {WIDE + 2 * _EDGE} {height + _HEAD + _EDGE:g}"'
+    title = f"Attention by {figure.title[0].lower()}{figure.title[1:]}"
+    said = f"{figure.evidence[0].upper()}{figure.evidence[1:]}"
+    named = f'role="img" aria-label="{escape(f"{title}. {said}.")}"'
     placed = f'<svg x="{_EDGE}" y="{_HEAD}" width="{WIDE}" height="{height:g}"'
     return "\n".join(
         (
-            f'<svg xmlns="http://www.w3.org/2000/svg" {outer} font-family="system-ui, sans-serif" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {outer} font-family="system-ui, sans-serif" {named}>',
             f"<style>{style}</style>",
             f'<rect width="100%" height="100%" fill="{PAPER}"/>',
-            text(_EDGE, 30, f"Attention by {figure.title[0].lower()}{figure.title[1:]}", kind="strong"),
-            text(_EDGE, 49, f"{figure.evidence[0].upper()}{figure.evidence[1:]}", kind="small"),
+            text(_EDGE, 30, title, kind="strong"),
+            text(_EDGE, 49, said, kind="small"),
             inner.replace('<svg class="wide"', placed, 1),
             "</svg>\n",
         )
