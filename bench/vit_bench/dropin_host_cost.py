@@ -9,11 +9,12 @@ what such figures hold and what they leave out.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 import vit_engine
+from vit_bench.arguments import positive
 from vit_bench.recording import gpu, recording
 from vit_kernels.device import interpreting
 
@@ -113,12 +115,19 @@ def measure(name: str, rounds: int = 40, gpu_name: str = "sm_90") -> Cost:
         torch.set_num_threads(threads)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_bench.dropin_host_cost",
+        description=__doc__.splitlines()[0],  # type: ignore[union-attr]
+    )
+    parser.add_argument("--rounds", type=positive, default=40)
+    parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else")
+    options = parser.parse_args(arguments)
     if interpreting():
         print("TRITON_INTERPRET is set: unset it, the launch path is another one with it", file=sys.stderr)
         return 2
-    costs = [measure(name) for name in MODELS]
-    if "--json" in sys.argv[1:]:
+    costs = [measure(name, options.rounds) for name in MODELS]
+    if options.json:
         print(json.dumps([asdict(cost) | {"ratio": cost.ratio} for cost in costs]))
         return 0
     print(f"host time of a forward pass of {DEPTH} blocks, no GPU used")

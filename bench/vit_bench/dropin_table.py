@@ -143,11 +143,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what == "parity":
         print(json.dumps(_parity()))
         return 0
+    try:
+        before = options.readme.read_text(encoding="utf-8")
+        replaced(before, "", BEGIN, END)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))  # before minutes of measuring
     if options.what == "measure":
         measure(options.evidence)
-    before = options.readme.read_text(encoding="utf-8")
-    text = table(json.loads(options.evidence.read_text(encoding="utf-8")))
-    after = replaced(before, text, BEGIN, END)
+    try:
+        content = json.loads(options.evidence.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        parser.error(f"--evidence: {options.evidence} cannot be read: {error}")
+    after = replaced(before, table(content), BEGIN, END)
     if not options.check:
         options.readme.write_text(after, encoding="utf-8")
         return 0

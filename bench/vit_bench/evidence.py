@@ -47,11 +47,14 @@ Work = tuple[Case, AbstractContextManager[None]]
 
 
 def load_driver(name: str) -> Callable[..., AbstractContextManager[Any]]:
-    """The context manager behind "module:attribute"."""
+    """The context manager behind "module:attribute". Raises ValueError where there is none."""
     module, separator, attribute = name.partition(":")
     if not separator:
         raise ValueError(f"driver must be written MODULE:CONTEXTMANAGER; got {name!r}")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"driver {name!r} cannot be imported: {error}") from error
 
 
 # Five tiles: three and two of them whole on two SMs, one on each of four with a piece of the fifth. Of blocks of pixels
@@ -134,7 +137,10 @@ def _sessions(options: argparse.Namespace) -> list[tuple[int | None, Session, st
         return [(capability, partial(sanitized, capability), "cuda") for capability in options.capability]
     if not options.driver:
         raise SystemExit("emulated: name the driver, --driver MODULE:CONTEXTMANAGER")
-    driver = load_driver(options.driver)
+    try:
+        driver = load_driver(options.driver)
+    except ValueError as error:
+        raise SystemExit(f"emulated: {error}") from error
     return [(c, partial(driver, capability=c, races=True), "cpu") for c in options.capability]
 
 
@@ -191,6 +197,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers must be 1 or more; got {options.workers}")
+    if options.out.is_dir():
+        parser.error(f"--out must be a file; {options.out} is a folder")
+    try:
+        records.load(options.out)  # the records are merged into it, after hours
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     return options
 
 

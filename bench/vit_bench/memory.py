@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vit_engine
+from vit_bench.arguments import gpu_name, positive
 from vit_bench.dropin_launches import OneAttention, forget_replays
 from vit_bench.recording import gpu, recording
 from vit_kernels.device import interpreting
@@ -177,19 +178,33 @@ def _print(found: Memory) -> None:
                 print(f"      {nbytes / 1e6:8.1f} MB  {what}")
 
 
+def _refusal(model: str) -> str | None:
+    """Why there is no such model, if there is none."""
+    try:
+        from timm import is_model
+    except ImportError:
+        return "both are timm's model, and timm is not installed: pip install timm"
+    return None if is_model(model) else f"timm has no model {model!r}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vit_bench.memory", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--model", default="vit_base_patch16_224", help="timm's name")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
-    parser.add_argument("--gpu", default="sm_90")
-    parser.add_argument("--depth", type=int, help="encoder blocks; the model's own by default")
+    parser.add_argument("--gpu", type=gpu_name, default="sm_90")
+    parser.add_argument("--depth", type=positive, help="encoder blocks; the model's own by default")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args(arguments)
+    if why := _refusal(options.model):
+        parser.error(f"argument --model: {why}")
     if interpreting():
         print("TRITON_INTERPRET is set: unset it, nothing is compiled with it", file=sys.stderr)
         return 2
-    found = measure(options.model, options.batch, options.dtype, options.gpu, options.depth)
+    try:
+        found = measure(options.model, options.batch, options.dtype, options.gpu, options.depth)
+    except TypeError as error:  # accelerate() does not take it, or timm does not build it so deep
+        parser.error(f"argument --model: {options.model!r}: {error}")
     if options.json:
         print(json.dumps(asdict(found)))
     else:

@@ -74,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--print", action="store_true", help="change no file")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     options = parser.parse_args(arguments)
+    if not options.print:
+        try:
+            replaced(options.readme.read_text(encoding="utf-8"), "", BEGIN, END)  # said before the minutes of compiling
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     lines = []
     for line in rows():
         print(line, flush=True)

@@ -143,10 +143,13 @@ def today() -> str:
 
 
 def load(path: Path) -> list[Record]:
-    """The records of an evidence file; none when the file does not exist."""
+    """The records of an evidence file; none when the file does not exist. Raises ValueError for one that is damaged."""
     if not path.is_file():
         return []
-    return [Record(**record) for record in json.loads(path.read_text(encoding="utf-8"))["records"]]
+    try:
+        return [Record(**record) for record in json.loads(path.read_text(encoding="utf-8"))["records"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as evidence: {error!r}") from error
 
 
 def merge(path: Path, rung: str, new: list[Record]) -> None:

@@ -92,8 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     hashes = {kernel: records.source_hash(kernel) for kernel in records.KERNELS}
-    before = options.readme.read_text(encoding="utf-8")
-    after = replaced(before, table(shown(options.evidence, hashes)))
+    try:
+        before = options.readme.read_text(encoding="utf-8")
+        after = replaced(before, table(shown(options.evidence, hashes)))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if not options.check:
         options.readme.write_text(after, encoding="utf-8")
         return 0

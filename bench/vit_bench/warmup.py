@@ -164,11 +164,16 @@ def compile_model(
     """Compiles all kernels of a model (see `find`) for a GPU (see `recording.gpu`) and these batch sizes into a folder.
 
     dtype: "fp32", "fp16" or "bf16"; tuned: the tuned file that the server will use. Raises ValueError for names that
-    are not known, a folder that is not empty, and a tuned file that does not count there.
+    are not known, models that the kernels do not run, a folder that is not empty, and a tuned file that does not count
+    there.
     """
     check_empty(Path(into))
     table = None if tuned is None else tuned_for(tuned, gpu_name)
-    warmed = find(model)(DTYPES[dtype])
+    try:
+        warmed = find(model)(DTYPES[dtype])
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # What libraries raise for names that they do not have, and accelerate() for models that it does not take.
+        raise ValueError(f"model {model!r} cannot be compiled: {error}") from error
     files = kernels_of(warmed, gpu_name, batches, DTYPES[dtype], table)
     shapes = [(batch, *warmed.size) for batch in batches]
     return save_kernels(into, files, model=model, dtype=dtype, shapes=shapes, gpu=gpu_facts(gpu(gpu_name)))

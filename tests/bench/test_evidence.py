@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.bench.child import run
 from tests.rung import DEVICE, DTYPES, RUNG, child_environment
 from vit_bench import records
 from vit_bench.cases import CASES, cases_for, merged_stats, partial_stats, run_case
-from vit_bench.evidence import joined
+from vit_bench.evidence import joined, load_driver, main
 
 
 @pytest.mark.sanitize
@@ -134,6 +135,30 @@ def test_bfloat16_is_not_claimed_from_the_interpreter(tmp_path: Path) -> None:
     assert not (tmp_path / "x.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "must be written MODULE:CONTEXTMANAGER; got 'nowhere'"),
+        ("nope:nope", "driver 'nope:nope' cannot be imported: No module named 'nope'"),
+        ("json:nope", "driver 'json:nope' cannot be imported: module 'json' has no attribute 'nope'"),
+    ],
+)
+def test_a_driver_that_is_not_there_is_named(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load_driver(name)
+
+
+def test_a_file_that_cannot_take_records_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "damaged.json"
+    for path, words in ((tmp_path, "is a folder"), (damaged, "damaged.json: cannot be read as evidence")):
+        for text in ("{}", "[]", "no json", '{"records": [{}]}', '{"records": 1}'):
+            damaged.write_text(text)
+            with pytest.raises(SystemExit) as ended:
+                main(["executed", "--out", str(path)])
+            assert ended.value.code == 2 and words in capsys.readouterr().err
+            assert damaged.read_text() == text
+
+
 @pytest.mark.compiled
 def test_a_rung_without_its_means_says_so(tmp_path: Path) -> None:
     def message(*arguments: str) -> str:
@@ -145,6 +170,7 @@ def test_a_rung_without_its_means_says_so(tmp_path: Path) -> None:
     assert "set TRITON_INTERPRET=1" in message("interpreted")
     assert "name the driver" in message("emulated")
     assert "must be written MODULE:CONTEXTMANAGER" in message("emulated", "--driver", "nowhere")
+    assert message("emulated", "--driver", "nope:nope").startswith("emulated: driver 'nope:nope' cannot be imported")
     if RUNG != "executed":
         assert "finds no CUDA GPU" in message("executed")
 

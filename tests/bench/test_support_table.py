@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_bench import records, support_table
+from vit_bench import dropin_table, modelled_table, records, support_table
 
 ROOT = Path(__file__).resolve().parents[2]
 HASHES: dict[str, str] = dict.fromkeys(records.KERNELS, "current")
@@ -102,6 +102,38 @@ def test_check_fails_on_a_stale_table_and_passes_after_writing(
 def test_a_readme_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold the two marker lines once"):
         support_table.replaced("# Title\n", "table")
+
+
+@pytest.mark.parametrize(
+    "main", [support_table.main, dropin_table.main, modelled_table.main], ids=lambda m: m.__module__
+)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "No such file"), ("# Title\n", "must hold the two marker lines once")],
+    ids=["no README", "no markers"],
+)
+def test_without_a_place_for_the_table_nothing_is_done(main, text, words, tmp_path, capsys) -> None:
+    path = tmp_path / "README.md"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["--readme", str(path)])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_damaged_evidence_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = readme(tmp_path, "")
+    for name, text in (("compiled", "[]"), ("dropin", "no json")):
+        (tmp_path / f"{name}.json").write_text(text)
+    drop_in = f"{dropin_table.BEGIN}\n{dropin_table.END}\n"
+    path.write_text(path.read_text() + drop_in)
+    for main, options, words in (
+        (support_table.main, ["--evidence", str(tmp_path)], "compiled.json: cannot be read as evidence"),
+        (dropin_table.main, ["--evidence", str(tmp_path / "dropin.json")], "dropin.json cannot be read"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["--readme", str(path), *options])
+        assert ended.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_the_committed_readme_is_fresh() -> None:

@@ -121,6 +121,9 @@ def test_names_of_cases_are_listed():
         (["--gpu", "h300"], "Invalid value for --gpu: gpu must be one of sm_80"),
         (["--model", "vit_giant"], "Invalid value for --model: 'vit_giant' matches nothing in the table of shapes"),
         (["--batch", "2"], "Invalid value for --batch: 2 matches nothing"),
+        (["--batch", "0"], "Invalid value for --batch: 0 matches nothing"),
+        (["--list", "--batch", "0"], "Invalid value for --batch: 0 matches nothing"),
+        (["--list", "--only", ""], "Invalid value for --only: '' matches nothing"),
         (["--batch", "1", "2"], "Invalid value for --batch: 2 matches nothing"),
         (["model", "8"], "Invalid value for SUITE: 8: numbers of images belong behind --batch"),
         (["--only", "speed"], "Invalid value for --only: 'speed' matches nothing"),
@@ -128,8 +131,9 @@ def test_names_of_cases_are_listed():
         (["--resume"], "Invalid value for --resume: there is nothing to go on with"),
         (["--out", "/no/such/folder/r.json"], "Invalid value for --out: /no/such/folder/r.json: its folder does not"),
         (["--csv", "/no/such/folder/r.csv"], "Invalid value for --csv: /no/such/folder/r.csv: its folder does not"),
+        (["--out", "/"], "Invalid value for --out: /: is a folder, and a file is to be written"),
+        (["--csv", "/"], "Invalid value for --csv: /: is a folder, and a file is to be written"),
     ],
-    ids=["suite", "dtype", "gpu", "model", "batch", "batches", "stray", "only", "nothing", "resume", "out", "csv"],
 )
 def test_what_cannot_be_meant_is_refused_by_option(words: Sequence[str], message: str):
     result = invoke(*words)

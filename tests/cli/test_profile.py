@@ -270,6 +270,9 @@ def test_a_forward_pass_on_a_gpu(gpu, monkeypatch, tmp_path):
         (("model", "--out", "/no/such/a.json"), ("--out", "/no/such/a.json: its folder does not exist")),
         (("model", "--trace", "/no/such/a.json"), ("--trace", "its folder does not exist")),
         (("attention", "--csv", "/no/such/a.csv"), ("--csv", "its folder does not exist")),
+        (("model", "--out", "/"), ("--out", "/: is a folder, and a file is to be written")),
+        (("model", "--trace", "/"), ("--trace", "/: is a folder, and a file is to be written")),
+        (("attention", "--csv", "/"), ("--csv", "/: is a folder, and a file is to be written")),
         (("model", "--out", __file__), ("--out", "cannot be read as benchmark results")),
     ],
 )

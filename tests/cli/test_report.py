@@ -87,6 +87,9 @@ def test_without_matplotlib_plots_are_refused_before_anything_is_done(out, tmp_p
         (("--model", "vit_bas"), ("--model", "vit_base_patch32_224")),
         (("--gpu", "voodoo"), ("--gpu", "'voodoo'")),
         (("--out", "/no/such/page.html"), ("--out", "its folder does not exist")),
+        (("--out", "/"), ("--out", "/: is a folder, and a file is to be written")),
+        (("--plots", "/dev/null"), ("--plots", "/dev/null is no folder")),
+        (("--plots", "/dev/null/plots"), ("--plots", "/dev/null is no folder")),
     ],
 )
 def test_wrong_options_are_refused(monkeypatch, words, said):

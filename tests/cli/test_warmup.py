@@ -73,6 +73,24 @@ def test_wrong_options_are_named(
     assert words in " ".join(result.output.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("timm:nope", "model 'timm:nope' cannot be compiled: Unknown model (nope)"),
+        ("timm:resnet18", "model 'timm:resnet18' cannot be compiled:"),
+        ("torchvision:nope", "model 'torchvision:nope' cannot be compiled:"),
+    ],
+)
+def test_a_model_that_cannot_be_compiled_is_named(
+    model: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip(model.partition(":")[0])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    result = invoke(tmp_path / "a", model=model)
+    assert result.exit_code == 2 and not (tmp_path / "a").exists()
+    assert words in " ".join(result.output.replace("│", " ").split())
+
+
 def test_a_tuned_file_is_passed_on_and_one_that_cannot_count_is_refused(
     compiled: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

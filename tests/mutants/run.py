@@ -111,8 +111,7 @@ def selected(arguments: argparse.Namespace, root: Path) -> list[Mutant]:
     chosen = named.mutants(root)[:: arguments.every] if arguments.named else []
     chosen += sample(arguments.count, arguments.seed, root)
     if arguments.survivors:
-        left = report.survivors(json.loads(arguments.survivors.read_text()))
-        chosen = [mutant for mutant in chosen if mutant.id in left]
+        chosen = [mutant for mutant in chosen if mutant.id in arguments.left]
     return chosen
 
 
@@ -130,6 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks.add_argument("--no-control", action="store_true", help="no run without a fault")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "mutants.json")
     arguments = parser.parse_args(argv)
+    if arguments.survivors is not None:
+        try:
+            arguments.left = report.survivors(json.loads(arguments.survivors.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser.error(f"--survivors: {arguments.survivors} cannot be read as a report: {error!r}")
 
     forks.preload()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

@@ -123,3 +123,13 @@ def test_a_test_that_hangs_is_stopped(original, tmp_path):
 def test_an_empty_selection_is_no_catch(original, tmp_path):
     with pytest.raises(RuntimeError, match="pytest ended with status 4"):
         Run(Tree(original, tmp_path / "tree").path, ("tests/no_such_file.py",)).poll(block=True)
+
+
+@pytest.mark.parametrize("text", [None, "no json", "[]", "{}"], ids=["missing", "text", "list", "no mutants"])
+def test_a_report_that_is_none_is_refused_before_anything_runs(text, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--survivors", str(path)])
+    assert ended.value.code == 2 and f"{path} cannot be read as a report" in capsys.readouterr().err

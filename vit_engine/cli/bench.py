@@ -14,6 +14,7 @@ import typer
 
 from .inspect import compile_in_child
 from .interrupt import INTERRUPTED, termination_as_interrupt
+from .outputs import check_file
 
 if TYPE_CHECKING:
     from vit_bench.results import Run
@@ -134,15 +135,14 @@ def _bench(wanted: _Wanted, gpu: str, out: Path | None, csv: Path | None, resume
 
     from .bench_tables import Lines, print_not_run
 
+    check_file("--out", out)
+    check_file("--csv", csv)
     results = Results()
     if out is not None and out.exists():
         try:
             results = load(out)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--out") from error
-    for option, path in (("--out", out), ("--csv", csv)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{path}: its folder does not exist", param_hint=option)
     jobs = _jobs(wanted, gpu)
     if not any(job.cases for job, _ in jobs):
         raise typer.BadParameter("no case has all that was asked for; see --list", param_hint="--only")

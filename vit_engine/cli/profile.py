@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .inspect import compile_in_child
+from .outputs import check_file
 from .tables import plain_console
 
 if TYPE_CHECKING:
@@ -179,9 +180,7 @@ def _check_files(options: dict[str, Any]) -> None:
     from vit_bench.results import load
 
     for name in ("out", "csv", "trace"):
-        path = options.get(name)
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"{path}: its folder does not exist", param_hint=f"--{name}")
+        check_file(f"--{name}", options.get(name))
     out = options.get("out")
     if out is not None and out.exists():
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .inspect import compile_in_child
+from .outputs import check_file
 
 if TYPE_CHECKING:
     from vit_bench.results import Results
@@ -32,9 +33,9 @@ def report_command(
     Every figure says whether it was measured or modelled. Without files the page is made from compiled code, bounds and
     modelled times, on any machine.
     """
-    if not out.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{out}: its folder does not exist", param_hint="--out")
+    check_file("--out", out)
     if plots is not None:
+        _check_folder(plots)
         _need_matplotlib()
     if results:
         _write(_loaded(results), out, plots)
@@ -46,6 +47,13 @@ def report_command(
         words = ["--out", str(out), *(["--plots", str(plots)] if plots else [])]
         raise typer.Exit(compile_in_child(["report", *words, "--model", model, "--gpu", gpu, "--dtype", dtype]))
     _write(_compiled(model, gpu, dtype), out, plots)
+
+
+def _check_folder(plots: Path) -> None:
+    """Refuses a path that is, or goes through, something that is no folder: it could not be made."""
+    there = next(path for path in (plots.absolute(), *plots.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise typer.BadParameter(f"{plots}: {there} is no folder", param_hint="--plots")
 
 
 def _need_matplotlib() -> None:

@@ -165,8 +165,8 @@ def select(
         ("batches", batches, BATCHES.__contains__),
         ("only", only, lambda one: any(fnmatch.fnmatchcase(case.name, one) for case in table())),
     ):
-        if bad := next((one for one in values if not has(one)), None):
-            raise ValueError(argument, f"{bad!r} matches nothing in the table of shapes{_allowed(argument)}")
+        if bad := [one for one in values if not has(one)]:
+            raise ValueError(argument, f"{bad[0]!r} matches nothing in the table of shapes{_allowed(argument)}")
     heads = {(MODELS[name].num_heads, MODELS[name].head_dim) for name in known}
 
     def wanted(case: Case) -> bool:
