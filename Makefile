@@ -43,7 +43,7 @@ matrix:
 	$(PYTHON) -m vit_bench.compile_matrix --json out/matrix.json --table out/matrix.md \
 	    --evidence bench/evidence/compiled.json
 
-# All of sm_80 and sm_90, and a pairwise sample of the other generations.
+# All of sm_90, and a pairwise sample of the other generations.
 matrix-quick:
 	$(PYTHON) -m vit_bench.compile_matrix --quick --json out/matrix.json --table out/matrix.md
 

@@ -246,7 +246,8 @@ def _read(path: Path, config: ViTConfig, allow_pickle: bool) -> _Source:
         if not allow_pickle:
             raise CheckpointError(
                 f"{path} is refused: {suffix} files are pickles, which can run code when they are read. Convert it to "
-                "safetensors, or pass allow_pickle=True to read it with torch.load(weights_only=True)"
+                "safetensors, or read it in Python, with torch.load(weights_only=True): load_checkpoint(model, path, "
+                "allow_pickle=True)"
             )
         return _Source(*_under_timms_names(_read_pickle(path)), [], None, "bicubic")
     raise CheckpointError(f"{path}: unknown format {suffix!r}; a checkpoint is *.safetensors or *.npz")

@@ -33,6 +33,7 @@ def attention_packed(
     The same bits as `attention` on one sequence with its length as `key_lengths`, where both get the same tile.
 
     Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the kernels cannot reach.
+    Source: arXiv 2307.06304 (sequences packed into one); within one, arXiv 1706.03762, equation 1.
     """
     check_packing(q, k, v, cu_seqlens, max_seqlen)
     one_image = [x[None] for x in (q, k, v)]

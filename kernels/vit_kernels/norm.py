@@ -112,9 +112,12 @@ def layer_norm_kernel(
 def row_stats(x: torch.Tensor) -> torch.Tensor:
     """Mean and sum of squared deviations of every row, in fp32.
 
+        mean_m = 1/N sum_n x_mn        M2_m = sum_n (x_mn - mean_m)^2
+
     x [M, N] fp32, fp16 or bf16 with any strides -> stats [2, 1, M] fp32: stats[0, 0] the means, stats[1, 0] the M2.
     This is the one-partial form of the statistics that `linear(..., emit_stats=True)` writes for its result.
-    Raises TypeError or ValueError that names the argument; N must be at least 1.
+    N must be at least 1. Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the
+    kernels cannot reach. Source: arXiv 1607.06450, equation 3, whose sigma is sqrt(M2/N).
     """
     check_floating("x", x, 2)
     m, n = x.shape
@@ -160,9 +163,13 @@ def layer_norm(
 ) -> torch.Tensor:
     """LayerNorm (kind "layer") or RMSNorm (kind "rms") over the last axis.
 
+        layer: y = (x - mean) / sqrt(M2/N + eps) * weight + bias       (mean and M2 as `row_stats` has them)
+        rms:   y = x / sqrt(1/N sum_n x_n^2 + eps) * weight + bias
+
     x [M, N] fp32, fp16 or bf16 with any strides; weight (gamma), bias (beta) [N] or None -> y [M, N] contiguous, in the
     dtype of x. Statistics, gamma and beta are applied in fp32 and rounded once.
-    Raises TypeError or ValueError that names the argument.
+    Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the kernels cannot reach.
+    Source: arXiv 1607.06450, equations 3 and 4; RMSNorm: arXiv 1910.07467, equation 4.
     """
     check_floating("x", x, 2)
     check_choice("kind", kind, ("layer", "rms"))

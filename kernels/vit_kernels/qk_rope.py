@@ -259,6 +259,9 @@ def qk_rope(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys, normalised per head (norm "layer" or "rms") and rotated (cos and sin), for `attention`.
 
+        y = x' cos + rot(x') sin, where x' = norm(x) as `layer_norm` has it, over a head's D columns, with the weight
+        and bias of q or k, and rot turns each pair of columns (a, b) into (-b, a); y = x' for the first `prefix` tokens
+
     q [B, N, H, D], k [B, N, Hk, D] fp32, fp16 or bf16 with any strides, views of a packed projection [B, N, 3, H, D]
     among them; D from 1 to 128, even where cos is given -> (q, k) of the same shapes and dtype, contiguous.
     q_weight, q_bias, k_weight, k_bias [D] or None: of the norms. cos, sin: both or neither; [N - prefix, D],
@@ -266,7 +269,8 @@ def qk_rope(
     `prefix` tokens (class, registers) are only normalised. interleaved: pairs of columns are neighbours, as in timm's
     `rot`, and not D/2 apart, as in Hugging Face's `rotate_half`; cos and sin have D columns either way.
     Weights, cos and sin in any of the three dtypes, with any strides. All is computed in fp32 and rounded once.
-    Raises TypeError or ValueError that names the argument.
+    Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the kernels cannot reach.
+    Source: arXiv 2302.05442 (normalised queries and keys); arXiv 2104.09864, equation 34 (rotation).
     """
     tables = check_qk_rope(q, k, norm, q_weight, q_bias, k_weight, k_bias, eps, cos, sin, interleaved, prefix)
     batch, tokens, heads, width = q.shape

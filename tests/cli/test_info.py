@@ -10,10 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 import vit_engine
+from vit_bench.records import KERNELS
 from vit_engine.cli import info, report
 from vit_engine.cli.app import app
 
-OPERATIONS = ["patch_embed", "attention", "linear", "layer_norm", "mlp"]
+OPERATIONS = ["patch_embed", "attention", "linear", "row_stats", "layer_norm", "mlp", "qk_rope"]
 
 
 def shown(*arguments):
@@ -59,6 +60,10 @@ def test_without_a_gpu(machine):
     text = shown()
     assert "none that PyTorch can use" in text
     assert all(f"\n{operation:<12} torch" in text for operation in OPERATIONS)
+
+
+def test_no_kernel_is_missing():
+    assert list(info._IN_PYTORCH) == list(KERNELS)
 
 
 def test_with_a_gpu_that_runs_the_kernels(machine):

@@ -13,8 +13,10 @@ _IN_PYTORCH = {
     "patch_embed": "F.conv2d, additions for class token and positions",
     "attention": "F.scaled_dot_product_attention",
     "linear": "F.linear after F.layer_norm, activation and residual on their own",
+    "row_stats": "F.layer_norm, which takes its own statistics",
     "layer_norm": "F.layer_norm",
     "mlp": "F.layer_norm, F.linear twice, activation and residual on their own",
+    "qk_rope": "F.layer_norm or F.rms_norm, products with cos and sin",
 }
 
 
