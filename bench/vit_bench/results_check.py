@@ -54,7 +54,7 @@ def _matmul(value: Any) -> bool:
     return value is not None and _rates(value)
 
 
-_WORDS = {
+_WORDS: dict[Check, str] = {
     _text: "a string",
     _table: "an object",
     _positive: "a positive number",

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.compiled
 
 
 def test_host_time_is_below_that_of_eager_dispatch() -> None:
-    """Measured 0.3 of it for timm and torchvision, 0.7 to 0.8 for transformers, whose own loop over the blocks stays."""
+    """Measured 0.3 of it for timm and torchvision, 0.7 to 0.8 for transformers, whose own loop stays."""
     costs = run("""
         import json
         from vit_bench.dropin_host_cost import MODELS, measure

@@ -205,7 +205,8 @@ def _run_of(job: Job, is_compiled: bool) -> Run:
     from vit_bench.timed.measured import Measuring
 
     measured = job.measures if isinstance(job.measures, Measuring) else None
-    environment = machine.environment(job.measures.label) | {"times": "compiled" if is_compiled else "measured"}
+    environment = machine.environment(job.measures.label)
+    environment["times"] = "compiled" if is_compiled else "measured"
     command = " ".join(["vit-engine", *sys.argv[1:]])
     if measured is None or is_compiled:
         return Run(now(), command, environment)
