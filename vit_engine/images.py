@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -170,8 +171,10 @@ def load_image(
                     size = f"{image.width} x {image.height} pixels"
                     raise ImageError(path, f"{size} exceed the limit of {max_pixels} (possible decompression bomb)")
                 note = _note(image)
+                samples = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
                 image.load()
-                flat = _upright(_to_8_bit(image, "L" if channels == 1 else "RGB", fill), image)
+                keyed = _key_as_decoded(image, samples, file)
+                flat = _upright(_to_8_bit(keyed, "L" if channels == 1 else "RGB", fill), image)
         fitted = _fit(flat, height, width, resize, crop_fraction, fill)
     except ImageError:
         raise
@@ -242,6 +245,28 @@ def _upright(pixels: Image.Image, source: Image.Image) -> Image.Image:
         return pixels  # Metadata that cannot be read says nothing about the pixels, which could.
     method = _UPRIGHT.get(orientation)
     return pixels if method is None else pixels.transpose(method)
+
+
+def _key_as_decoded(image: Image.Image, samples: str, file: IO[bytes]) -> Image.Image:
+    """A PNG whose transparent value is given in samples as they are in the file, for pixels that Pillow has scaled.
+
+    samples: Pillow's name for them. Of 2 or 4 bits the value is scaled as they were; of RGB in 16 bits Pillow keeps the
+    high bytes, so that the low ones are read once more, and what is transparent becomes an alpha channel.
+    """
+    key = image.info.get("transparency")
+    if samples in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2 ** int(samples[-1]) - 1)
+    if samples == "RGB;16B" and isinstance(key, tuple):
+        file.seek(0)
+        with Image.open(file, formats=["PNG"]) as again:
+            again.tile = [(*again.tile[0][:3], "RGB;16L")]  # type: ignore[list-item]
+            again.load()
+            values = np.asarray(image).astype(np.int64) * 256 + np.asarray(again)
+        alpha = np.where((values == key).all(-1), 0, 255).astype(np.uint8)
+        image = image.copy()
+        del image.info["transparency"]
+        image.putalpha(Image.fromarray(alpha))
+    return image
 
 
 def _to_8_bit(image: Image.Image, mode: str, background: tuple[int, int, int]) -> Image.Image:
