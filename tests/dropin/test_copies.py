@@ -130,3 +130,14 @@ def test_a_part_of_a_larger_model() -> None:
         assert "mlp" in launches_of(lambda: ours(images(1)))
     vit_engine.restore(ours.backbone)
     assert not list(attached_to(ours))
+
+
+@torch.no_grad()
+def test_restoring_a_shallow_copy_leaves_the_original_its_own() -> None:
+    theirs, ours = pair(timm_model, depth=1)
+    twin = vit_engine.restore(copy.copy(ours))
+    assert not {"forward", "forward_features"} & set(vars(twin))
+    assert {"forward", "forward_features"} <= set(vars(ours))
+    close(twin(images(1)), theirs(images(1)))
+    close(ours(images(1)), theirs(images(1)))
+    assert not list(attached_to(vit_engine.restore(ours)))

@@ -179,22 +179,27 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
 
 def attached_to(model: nn.Module) -> Iterator[Attached]:
     """What accelerate() has set on the modules of a model, in the order of the modules, outer before inner."""
+    return (attached for _, attached in _places(model))
+
+
+def _places(model: nn.Module) -> Iterator[tuple[nn.Module, Attached]]:
+    """The same, each with the module that it is set on."""
     for part in model.modules():
         for method in ("forward", "forward_features"):
             found = vars(part).get(method)
             if isinstance(found, Attached):
-                yield found
+                yield part, found
             if isinstance(found, Graphed) and found.inner is not None:
-                yield found.inner
+                yield part, found.inner
 
 
 def restore(model: nn.Module) -> nn.Module:
     """Undoes accelerate(): every module gets its own methods back. Returns the model; one that was never accelerated
-    stays as it is."""
+    stays as it is. A shallow copy (copy.copy) shares its submodules with the original: those are restored in both."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
-    for attached in list(attached_to(model)):
-        attached.detach()
+    for module, attached in list(_places(model)):
+        attached.detach(module)
     return model
 
 

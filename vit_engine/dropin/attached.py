@@ -110,8 +110,9 @@ class Attached:
         if self.method not in vars(self.module):
             setattr(self.module, self.method, self)
 
-    def detach(self) -> None:
-        delattr(self.module, self.method)
+    def detach(self, module: nn.Module) -> None:
+        """From the module it is found on: a shallow copy has it, too, and is not the one it stands in for."""
+        delattr(module, self.method)
 
     def forget(self) -> None:
         """Forgets what was kept of earlier passes."""

@@ -52,10 +52,10 @@ class Graphed(Attached):
             self.inner = found
             setattr(self.module, self.method, self)
 
-    def detach(self) -> None:
-        super().detach()
+    def detach(self, module: nn.Module) -> None:
+        super().detach(module)
         if self.inner is not None:
-            setattr(self.module, self.method, self.inner)
+            setattr(module, self.method, self.inner)
 
     def forget(self) -> None:
         self.graphs.clear()
