@@ -164,7 +164,14 @@ def save_checkpoint(model: ViT, path: str | os.PathLike[str], metadata: Mapping[
             raise ValueError(f"save_checkpoint: metadata key {key!r} is reserved")
         header[key] = value
     header[CONFIG_KEY] = json.dumps(model.config.to_dict())
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        # A file has no shared memory: of parameters that are one and the same it gets copies.
+        tensors[name] = plain.clone() if storage in written else plain
+        written.add(storage)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata=header)

@@ -332,3 +332,11 @@ def test_tensors_that_cannot_be_copied_leave_the_model_alone(
     tensors["mask_token"] = torch.zeros(1, 48)  # DINOv2's names
     with pytest.raises(CheckpointError, match="holds tensors that are not usable"):
         load_checkpoint(model, tmp_path / "m.pth", allow_pickle=True)
+
+
+def test_parameters_that_share_memory_are_written_one_by_one(tmp_path: Path) -> None:
+    model = small_vit()
+    model.blocks[1].norm1.weight = model.blocks[0].norm1.weight  # type: ignore[union-attr]
+    model.blocks[1].mlp.fc1.bias.data = model.blocks[0].mlp.fc1.bias.data[:]  # type: ignore[union-attr]
+    save_checkpoint(model, tmp_path / "tied.safetensors")
+    assert equal(load_model(tmp_path / "tied.safetensors"), model)
