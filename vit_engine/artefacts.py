@@ -139,12 +139,17 @@ def _read(path: Path) -> Manifest:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtefactError(f"{path} is missing: {path.parent} was not written by `vit-engine warmup`") from None
-    except ValueError as error:
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} is no JSON file: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ArtefactError(f"{path} must have format {FORMAT}, which this version of the package reads")
     try:
         manifest = Manifest(**{name: value for name, value in found.items() if name != "format"})
+        for name in ("gpu", "versions", "files"):
+            if not isinstance(getattr(manifest, name), dict):
+                raise TypeError(f"{name} must be an object, got {getattr(manifest, name)!r:.80}")
         strange = [name for name in manifest.files if not _FILE.fullmatch(name)]
     except (TypeError, AttributeError) as error:
         raise ArtefactError(f"{path} does not have the fields of a manifest: {error}") from None

@@ -62,6 +62,18 @@ def cut_the_manifest(folder: Path) -> None:
     path.write_text(path.read_text()[:-20])
 
 
+def deep_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 200_000)
+
+
+def whole_manifest(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
 def in_manifest(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "manifest.json"
@@ -92,6 +104,11 @@ def in_manifest(**changes: Any) -> Callable[[Path], None]:
         (in_manifest(versions={"new": "1"}), "new is 1 there and missing here"),
         (in_manifest(gpu={"sm_count": 114}), "sm_count is 114 there and 132 here"),
         (in_manifest(gpu={"capability": 80}), "capability is 80 there and 90 here"),
+        (whole_manifest(gpu=[90]), r"gpu must be an object, got \[90\]"),
+        (whole_manifest(gpu=None), "gpu must be an object, got None"),
+        (whole_manifest(versions=None), "versions must be an object, got None"),
+        (whole_manifest(files=["KEY1/a.cubin"]), "files must be an object, got "),
+        (deep_manifest, "manifest.json is no JSON file: maximum recursion depth"),
         (in_manifest(shapes=None), "does not have the fields of a manifest"),
         (in_manifest(files={"../../KEY3/c.json": "0"}), r"must list files KEY/NAME.*\.\./\.\./KEY3"),
         (in_manifest(files={"KEY3/c_kernel.json": "0"}), "KEY3/c_kernel.json is in the manifest and cannot be read"),
@@ -223,3 +240,9 @@ def test_models_of_every_library(tmp_path: Path) -> None:
     names = ["vit_tiny_patch16_224", "timm:vit_tiny_patch16_224", "torchvision:vit_b_32", f"transformers:{local}"]
     for name, (kernels, compiled, _) in run((PREPARE + SERVE).format(**prepared(tmp_path, names, local))).items():
         assert compiled == [] and kernels >= 5, name
+
+
+def test_a_file_is_no_folder_of_kernels(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtefactError, match=r"file/manifest\.json cannot be read: Not a directory"):
+        load_kernels(tmp_path / "file")
