@@ -87,10 +87,12 @@ class PatchEmbed(nn.Module):
 
     def check(self, images: Tensor) -> None:
         """Raises ValueError or TypeError, naming what came and what is allowed, unless forward() takes these images."""
-        channels, weight = self.config.in_channels, self.proj.weight
-        if images.dim() != 4 or images.shape[1] != channels:
-            raise ValueError(f"images must be [B, {channels}, H, W], got {list(images.shape)}")
-        height, width = images.shape[-2:]
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+        channels, weight, shape = self.config.in_channels, self.proj.weight, images.shape
+        if len(shape) != 4 or shape[1] != channels:
+            raise ValueError(f"images must be [B, {channels}, H, W], got {list(shape)}")
+        height, width = shape[2:]
         patch_height, patch_width = self.patch_hw
         if height % patch_height or width % patch_width or not height or not width:
             raise ValueError(

@@ -1,12 +1,14 @@
 import copy
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
-from tests.engine.redraw import SMALL, images, redraw, relative
+from tests.engine.redraw import SMALL, images, redraw, relative, small_vit
 from vit_engine.config import ACTIVATIONS, ViTConfig
 from vit_engine.layers import Attention, Block, DropPath, LayerScale, Mlp, PatchEmbed, activate
 
@@ -195,3 +197,11 @@ def test_dropout_only_in_training(rate: str) -> None:
     assert torch.equal(layer(x), layer(x))
     layer.train()
     assert not torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize("images", [None, [[0.0]], np.zeros((1, 3, 32, 32))], ids=["None", "list", "numpy"])
+def test_what_is_no_tensor_is_named(images: object) -> None:
+    model: Any = small_vit()
+    for call in (model, model.forward_features, model.patch_embed):
+        with pytest.raises(TypeError, match=rf"images must be a torch\.Tensor, got {type(images).__name__}"):
+            call(images)
