@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.cli.support import only_object
-from vit_engine import digits
+from vit_engine import digits, load_model, save_checkpoint
 
 
 def test_true_labels_from_a_file(run, some, monkeypatch):
@@ -53,6 +53,7 @@ def test_class_names(run, some, tmp_path, name, content):
     [
         ("l.txt", "a\nb\n", "2 class names for a model with 10 classes"),
         ("l.json", "{", "not valid JSON"),
+        ("l.json", "[" * 200_000, "not valid JSON"),
         ("l.json", "[1]", "must be a list of names"),
         ("l.json", '{"0": "a", "2": "b"}', "numbers must run from 0 to 1"),
         ("l.json", '{"a": 0, "b": "c"}', "must map numbers to names or names to numbers"),
@@ -68,3 +69,24 @@ def test_unusable_class_names(run, some, tmp_path, name, content, text):
     assert text in result.stderr
     assert result.stderr.startswith("vit-engine run: ")
     assert result.stdout == ""
+
+
+def test_labels_in_the_metadata_that_are_no_json_name_their_file(run, some, tmp_path):
+    save_checkpoint(load_model(digits.CHECKPOINT), tmp_path / "odd.safetensors", {"labels": "zero, one"})
+    result = run(some, "--checkpoint", tmp_path / "odd.safetensors", code=2)
+    assert "odd.safetensors, labels in its metadata: not valid JSON" in result.stderr
+
+
+def test_a_field_that_is_too_long_names_its_file_and_line(run, some, tmp_path):
+    (tmp_path / "truth.csv").write_text("file,label\na.png,1\n" + "x" * 140_000 + ",2\n")
+    result = run(some, "--truth", tmp_path / "truth.csv", code=2)
+    assert "truth.csv: behind line 2: field larger than field limit" in result.stderr
+
+
+def test_a_truth_file_without_any_of_the_images_is_told(run, some, tmp_path):
+    lines = [f"{path.name},0" for path in sorted(some.iterdir())]
+    for folder, told in ((tmp_path, True), (some, False)):
+        truth = folder / "truth.csv"
+        truth.write_text("\n".join(["file,label", *lines]))
+        result = run(some, "--truth", truth)
+        assert (f"no image is named in {truth} (names count from {folder})" in result.stderr) is told

@@ -234,6 +234,8 @@ def test_precisions_of_the_run_and_of_the_comparison(run, some, monkeypatch, dty
         (["--backend", "interpret"], "meta", "the interpreter runs on the CPU, not on meta"),
         (["--backend", "triton"], "cpu", "backend 'triton' cannot run"),
         ([], "gpu", "--device gpu: no such kind of device"),
+        ([], "xpu", "--device xpu: "),
+        ([], "meta", "--device meta: it computes no values; use auto, cpu"),
         ([], "cuda:7", "--device cuda:7: PyTorch sees 0 GPUs here"),
     ],
 )

@@ -11,7 +11,7 @@ from vit_engine.images import load_image
 
 
 def png(bits: int, colour: int, width: int, row: bytes, key: bytes) -> bytes:
-    """One row of samples (colour: 0 grey, 2 RGB) with a transparent value, written by hand: Pillow has no such writer."""
+    """One row of samples (colour: 0 grey, 2 RGB) with a transparent value; Pillow cannot write these."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -21,15 +21,15 @@ def read_labels(path: Path) -> list[str]:
     text = _read(path)
     if path.suffix.lower() != ".json":
         return text.splitlines()
+    return labels_from_json(text, str(path))
+
+
+def labels_from_json(text: str, source: str) -> list[str]:
+    """Class names from a JSON text; ``source`` is named in the LabelError raised for any other structure."""
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise LabelError(f"{path}: not valid JSON: {error}") from error
-    return labels_from_json(content, str(path))
-
-
-def labels_from_json(content: Any, source: str) -> list[str]:
-    """Class names from what a JSON text held; ``source`` is named in the LabelError raised for any other structure."""
+    except (ValueError, RecursionError) as error:
+        raise LabelError(f"{source}: not valid JSON: {error}") from error
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return content
     if not isinstance(content, dict) or not content:
@@ -55,9 +55,12 @@ def _last_name(value: Any, source: str) -> str:
 def read_truth(path: Path) -> dict[Path, str]:
     """True labels from a CSV file with the columns ``file`` (relative to the CSV file's folder) and ``label``."""
     rows = csv.DictReader(_read(path).splitlines())
-    if not {"file", "label"} <= set(rows.fieldnames or ()):
-        raise LabelError(f"{path}: must be a CSV file with the columns file and label")
-    return {(path.parent / (row["file"] or "")).resolve(): row["label"] or "" for row in rows}
+    try:
+        if not {"file", "label"} <= set(rows.fieldnames or ()):
+            raise LabelError(f"{path}: must be a CSV file with the columns file and label")
+        return {(path.parent / (row["file"] or "")).resolve(): row["label"] or "" for row in rows}
+    except (csv.Error, OSError) as error:
+        raise LabelError(f"{path}: behind line {rows.line_num}: {error}") from error
 
 
 def _read(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +58,7 @@ def execute(options: Options) -> tuple[int, dict[str, Any]]:
         raise UsageError("Triton's interpreter computes bfloat16 wrongly: use --dtype fp32 or fp16 with it")
     if options.backend == "interpret" and device.type != "cpu":
         raise UsageError(f"the interpreter runs on the CPU, not on {device}: add --device cpu")
+    _check_device(device)
     with _usage_errors(), warnings.catch_warnings():
         # Pillow warns about odd metadata and large images; what matters of it becomes one line per file.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -107,6 +107,9 @@ def _inputs(options: Options) -> tuple[list[Path], list[ImageError], dict[Path, 
     truth = {} if options.truth is None else read_truth(options.truth)
     if options.images:
         paths, errors = find_images(options.images)
+        if options.truth is not None and paths and not any(path.resolve() in truth for path in paths):
+            folder = options.truth.parent
+            print(f"vit-engine run: no image is named in {options.truth} (names count from {folder})", file=sys.stderr)
         return paths, errors, truth
     if options.checkpoint is not None:
         raise UsageError("--checkpoint needs images: name files or folders")
@@ -128,6 +131,17 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _check_device(device: torch.device) -> None:
+    """Raises UsageError unless tensors can have values there."""
+    if device.type == "meta":
+        raise UsageError(f"--device {device}: it computes no values; use auto, cpu, cuda or cuda:N")
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # a PyTorch built without that kind of device says so in many ways
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"--device {device}: {reason}; use auto, cpu, cuda or cuda:N") from error
+
+
 def _labels_for(model: ViT, options: Options, labels: Sequence[str] | None) -> Sequence[str] | None:
     classes = model.config.num_classes
     if not classes:
@@ -136,7 +150,7 @@ def _labels_for(model: ViT, options: Options, labels: Sequence[str] | None) -> S
         return digits.LABELS
     if labels is None and options.checkpoint is not None and options.checkpoint.suffix.lower() == ".safetensors":
         text = read_metadata(options.checkpoint).get("labels")
-        labels = None if text is None else labels_from_json(json.loads(text), str(options.checkpoint))
+        labels = None if text is None else labels_from_json(text, f"{options.checkpoint}, labels in its metadata")
     if labels is not None and len(labels) != classes:
         raise UsageError(f"{len(labels)} class names for a model with {classes} classes")
     return labels
