@@ -25,6 +25,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "launch": (f"{KERNELS}/test_launching.py", f"{KERNELS}/test_norm.py", "tests/engine/test_replay.py"),
     "linear": (
         f"{KERNELS}/test_linear.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
+        f"{KERNELS}/test_linear_columns.py", f"{KERNELS}/test_linear_staying.py",
         f"{LARGE}::test_linear_reads", f"{LARGE}::test_linear_writes_rows",
     ),
     "linear_epilogue": (
