@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["replaced"]
+__all__ = ["constant_in_graphs", "replaced"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def constant_in_graphs(function: Function) -> Function:
+    """As torch.compiler.assume_constant_result, but without importing torch._dynamo, which takes its time."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
 def replaced(kind: type, name: str = "forward") -> bool:
     """Whether somebody has set another function as this method of a class, or of the base class that it is from.
 
@@ -23,14 +33,18 @@ def _replaced(kind: type, name: str, found: object) -> bool:
     function: Any = vars(owner).get(name, found)
     package = _package(owner.__module__)
     while True:
-        if _package(getattr(function, "__globals__", {}).get("__name__")) not in (package, "torch"):
+        home = _package(getattr(function, "__globals__", {}).get("__name__"))
+        if home != package and home != "torch":
             return True
         if not hasattr(function, "__wrapped__"):
             break
         function = function.__wrapped__
+    if function.__module__ != owner.__module__:
+        return True
+    # In parts: a traced graph compares whole qualified names wrongly (PyTorch 2.14).
+    home, _, own = function.__qualname__.rpartition(".")
     # torch.nn.Module's own forward(), which only raises, goes by another name.
-    expected = (f"{owner.__qualname__}.{name}", "_forward_unimplemented")
-    return function.__module__ != owner.__module__ or function.__qualname__ not in expected
+    return own != "_forward_unimplemented" and (home != owner.__qualname__ or own != name)
 
 
 def _package(module: Any) -> str:

@@ -11,6 +11,7 @@ import pytest
 import timm.layers
 import timm.models.vision_transformer as timm_vit
 import torch
+import torch._dynamo
 import torchvision.models.vision_transformer as torchvision_vit
 import transformers
 from torch import Tensor, nn
@@ -166,6 +167,29 @@ def test_a_forward_replaced_while_gradients_are_wanted(monkeypatch: pytest.Monke
         ours(x)
         monkeypatch.setattr(nn.GELU, "forward", mixed(nn.GELU.forward))
         close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("build", [timm_model, torchvision_model, hf_classifier], ids=lambda build: build.__name__)
+@torch.no_grad()
+def test_classes_in_a_traced_graph(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = build(**ONE_BLOCK[build])
+    ours, x = vit_engine.accelerate(copy.deepcopy(theirs)), images(1)
+    for patched in (False, True):
+        torch._dynamo.reset()
+        if patched:
+            monkeypatch.setattr(nn.Linear, "forward", mixed(nn.Linear.forward))
+        seen: list[str] = []
+
+        def count(graph: torch.fx.GraphModule, example: Any, seen: list[str] = seen) -> Any:
+            seen += [str(node.target) for node in graph.graph.nodes]
+            return graph.forward
+
+        compiled: Any = torch.compile(ours, backend=count, fullgraph=True)
+        close(compiled(x), theirs(x))
+        assert any("vit_engine.attention" in name for name in seen) is not patched
+        assert any("vit_engine.patch_embed" in name for name in seen)
+    compiled = torch.compile(replaced, backend="eager")
+    assert compiled(nn.Linear) and not compiled(nn.LayerNorm)
 
 
 class Own(nn.Module):

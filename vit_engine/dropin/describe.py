@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ __all__ = [
     "gamma",
     "linear",
     "norm",
+    "norm_of",
     "required_norm",
     "source",
 ]
@@ -138,9 +138,13 @@ def _quantised(layer: nn.Module) -> bool:
     return packed or (isinstance(weight, Tensor) and not weight.is_floating_point())
 
 
-def norm(parent: nn.Module | SimpleNamespace, name: str) -> Norm | None:
+def norm(parent: nn.Module, name: str) -> Norm | None:
     """A LayerNorm or RMSNorm over the last dimension, None for Identity."""
-    module: Any = getattr(parent, name)
+    return norm_of(getattr(parent, name), name)
+
+
+def norm_of(module: Any, name: str) -> Norm | None:
+    """The same for the module itself. name: what Unsupported calls it."""
     found = class_name(module)
     if found == _IDENTITY:
         return None

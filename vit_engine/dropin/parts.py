@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..encoder_block import AttentionInputs, Norm, apply_norm, run_block
 from .attached import Attached, State, any_requires_grad, counting_changes, differentiable, wants_gradient
-from .describe import Block, Made, Unsupported, class_name, norm
+from .describe import Block, Made, Unsupported, class_name, norm_of
 from .described import Described
 from .structure import foreign_code, only_listens
 from .timm_blocks import REFUSED, TIMM_BLOCKS
@@ -188,7 +187,7 @@ class FusedNorm(Attached):
 
     def _norm(self) -> Norm | str:
         try:
-            return norm(SimpleNamespace(it=self.module), "it") or "it is Identity"
+            return norm_of(self.module, "it") or "it is Identity"
         except Unsupported as refusal:
             return str(refusal)
 
