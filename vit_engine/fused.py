@@ -44,7 +44,9 @@ def forward(model: ViT, images: Tensor) -> Tensor:
         return _classify_token(model, _repeated(model, "class token", images, lambda: _class_token(model, images)))
     if model.attn_pool is not None and isinstance(model.pre_logits, nn.Identity):
         return _repeated(model, "forward", images, lambda: forward_head(model, _normed(model, _encode(model, images))))
-    return forward_head(model, _normed(model, encode(model, images)))
+    return forward_head(
+        model, _normed(model, _repeated(model, "encode for the head", images, lambda: _encode(model, images)))
+    )
 
 
 def forward_head(model: ViT, tokens: Tensor, pre_logits: bool = False) -> Tensor:
@@ -57,14 +59,22 @@ def forward_head(model: ViT, tokens: Tensor, pre_logits: bool = False) -> Tensor
 
 def encode(model: ViT, images: Tensor) -> Tensor:
     """images [B, C, H, W] -> tokens z_L [B, T, D] behind the last block, not normalised (equations 1 to 3)."""
-    return _repeated(model, "encode", images, lambda: _encode(model, images))
+    return _repeated(model, "encode", images, lambda: _encode(model, images), head=False)
 
 
-def _repeated(model: ViT, kind: str, images: Tensor, written: Callable[[], Tensor]) -> Tensor:
-    """written(), or its launches again. A graph that is traced has no use for them, nor for the locks they have."""
-    if torch.compiler.is_compiling():
-        return written()
-    return model.replays.run(kind, model, (images,), lambda: (written(),))[0]
+def _repeated(model: ViT, kind: str, images: Tensor, written: Callable[[], Tensor], head: bool = True) -> Tensor:
+    """written(), or its launches again.
+
+    Whether the model is made of what the kernels compute is asked where a pass runs as written, so once for all its
+    repetitions: they end with any change of the model. head: whether the head is part of what the kernels stand for.
+    """
+
+    def run() -> tuple[Tensor]:
+        model.require_plain_parts(head)
+        return (written(),)
+
+    # A graph that is traced has no use for repetitions, nor for the locks they have.
+    return run()[0] if torch.compiler.is_compiling() else model.replays.run(kind, model, (images,), run)[0]
 
 
 def _class_token(model: ViT, images: Tensor) -> Tensor:
@@ -143,8 +153,10 @@ def _prefix(model: ViT) -> Tensor | None:
 
 def _classify_token(model: ViT, token: Tensor) -> Tensor:
     """class tokens z_L^0 [B, D] -> the head's result on them, normalised."""
-    norm = model.norm if isinstance(model.norm, nn.LayerNorm) else model.fc_norm
-    return _classify(model, _norm(token, norm) if isinstance(norm, nn.LayerNorm) else token)
+    for norm in (model.norm, model.fc_norm):
+        if isinstance(norm, nn.LayerNorm):
+            token = _norm(token, norm)
+    return _classify(model, token)
 
 
 def _gamma(scale: nn.Module) -> Source | None:

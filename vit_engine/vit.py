@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .class_code import constant_in_graphs
 from .config import ViTConfig
 from .derived import DerivedCache
 from .layers import Block, PatchEmbed, init_linear
+from .plain_parts import PlainParts
 from .pooling import AttentionPool
 from .position import PositionCache
 from .tangents import any_tangent
@@ -40,7 +42,9 @@ class ViT(nn.Module):
         "triton": this project's kernels on an NVIDIA GPU.
         "interpret": the same kernels in Triton's interpreter, on the CPU; slow, for checking.
         "auto": "triton" while the parameters are on a CUDA device, "torch" anywhere else.
-    A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another. The mean
+    A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another. The
+    kernels call none of the model's parts, so they refuse by name whatever they would leave out: hooks, adapters, other
+    layers, other code (see plain_parts.py). Hooks on the model itself run; global ones see the model alone. The mean
     over the patches is PyTorch's operator on every backend, and so is all of `forward_head()` when it is called alone.
     """
 
@@ -85,6 +89,7 @@ class ViT(nn.Module):
         self._positions = PositionCache()
         self.derived = DerivedCache()
         self._replays: ReplayCache | None = None
+        self._plain_parts = PlainParts()
         self.graphs: GraphCache | None = None
 
     @property
@@ -177,6 +182,25 @@ class ViT(nn.Module):
                 f"backend {name!r} computes no gradients, in forward mode (torch.autograd.forward_ad, torch.func.jvp) "
                 "neither: use model.set_backend('torch')"
             )
+
+    def require_plain_parts(self, head: bool) -> None:
+        """Raises RuntimeError that names the part if the kernels would leave out what is in the model.
+
+        head: whether the pass goes on behind the final norm.
+        """
+        found = self._objection(head)
+        if found is not None:
+            behind = head and self._objection(head=False) is None
+            apart = ", or model.forward_head(model.forward_features(images)), which runs any head" if behind else ""
+            raise RuntimeError(
+                f"backend {self.backend!r} would leave out what is in the model: {found}; take it out, or use "
+                f"model.set_backend('torch'){apart}"
+            )
+
+    # A graph keeps the answer of the moment when it was traced.
+    @constant_in_graphs
+    def _objection(self, head: bool) -> str | None:
+        return self._plain_parts.objection(self, head)
 
     def _needs_grad(self, head: bool) -> bool:
         return any(p.requires_grad for p in self._read(head))

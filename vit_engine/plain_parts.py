@@ -1,0 +1,174 @@
+"""Whether a ViT is made of nothing but what the kernels compute: they read its parameters and call none of its parts.
+
+Whatever else a user has put into it (an adapter, a hook, another head) would be left out without a word, so it is
+refused by name. What is asked is remembered until anything about the model changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .class_code import replaced
+from .layers import Attention, Block, DropPath, LayerScale, Mlp, PatchEmbed
+from .pooling import AttentionPool
+
+if TYPE_CHECKING:
+    from .replay import Fingerprint
+    from .vit import ViT
+
+__all__ = ["PlainParts"]
+
+# What stands in front of the head, by the names of a model's parts, and the classes that the kernels know there.
+_STEM: dict[str, tuple[type, ...]] = {
+    "patch_embed": (PatchEmbed,),
+    "patch_embed.proj": (nn.Conv2d,),
+    "pos_drop": (nn.Dropout, nn.Identity),
+    "blocks": (nn.Sequential,),
+    "norm": (nn.LayerNorm, nn.Identity),
+}
+_BLOCK: dict[str, tuple[type, ...]] = {
+    "": (Block,),
+    "norm1": (nn.LayerNorm,),
+    "attn": (Attention,),
+    "attn.qkv": (nn.Linear,),
+    "attn.proj": (nn.Linear,),
+    "attn.proj_drop": (nn.Dropout, nn.Identity),
+    "ls1": (LayerScale, nn.Identity),
+    "drop_path1": (DropPath, nn.Identity),
+    "norm2": (nn.LayerNorm,),
+    "mlp": (Mlp,),
+    "mlp.fc1": (nn.Linear,),
+    "mlp.drop1": (nn.Dropout, nn.Identity),
+    "mlp.fc2": (nn.Linear,),
+    "mlp.drop2": (nn.Dropout, nn.Identity),
+    "ls2": (LayerScale, nn.Identity),
+    "drop_path2": (DropPath, nn.Identity),
+}
+_POOL: dict[str, tuple[type, ...]] = {
+    "": (AttentionPool,),
+    **dict.fromkeys(("q", "kv", "proj", "mlp.fc1", "mlp.fc2"), (nn.Linear,)),
+    "norm": (nn.LayerNorm,),
+    "mlp": (Mlp,),
+    "mlp.drop1": (nn.Dropout, nn.Identity),
+    "mlp.drop2": (nn.Dropout, nn.Identity),
+}
+_HEAD: dict[str, tuple[type, ...]] = {
+    "fc_norm": (nn.LayerNorm, nn.Identity),
+    "pre_logits": (nn.Identity, nn.Sequential),
+    "head_drop": (nn.Dropout, nn.Identity),
+    "head": (nn.Linear, nn.Identity),
+}
+_HIDDEN: dict[str, tuple[type, ...]] = {"fc": (nn.Linear,), "act": (nn.Tanh,)}
+# Methods of a ViT that passes on the kernels do not call; a class made from it may have others.
+_METHODS = ("forward_features", "forward_head", "pool")
+
+
+class PlainParts:
+    """What was found in one model, and remembered. Not part of any state_dict, and left out of copies and pickles."""
+
+    def __init__(self) -> None:
+        self._known: list[Fingerprint | None] = [None, None]
+
+    def objection(self, model: ViT, head: bool) -> str | None:
+        """What in the model the kernels would leave out: the part, what it is and what is allowed; None for nothing.
+
+        head: whether what stands behind the final norm is part of the pass.
+        """
+        from .replay import Fingerprint
+
+        known = self._known[head]
+        if known is not None and known.holds():
+            return None
+        self._known[head] = None
+        found = next(_objections(model, head), None)
+        if found is None:
+            self._known[head] = Fingerprint(model)
+        return found
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__()
+
+
+def _objections(model: ViT, head: bool) -> Iterator[str]:
+    yield from _of_tensors("", model)
+    if head:
+        yield from _of_methods(model)
+    yield from _of_parts(model, "", _STEM)
+    conv, patch = model.patch_embed.proj, model.patch_embed.patch_hw
+    settings = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if settings != (patch, patch, (0, 0), (1, 1), 1):
+        yield f"patch_embed.proj is {conv}, expected a convolution of {patch[0]} x {patch[1]} patches that touch"
+    if not len(model.blocks):
+        yield "blocks is empty, expected at least one Block"
+    for name, block in model.blocks.named_children():
+        yield from _of_parts(block, f"blocks.{name}", _BLOCK)
+    if not head:
+        return
+    if model.attn_pool is not None:
+        yield from _of_parts(model.attn_pool, "attn_pool", _POOL)
+    yield from _of_parts(model, "", _HEAD)
+    if isinstance(model.pre_logits, nn.Sequential):
+        inside = [name for name, _ in model.pre_logits.named_children()]
+        if inside != list(_HIDDEN):
+            yield f"pre_logits is a Sequential of {inside}, expected {list(_HIDDEN)} or Identity"
+        yield from _of_parts(model.pre_logits, "pre_logits", _HIDDEN)
+
+
+def _of_methods(model: ViT) -> Iterator[str]:
+    for name in _METHODS:
+        if name in vars(model):
+            yield f"{name}() is overridden on the instance"
+        if getattr(getattr(type(model), name), "__module__", None) != f"{__package__}.vit":
+            yield f"{name}() is overridden in {_called(type(model))}"
+
+
+def _of_parts(root: nn.Module, prefix: str, expected: dict[str, tuple[type, ...]]) -> Iterator[str]:
+    """Objections to the parts of these names below root, whose own name is prefix. Parents come before children."""
+    for name, classes in expected.items():
+        part: Any = root
+        for step in name.split(".") if name else ():
+            part = getattr(part, step)
+        full = ".".join(filter(None, (prefix, name)))
+        if type(part) not in classes:
+            yield f"{full} is {_called(type(part))}, expected {' or '.join(map(_called, classes))}"
+        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        if hooks:
+            yield f"{full} has a hook ({getattr(hooks[0], '__qualname__', type(hooks[0]).__name__)}), expected none"
+        if "forward" in vars(part):
+            yield f"{full}.forward is overridden on the instance"
+        if replaced(type(part)):
+            yield f"{full}: {type(part).__qualname__}.forward was replaced on the class"
+        if type(part) is nn.LayerNorm and len(part.normalized_shape) != 1:
+            yield f"{full} normalises {part.normalized_shape}, expected the last dimension alone"
+        if part.training and any(vars(part).get(rate) for rate in ("p", "rate", "attention_dropout")):
+            yield f"{full} is in training mode and acts at random ({part})"
+        yield from _of_tensors(full, part)
+
+
+def _of_tensors(name: str, part: nn.Module) -> Iterator[str]:
+    for key, tensor in part._parameters.items():
+        if tensor is not None and not _plain(tensor):
+            yield f"{f'{name}.{key}'.lstrip('.')} is a {_called(type(tensor))}, expected a plain Parameter"
+
+
+def _plain(tensor: Tensor) -> bool:
+    # While a graph is traced, parameters are tensors of other classes that stand for plain ones.
+    if type(tensor) in (Tensor, nn.Parameter) or torch.compiler.is_compiling():
+        return True
+    from torch._subclasses.fake_tensor import is_fake
+
+    return is_fake(tensor)
+
+
+def _called(kind: type) -> str:
+    """A class's full name; PyTorch's as everybody writes it."""
+    if kind.__module__.startswith("torch.nn.modules."):
+        return f"torch.nn.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
