@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 __all__ = ["any_tangent", "without_tangents"]
 
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def any_tangent(tensors: Iterable[object]) -> bool:

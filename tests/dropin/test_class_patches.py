@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm.layers
+import timm
 import timm.models.vision_transformer as timm_vit
 import torch
 import torch._dynamo
@@ -78,24 +78,25 @@ def all_tokens_to_the_first(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 TIMM = timm_vit.VisionTransformer
+LAYERS: Any = timm.layers  # timm exports these without saying so
 # The model, the class, its method, what replaces it; what explain() says of which module (None: it runs anyway).
 Case = tuple[Callable[..., Any], type, str, Callable[..., Any], str | None, str]
 CASES: dict[str, Case] = {
-    "attention": (timm_model, timm.layers.Attention, "forward", mixed, "blocks.0", "attn: Attention.forward was"),
+    "attention": (timm_model, LAYERS.Attention, "forward", mixed, "blocks.0", "attn: Attention.forward was"),
     "block": (timm_model, timm_vit.Block, "forward", mixed, "blocks.0", "it: Block.forward was"),
     "activation": (timm_model, nn.GELU, "forward", mixed, "blocks.0", "mlp.act: GELU.forward was"),
     "linear layer": (timm_model, nn.Linear, "forward", mixed, "blocks.0", "attn.qkv: Linear.forward was"),
-    "norm": (timm_model, timm.layers.LayerNorm, "forward", mixed, "norm", "it: LayerNorm.forward was"),
+    "norm": (timm_model, LAYERS.LayerNorm, "forward", mixed, "norm", "it: LayerNorm.forward was"),
     "convolution": (timm_model, nn.Conv2d, "forward", mixed, "forward_features", "it: Conv2d.forward was"),
     "patches": (
-        timm_model, timm.layers.PatchEmbed, "forward", mixed, "forward_features", "PatchEmbed.forward was",
+        timm_model, LAYERS.PatchEmbed, "forward", mixed, "forward_features", "PatchEmbed.forward was",
     ),
     "features": (timm_model, TIMM, "forward_features", mixed, "forward_features", "forward_features was"),
     "positions": (timm_model, TIMM, "_pos_embed", mixed, "forward_features", "_pos_embed was"),
     "head": (timm_model, TIMM, "forward_head", head_of_all_tokens, None, ""),
     "pool": (timm_model, TIMM, "pool", pool_of_all_tokens, None, ""),
     "pool of attention": (
-        pooling, timm.layers.AttentionPoolLatent, "forward", mixed, "attn_pool", "it: AttentionPoolLatent.forward was",
+        pooling, LAYERS.AttentionPoolLatent, "forward", mixed, "attn_pool", "it: AttentionPoolLatent.forward was",
     ),
     "torchvision's block": (
         torchvision_model, torchvision_vit.EncoderBlock, "forward", mixed, "encoder.layers.encoder_layer_0",
@@ -209,15 +210,15 @@ def test_methods_that_libraries_decorate_are_their_own(monkeypatch: pytest.Monke
     for kind in (Own, Derived, nn.Linear, nn.GELU, nn.Sequential, nn.ModuleList, modeling_vit.ViTModel, TIMM):
         assert not replaced(kind), kind
     assert not replaced(Derived, "decorated")
-    original = timm.layers.Attention.forward
+    original = LAYERS.Attention.forward
     for function, other in (
         (torch.no_grad()(original), False),
         (torch.no_grad()(mixed(original)), True),
         (lambda self, x: x, True),
         (functools.partialmethod(original), True),
-        (timm.layers.Mlp.forward, True),
+        (LAYERS.Mlp.forward, True),
     ):
-        monkeypatch.setattr(timm.layers.Attention, "forward", function)
-        assert replaced(timm.layers.Attention) is other
+        monkeypatch.setattr(LAYERS.Attention, "forward", function)
+        assert replaced(LAYERS.Attention) is other
     monkeypatch.setattr(Own, "forward", nn.Identity.forward)
     assert replaced(Derived) and replaced(Own)

@@ -195,7 +195,7 @@ def test_the_head_has_no_say_in_the_tangents_of_features(kernels) -> None:
     with forward_ad.dual_level(), pytest.MonkeyPatch.context() as patch:
         for name, refused in (("head.bias", False), ("norm.bias", True)):
             parent, _, last = name.rpartition(".")
-            table = model.get_submodule(parent)._parameters
+            table: Any = model.get_submodule(parent)._parameters
             patch.setitem(table, last, forward_ad.make_dual(table[last].detach(), table[last].detach()))
             if refused:
                 with pytest.raises(RuntimeError, match="in forward mode"):

@@ -114,7 +114,7 @@ FEATURES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "norm1 away": (put("blocks.0.norm1", nn.Identity()), "blocks.0.norm1 is .*Identity, expected .*LayerNorm;"),
     "RMSNorm in a block": (put("blocks.0.norm1", nn.RMSNorm(32)), "blocks.0.norm1 is torch.nn.RMSNorm"),
     "RMSNorm behind the blocks": (put("norm", nn.RMSNorm(32)), "norm is torch.nn.RMSNorm, expected .*LayerNorm or"),
-    "norm over more": (put("norm", nn.LayerNorm((5, 32))), r"norm normalises \(5, 32\), expected the last"),
+    "norm over more": (put("norm", nn.LayerNorm([5, 32])), r"norm normalises \(5, 32\), expected the last"),
     "LayerScale": (put("blocks.0.ls1", Doubled()), "blocks.0.ls1 is .*Doubled, expected .*LayerScale or"),
     "DropPath": (put("blocks.0.drop_path2", Doubled()), "blocks.0.drop_path2 is .*Doubled"),
     "dropout of positions": (put("pos_drop", Doubled()), "pos_drop is .*Doubled, expected torch.nn.Dropout or"),
