@@ -76,7 +76,7 @@ def check_all(found: dict[str, list[Any]], dtype: str) -> None:
                 assert kernel == "attention_kernel" and arguments["q_ptr"] == [batch, tokens, heads, width], case
         elif case.label in ("qkv", "projection", "head"):
             ((kernel, _, _, arguments),) = launches
-            assert kernel in [f"linear{kind}_kernel" for kind in ("", "_tma", "_roles", "_columns")]
+            assert kernel in [f"linear{kind}_kernel" for kind in ("", "_tma", "_roles", "_staying", "_columns")]
             assert arguments == {"M": shape["m"], "N": shape["n"], "K": shape["k"]}, case
 
 

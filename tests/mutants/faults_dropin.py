@@ -60,8 +60,8 @@ TRANSFORMERS_BLOCKS = {
 STEM = {
     "positions-of-the-first-size": (
         "Images of another size get the positions that were resized for the first.",
-        'key = f"{name}.position.{height}x{width}.{conv.kernel_size}"',
-        'key = f"{name}.position"',
+        "size = height, width, conv.kernel_size",
+        "size = (conv.kernel_size,)",
     ),
 }
 
