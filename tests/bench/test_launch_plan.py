@@ -62,7 +62,7 @@ def plans(*calls: str) -> list[dict[str, Any]]:
 
 def check(seen: dict[str, Any], block: list[str], tail: list[str], last: list[str] | None = None) -> None:
     # Which of their kernels `patch_embed`, `linear` and `attention` take is a matter of size.
-    kinds = re.compile("_(tma|roles|columns|whole|parts|blocks)_kernel")
+    kinds = re.compile("_(tma|roles|staying|columns|whole|parts|blocks)_kernel")
     kernels = [kinds.sub("_kernel", kernel) for kernel in seen["kernels"]]
     blocks = [*block * (seen["depth"] - 1), *(block if last is None else last)]
     assert kernels == ["patch_embed_kernel", *blocks, *tail]
