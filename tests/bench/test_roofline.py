@@ -95,7 +95,7 @@ def test_behind_the_last_attention_the_class_token_alone_is_computed(asked):
 def test_a_forward_makes_its_launches_as_often_as_there_are_blocks(asked):
     def made(name):
         found = [(times, kernel) for times, kernel, _, _ in asked[name] if times]
-        kinds = re.compile("_(tma|roles|columns|whole|parts|blocks)_kernel")
+        kinds = re.compile("_(tma|roles|staying|columns|whole|parts|blocks)_kernel")
         return [(times, kinds.sub("_kernel", kernel)) for times, kernel in found]
 
     def block(times, behind=1):
