@@ -3,7 +3,7 @@
 128 x 128 results of K = 384 take 192 KB of operands, in 3,072 cycles of the tensor cores; all SMs together get about 41
 bytes a clock each out of L2 (measured on an H100), which makes that 4,800. So a program keeps the weights of 128
 columns and does tiles of these one after the other: then x is all it loads. Programs that share rows of x do them at
-the same time; in another order ViT-S at batch 256 read x from memory again and again, and its fc1 took 150 us for 115.
+the same time; in another order ViT-S at batch 256 read x from memory again and again, and its fc1 took 149 us for 117.
 
 Its warps have roles, as in `linear_roles`: two warpgroups multiply 64 rows of a tile each, and four warps for each of
 them finish what it has summed, for with K this short finishing takes longer than multiplying. One more warp loads

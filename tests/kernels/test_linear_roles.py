@@ -30,15 +30,8 @@ compiled_code = pytest.mark.skipif(
 
 
 @pytest.fixture
-def sms(monkeypatch):
-    """Makes launches take TILE, on a GPU of so many SMs."""
-    device_of = linear_module.device_of
-
-    def pretend(count, tile=TILE):
-        monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: tile)
-        monkeypatch.setattr(linear_module, "device_of", lambda x: dataclasses.replace(device_of(x), sm_count=count))
-
-    return pretend
+def sms(on_sms):
+    return lambda count, tile=TILE: on_sms(count, tile)
 
 
 @pytest.mark.parametrize(
@@ -178,4 +171,3 @@ def test_a_problem_that_it_cannot_compute_is_refused(change, monkeypatch):
         arguments[vector] = torch.zeros(2 * options["n"], dtype=options["dtype"])[::2]
     with pytest.raises(ValueError, match="a tile whose warps have roles does not fit"):
         run_linear(arguments)
-

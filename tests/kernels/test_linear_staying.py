@@ -28,15 +28,8 @@ compiled_code = pytest.mark.skipif(
 
 
 @pytest.fixture
-def sms(monkeypatch):
-    """Makes launches take TILE, on a GPU of so many SMs."""
-    device_of = linear_module.device_of
-
-    def pretend(count):
-        monkeypatch.setattr(gemm_tiles, "choose_gemm", lambda *a, **k: TILE)
-        monkeypatch.setattr(linear_module, "device_of", lambda x: dataclasses.replace(device_of(x), sm_count=count))
-
-    return pretend
+def sms(on_sms):
+    return lambda count: on_sms(count, TILE)
 
 
 @pytest.mark.parametrize(
