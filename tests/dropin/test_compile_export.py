@@ -12,6 +12,7 @@ import torch._dynamo
 from torch import Tensor
 
 import vit_engine
+from vit_kernels import launch
 
 from .support import close, eva, hf_dinov2, hf_vit, images, pair, slow_but, tensors, timm_model, torchvision_model
 
@@ -106,6 +107,27 @@ def test_hooks_from_before_compilation_are_in_the_graph() -> None:
     backend = Backend()
     close(torch.compile(ours, fullgraph=True, backend=backend)(images(1)), theirs(images(1)))
     assert backend.operators["attention"] == 1, "the second block runs the original"
+
+
+@torch.no_grad()
+def test_a_stem_with_a_hook_is_the_original() -> None:
+    """Finding that out breaks the graph, and what goes on behind the break must not find itself again."""
+    theirs, ours = pair(timm_model)
+    for model in (theirs, ours):
+        model.patch_embed.register_forward_hook(lambda module, arguments, output: output * 0.5)
+    backend = Backend()
+    close(torch.compile(ours, backend=backend)(images(1)), theirs(images(1)))
+    assert backend.operators["attention"] == 2
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, "timm vit"))
+@torch.no_grad()
+def test_where_no_kernel_can_run_it_is_the_original(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = pair(QUICK[name])
+    monkeypatch.setattr(launch, "accepts", lambda device: False)
+    backend = Backend()
+    close(tensors(torch.compile(ours, fullgraph=True, backend=backend)(images(1))), tensors(theirs(images(1))))
+    assert backend.graphs == 1 and not backend.operators
 
 
 @torch.no_grad()

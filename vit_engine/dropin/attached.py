@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_any
 
 from vit_kernels import launch
 
+from ..class_code import constant_in_graphs
 from ..derived import DerivedCache
 from ..replay import ReplayCache
 from .structure import listens
@@ -77,6 +79,11 @@ class State:
         self.__init__(state["fold"])
 
 
+@constant_in_graphs
+def _accepts(device: torch.device) -> bool:
+    return launch.accepts(device)
+
+
 def _driver() -> object:
     """Triton's driver, None where there is no GPU for one."""
     try:
@@ -120,8 +127,15 @@ class Attached:
 
     @property
     def original(self) -> Callable[..., Any]:
-        """The class's own method, bound to the module."""
-        return getattr(type(self.module), self.method).__get__(self.module)
+        """The class's own method with its module.
+
+        No bound method: torch.compile looks that up by its name on the module, and finds what stands in for it.
+        """
+        return partial(self._function, self.module)
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return getattr(type(self.module), self.method)  # type: ignore[no-any-return]
 
     # Whoever looks at forward() as at a method (torch.export, Trainer) sees the library's.
     @property
@@ -130,7 +144,7 @@ class Attached:
 
     @property
     def __code__(self) -> CodeType:
-        return self.original.__code__
+        return self._function.__code__
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -144,13 +158,16 @@ class Attached:
 
     def unavailable(self, x: Tensor, weight: Tensor) -> str | None:
         """Why the kernels cannot take x beside this parameter, if they cannot."""
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             if type(x) not in (Tensor, nn.Parameter):
                 return f"the input is a {type(x).__name__}"
             if _transformed():
                 return "a transform of torch.func or forward-mode differentiation is at work"
-            if not self.state.accepts(weight.device):
-                return f"the model is on {str(weight.device)!r}: {NEEDS}"
+        # What is exported may be for another machine.
+        exporting = compiling and torch.compiler.is_exporting()
+        if not (exporting or (_accepts(weight.device) if compiling else self.state.accepts(weight.device))):
+            return f"the model is on {str(weight.device)!r}: {NEEDS}"
         if x.device != weight.device:
             return f"the input is on {x.device}, the model on {weight.device}"
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
@@ -161,7 +178,7 @@ class Attached:
             return f"the model is {_short(weight.dtype)}: the kernels take float32, float16 and bfloat16"
         if x.dtype != weight.dtype:
             return f"the input is {_short(x.dtype)}, the model {_short(weight.dtype)}"
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and wants_gradient(self.module, x):
+        if compiling and not exporting and wants_gradient(self.module, x):
             return "gradients are enabled while a graph is compiled; call it under torch.no_grad()"
         return None
 
