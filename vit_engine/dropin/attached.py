@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.utils._pytree import tree_any
 
 from vit_kernels import launch
 
 from ..class_code import constant_in_graphs
-from ..derived import DerivedCache
+from ..derived import DerivedCache, transformed
 from ..replay import ReplayCache
 from .structure import listens
 
@@ -162,7 +160,7 @@ class Attached:
         if not compiling:
             if type(x) not in (Tensor, nn.Parameter):
                 return f"the input is a {type(x).__name__}"
-            if _transformed():
+            if transformed():
                 return "a transform of torch.func or forward-mode differentiation is at work"
         # What is exported may be for another machine.
         exporting = compiling and torch.compiler.is_exporting()
@@ -199,11 +197,6 @@ class Attached:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _transformed() -> bool:
-    """Whether tensors may stand for more than they show: under torch.func's transforms and in forward mode."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def wants_gradient(module: nn.Module, x: Tensor) -> bool:
