@@ -17,7 +17,7 @@ import vit_engine
 from tests.bench.child import run
 from vit_engine.replay import Fingerprint, ReplayCache
 
-from .support import close, eva, hf_vit, images, pair, reasons, timm_model
+from .support import close, eva, hf_vit, images, pair, reasons, timm_model, torchvision_model
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -195,3 +195,8 @@ def test_a_second_acceleration_that_is_refused_leaves_the_first() -> None:
     wrapped.blocks[0].forward = lambda x: x
     with pytest.raises(TypeError, match="overridden on every block"):
         vit_engine.accelerate(wrapped)
+
+
+def test_explain_does_not_list_a_projection_that_runs_inside_another_launch() -> None:
+    _, ours = pair(torchvision_model, num_layers=1)
+    assert set(reasons(ours)) == {"heads.head"}

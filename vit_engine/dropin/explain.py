@@ -87,7 +87,11 @@ def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanatio
         ):
             covered.add(id(part))
             rows.append(Row(name or "the model", PYTORCH, "forward() is overridden on the instance"))
-        elif not list(part.children()) and list(part.parameters(recurse=False)) and not _below(name, model, covered):
+        elif (
+            not list(part.children())
+            and list(part.parameters(recurse=False))
+            and not (id(part) in covered or _below(name, model, covered))
+        ):
             rows.append(Row(name, PYTORCH, f"{type(part).__name__}: not taken over"))
     states = {id(a.state): a.state for a in attached}
     size = sum(p.numel() * p.element_size() for p in model.parameters())
