@@ -135,6 +135,14 @@ def test_labels(name: str) -> None:
     close(ours.classifier.weight.grad, theirs.classifier.weight.grad)
 
 
+@torch.no_grad()
+def test_what_a_trainer_adds_for_the_loss_leaves_the_layers_on_the_kernels() -> None:
+    theirs, ours = pair(LABELLED["ViT"])
+    given = {"labels": torch.tensor([3, 1], device=images(1).device), "num_items_in_batch": torch.tensor(2)}
+    close(ours(images(2), **given), theirs(images(2), **given))
+    assert set(reasons(ours)) == {"classifier"}
+
+
 @pytest.mark.parametrize("name", list(HF))
 @torch.no_grad()
 def test_tuples_and_pooled_outputs(name: str) -> None:

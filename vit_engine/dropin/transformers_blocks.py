@@ -73,10 +73,11 @@ def other_outputs_wanted() -> str | None:
     return f"output_{wanted[0]}: they are not computed by the kernels" if wanted else None
 
 
-# What models pass on to layers without meaning them: hidden states are collected by hooks on the layers themselves.
 # What computes softmax(scale q k^T + mask) v, however it does it.
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_", "flex_attention", "vit_engine")
-_HARMLESS = ("output_hidden_states", "return_dict")
+# What models pass on to layers without meaning them: hidden states are collected by hooks on the layers themselves, and
+# Trainer's num_items_in_batch scales the loss.
+_HARMLESS = ("output_hidden_states", "return_dict", "num_items_in_batch")
 
 
 def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
