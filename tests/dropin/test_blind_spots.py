@@ -17,7 +17,7 @@ import vit_engine
 from tests.bench.child import run
 from vit_engine.replay import Fingerprint, ReplayCache
 
-from .support import close, eva, hf_vit, images, pair, reasons, timm_model, torchvision_model
+from .support import close, eva, hf_vit, images, pair, reasons, tensors, timm_model, torchvision_model
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -107,6 +107,42 @@ def test_a_forward_of_the_patch_projections_own_is_called(build: Any) -> None:
         conv.forward = lambda x, conv=conv: type(conv).forward(conv, x) * 0.5
     with torch.no_grad():
         close(ours(images(1)), theirs(images(1)))
+
+
+class Negated(Tensor):
+    """A tensor that is not what its memory says."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "add" in func.__name__ or func.__name__ == "expand":
+            args = [-a.as_subclass(Tensor) if isinstance(a, cls) else a for a in args]
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+STEMS: dict[str, tuple[Any, str, str]] = {
+    "timm class token": (timm_model, "", "cls_token"),
+    "timm position": (timm_model, "", "pos_embed"),
+    "torchvision class token": (torchvision_model, "", "class_token"),
+    "torchvision position": (torchvision_model, "encoder", "pos_embedding"),
+    "transformers class token": (hf_vit, "embeddings", "cls_token"),
+    "transformers position": (hf_vit, "embeddings", "position_embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+@torch.no_grad()
+def test_a_tensor_of_another_class_in_the_stem_runs_the_original(name: str) -> None:
+    build, place, tensor = STEMS[name]
+    theirs, ours = pair(build)
+    before = ours(images(1))
+    for model in (theirs, ours):
+        part = model.get_submodule(place)
+        setattr(part, tensor, nn.Parameter(getattr(part, tensor).detach().as_subclass(Negated)))
+    close(ours(images(1)), theirs(images(1)))
+    # No tolerance: that it matters at all, far beyond rounding.
+    assert not torch.allclose(tensors(ours(images(1)))[0], tensors(before)[0], rtol=1e-2), "it does not matter"
+    assert f"{tensor} is a Negated" in str(reasons(ours))
 
 
 def test_norms_of_queries_and_keys_that_differ_run_the_original() -> None:

@@ -13,7 +13,7 @@ from .. import ops
 from ..derived import DerivedCache
 from ..encoder_block import Source, read
 from .describe import Unsupported, class_name
-from .structure import foreign_code
+from .structure import foreign_code, plain
 
 __all__ = ["Stem", "check_images", "patch_convolution", "run_stem", "whole_patches"]
 
@@ -31,6 +31,13 @@ class Stem:
     position: Callable[[int, int], Tensor] | None = None
     position_sources: tuple[Source, ...] = ()
     derive: bool = False
+
+    def __post_init__(self) -> None:
+        for module, name in (*self.prefix, *self.position_sources):
+            tensor = getattr(module, name)
+            if not plain(tensor):
+                kind = type(tensor).__name__
+                raise Unsupported(f"{name} is a {kind}, expected a plain Parameter", changed=True)
 
 
 def patch_convolution(parent: nn.Module, name: str) -> nn.Conv2d:

@@ -11,7 +11,7 @@ from torch.nn.modules import module as torch_module
 
 from ..class_code import replaced
 
-__all__ = ["Structure", "foreign_code", "listens", "only_listens"]
+__all__ = ["Structure", "foreign_code", "listens", "only_listens", "plain"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # transformers puts a hook on every attention module once any output was asked for. It only listens, and blocks ask
@@ -55,14 +55,15 @@ def foreign_code(root: nn.Module) -> str | None:
         if "parametrizations" in part._modules:
             return f"{name or 'it'} has parametrizations"
         for key, value in tensors:
-            if value is not None and not _plain(value):
+            if value is not None and not plain(value):
                 return f"{key} is a {type(value).__name__}, expected a plain Parameter"
     if torch_module._has_any_global_hook():
         return "global module hooks are installed"
     return None
 
 
-def _plain(tensor: Tensor) -> bool:
+def plain(tensor: Tensor) -> bool:
+    """Whether a tensor is of no class that may mean something else than its memory says."""
     # While a graph is traced, parameters are fake tensors that stand for plain ones.
     return type(tensor) in (Tensor, nn.Parameter) or torch.compiler.is_compiling()
 

@@ -216,12 +216,10 @@ class FusedTorchvision(Attached):
             foreign = foreign_code(encoder.ln)
             if foreign is not None:
                 raise Unsupported(f"encoder.ln: {foreign}", changed=True)
-            conv = patch_convolution(model, "conv_proj")
+            conv, position = patch_convolution(model, "conv_proj"), ((encoder, "pos_embedding"),)
+            return Stem(conv, ((model, "class_token"),), lambda *_: encoder.pos_embedding[0], position)
         except Unsupported as refusal:
             return str(refusal)
-        return Stem(
-            conv, ((model, "class_token"),), lambda *_: encoder.pos_embedding[0], ((encoder, "pos_embedding"),)
-        )
 
     def why_not(self, x: Tensor, stem: Stem) -> str | None:
         reason = self.unavailable(x, stem.conv.weight)
