@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import vit_engine
 from vit_kernels import launch
@@ -174,3 +175,36 @@ def test_export_with_a_dynamic_batch() -> None:
     with torch.no_grad():
         for size in (1, 3):
             close(program.module()(images(size)), theirs(images(size)))
+
+
+@pytest.mark.parametrize("name", QUICK)
+@torch.no_grad()
+def test_a_trace_holds_the_original(name: str) -> None:
+    """And with it the parameters themselves, not what was folded when it was made."""
+    theirs, ours = pair(QUICK[name])
+    tensors(ours(images(1)))
+    traced = torch.jit.trace(ours, images(2), strict=False)
+    for model in (theirs, ours):
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    close(tensors(traced(images(3, seed=1))), tensors(theirs(images(3, seed=1))))
+    assert "vit_engine::" not in str(traced.inlined_graph)
+
+
+@pytest.mark.parametrize("build", [timm_model, torchvision_model])
+@torch.no_grad()
+def test_extractors_of_features_by_torch_fx(build: Callable[..., Any]) -> None:
+    """torch.fx runs the code of the outermost module's class, and forward() of those inside."""
+    theirs, ours = pair(build)
+    expected = theirs(images(1))
+    for model in (ours, nn.Sequential(ours)):
+        name, _ = list(model.named_children())[-1]
+        close(create_feature_extractor(model, {name: "logits"})(images(1))["logits"], expected)
+    close(ours(images(1)), expected)
+
+
+def test_torchscript_says_what_to_do() -> None:
+    _, ours = pair(timm_model, depth=1)
+    with pytest.raises(AttributeError, match=r"torch.jit.script .*restore\(model\)"):
+        torch.jit.script(ours)
+    torch.jit.script(vit_engine.restore(ours))

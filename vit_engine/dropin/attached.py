@@ -25,9 +25,10 @@ from ..derived import DerivedCache, transformed
 from ..replay import ReplayCache
 from .structure import listens
 
-__all__ = ["Attached", "State", "counting_changes", "differentiable", "wants_gradient"]
+__all__ = ["TRACED_BY_FX", "Attached", "State", "counting_changes", "differentiable", "traced_by_fx", "wants_gradient"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TRACED_BY_FX = "torch.fx traces the model"
 NEEDS = "the kernels need an NVIDIA GPU of compute capability 8.0 or newer"
 
 
@@ -148,6 +149,14 @@ class Attached:
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.original)
 
+    @property
+    def __globals__(self) -> dict[str, Any]:
+        # TorchScript asks for this first of all.
+        raise AttributeError(
+            f"torch.jit.script compiles the source of {self.method}(), for which an accelerated model has an object: "
+            "call vit_engine.restore(model) before it"
+        )
+
     def instead(self, why: str, *args: Any, **kwargs: Any) -> Any:
         """The original, for this reason."""
         if not torch.compiler.is_compiling():
@@ -160,6 +169,9 @@ class Attached:
         if not compiling:
             if type(x) not in (Tensor, nn.Parameter):
                 return f"the input is a {type(x).__name__}"
+            if torch.jit.is_tracing():  # type: ignore[reportPrivateImportUsage]
+                # The trace would keep today's folded weights as constants.
+                return "torch.jit.trace is at work"
             if transformed():
                 return "a transform of torch.func or forward-mode differentiation is at work"
         # What is exported may be for another machine.
@@ -193,6 +205,11 @@ class Attached:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["module"], state["name"], state["state"])
+
+
+def traced_by_fx(x: object) -> bool:
+    """Whether x stands for a tensor in a graph that torch.fx is making, as timm's and torchvision's extractors do."""
+    return isinstance(x, torch.fx.Proxy)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..class_code import replaced
-from .attached import Attached, differentiable, wants_gradient
+from .attached import TRACED_BY_FX, Attached, differentiable, traced_by_fx, wants_gradient
 from .describe import Unsupported
 from .stem import check_images, patch_convolution, whole_patches
 
@@ -54,6 +54,8 @@ class FusedPatchEmbed(Attached):
 
     def __call__(self, x: Tensor) -> Tensor:
         embed: Any = self.module
+        if traced_by_fx(x):
+            return self.instead(TRACED_BY_FX, x)
         conv = self._conv()
         if isinstance(conv, str):
             return self.instead(conv, x)

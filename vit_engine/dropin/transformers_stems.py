@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..class_code import replaced
-from .attached import Attached, counting_changes, differentiable, wants_gradient
+from .attached import TRACED_BY_FX, Attached, counting_changes, differentiable, traced_by_fx, wants_gradient
 from .describe import Unsupported, class_name
 from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import foreign_code, only_listens
@@ -174,6 +174,8 @@ class FusedEmbeddings(Attached):
         if interpolate_pos_encoding:
             given["interpolate_pos_encoding"] = interpolate_pos_encoding
         interpolate = bool(interpolate_pos_encoding)
+        if traced_by_fx(pixel_values):
+            return self.instead(TRACED_BY_FX, pixel_values, **given)
         stem = self.stem(interpolate)
         if isinstance(stem, str) or more:
             return self.instead(str(stem) if not more else f"arguments {sorted(more)}", pixel_values, **given)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..class_code import replaced
-from .attached import Attached, wants_gradient
+from .attached import TRACED_BY_FX, Attached, traced_by_fx, wants_gradient
 from .describe import Unsupported, class_name, required_norm
 from .parts import CLASS_TOKEN_ALONE, chain
 from .patch_embed import TIMM_PATCHES, check_timm_images
@@ -117,6 +117,8 @@ class FusedTimmFeatures(Attached):
         return reason
 
     def __call__(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if traced_by_fx(x):
+            return self.instead(TRACED_BY_FX, x, attn_mask=attn_mask, is_causal=is_causal)
         stem = self.stem()
         if isinstance(stem, str):
             return self.instead(stem, x, attn_mask=attn_mask, is_causal=is_causal)
@@ -229,6 +231,8 @@ class FusedTorchvision(Attached):
 
     def __call__(self, x: Tensor) -> Tensor:
         model: Any = self.module
+        if traced_by_fx(x):
+            return self.instead(TRACED_BY_FX, x)
         stem = self.stem()
         if isinstance(stem, str):
             return self.instead(stem, x)
