@@ -15,7 +15,7 @@ import vit_engine
 from tests.engine.stand_in import repeated
 from vit_engine.dropin.api import attached_to
 
-from .support import close, hf_vit, images, pair, timm_model, torchvision_model
+from .support import close, hf_vit, images, pair, reasons, timm_model, torchvision_model
 
 pytestmark = pytest.mark.interpreted_only
 __all__ = ["repeated"]
@@ -171,3 +171,18 @@ def test_refresh_and_copies_forget_replays(repeated: list[str]) -> None:
     count = len(repeated)
     other(images(1))
     assert len(repeated) == count
+
+
+@pytest.mark.parametrize("name", list(BUILDS))
+def test_explain_speaks_of_the_last_pass_although_it_was_repeated(name: str, repeated: list[str]) -> None:
+    _, ours = pair(BUILDS[name])
+    plain = reasons(ours)
+    for _ in range(3):
+        ours(images(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(images(1))
+        assert reasons(ours) != plain
+    before = len(repeated)
+    ours(images(1))
+    assert len(repeated) > before
+    assert reasons(ours) == plain

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -42,6 +42,7 @@ class State:
     def __init__(self, fold: bool) -> None:
         self.fold = fold
         self.derived = DerivedCache()
+        self.fallbacks = 0  # how often any part has run the original
         self._accepted: tuple[object, bool] | None = None
         self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
@@ -109,6 +110,7 @@ class Attached:
         self.name = name
         self.state = state
         self.why: str | None = None
+        self._fallbacks = 0
         self.replays = ReplayCache(listens=listens)
 
     def attach(self) -> None:
@@ -161,7 +163,20 @@ class Attached:
         """The original, for this reason."""
         if not torch.compiler.is_compiling():
             self.why = why
+            self.state.fallbacks += 1
         return self.original(*args, **kwargs)
+
+    def taken(self, parts: Iterable[nn.Module]) -> None:
+        """Notes that a pass goes to the kernels, and that so do these parts: they are not called one by one, or, in a
+        repeated pass, not at all, so why an earlier pass fell back is forgotten for them, too."""
+        self.why = None
+        if self._fallbacks == self.state.fallbacks:
+            return
+        self._fallbacks = self.state.fallbacks
+        for part in parts:
+            for found in vars(part).values():
+                if isinstance(found, Attached):
+                    found.why = None
 
     def unavailable(self, x: Tensor, weight: Tensor) -> str | None:
         """Why the kernels cannot take x beside this parameter, if they cannot."""
