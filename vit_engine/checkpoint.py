@@ -228,6 +228,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key not in (CONFIG_KEY, "format")}
 
 
+def describes_itself(path: Path) -> bool:
+    """Whether load_model() is told by the file which model it is of. Raises as that does for a damaged file."""
+    return path.suffix.lower() == ".safetensors" and _description(path)[1] is not None
+
+
 def _read(path: Path, config: ViTConfig, allow_pickle: bool) -> _Source:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":

@@ -143,7 +143,7 @@ def test_own_checkpoint_with_names_inside(run, some, tmp_path):
 def test_checkpoints_that_do_not_describe_their_model(run, some, tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file({"x": torch.zeros(3)}, path)
-    assert "holds no model description" in run(some, "--checkpoint", path, code=2).stderr
+    assert "name its architecture with --model" in run(some, "--checkpoint", path, code=2).stderr
     assert "missing from the file" in run(some, "--checkpoint", path, "--model", "vit_tiny_patch16_224", code=2).stderr
     assert "no preset 'vit_tinny'" in run(some, "--checkpoint", path, "--model", "vit_tinny", code=2).stderr
     (tmp_path / "w.npz").write_bytes(b"")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import CheckpointError, load_checkpoint, load_model
+from ..checkpoint import CheckpointError, describes_itself, load_checkpoint, load_model
 from ..config import ViTConfig
 from ..images import DecodedImage, ImageError, load_image
 from ..vit import ViT
@@ -39,7 +39,7 @@ class Source:
     def open(self, *, backend: str, device: torch.device, dtype: torch.dtype) -> ViT:
         """The model in eval mode. Raises CheckpointError, FileNotFoundError, ValueError."""
         if self.preset is None:
-            if self.checkpoint.suffix.lower() != ".safetensors":
+            if not describes_itself(self.checkpoint):
                 raise CheckpointError(
                     f"{self.checkpoint} does not describe its model: name its architecture with --model"
                 )
