@@ -32,6 +32,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Run = Callable[[Tensor], object]
 
 
+class BatchError(ValueError):
+    """There is no memory here for so many images."""
+
+
 @dataclass(frozen=True)
 class Warmed:
     """A model to be compiled. size: (channels, height, width) of its images; runs: the entry points; raw: whether it
@@ -150,7 +154,10 @@ def kernels_of(
 
 def _images(warmed: Warmed, batch: int, dtype: torch.dtype) -> list[Tensor]:
     dtypes = [dtype, torch.uint8] if warmed.raw else [dtype]
-    return [torch.empty(batch, *warmed.size, dtype=kind) for kind in dtypes]
+    try:
+        return [torch.empty(batch, *warmed.size, dtype=kind) for kind in dtypes]
+    except RuntimeError as error:
+        raise BatchError(f"no memory here for {batch} images of {'x'.join(map(str, warmed.size))}") from error
 
 
 def compile_model(
@@ -165,7 +172,7 @@ def compile_model(
 
     dtype: "fp32", "fp16" or "bf16"; tuned: the tuned file that the server will use. Raises ValueError for names that
     are not known, models that the kernels do not run, a folder that is not empty, and a tuned file that does not count
-    there.
+    there, BatchError, which is one, for more images than memory holds.
     """
     check_empty(Path(into))
     table = None if tuned is None else tuned_for(tuned, gpu_name)

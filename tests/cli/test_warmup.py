@@ -37,6 +37,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return Manifest(model, dtype, shapes, {}, {"triton": "3"}, {"A/a.cubin": "", "A/a.json": "", "B/b.cubin": ""})
 
     monkeypatch.setattr(warmup, "compile_model", compile_model)
+    monkeypatch.setattr(warmup, "tuned_for", lambda path, gpu: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return calls
 
@@ -76,7 +77,7 @@ def test_wrong_options_are_named(
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("timm:nope", "model 'timm:nope' cannot be compiled: Unknown model (nope)"),
+        ("timm:nope", "Invalid value for --model: model 'timm:nope' cannot be compiled: Unknown model (nope)"),
         ("timm:resnet18", "model 'timm:resnet18' cannot be compiled:"),
         ("torchvision:nope", "model 'torchvision:nope' cannot be compiled:"),
     ],
@@ -110,15 +111,51 @@ def test_a_tuned_file_is_passed_on_and_one_that_cannot_count_is_refused(
         assert words in " ".join(result.output.replace("│", " ").split())
     result = invoke(tmp_path / "b", "--tuned", str(tmp_path / "none.json"))
     # A long path is broken wherever the box ends.
-    assert result.exit_code == 2 and "none.json" in "".join(result.output.replace("│", " ").split())
+    printed = "".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and "none.json" in printed and "Invalidvaluefor--tuned" in printed
 
 
-def test_a_folder_that_is_not_empty_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_compiled(
+    compiled: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
-    result = invoke(tmp_path)
-    assert result.exit_code == 2 and "must be an empty folder" in " ".join(result.output.replace("│", " ").split())
+    for into, words in (
+        (tmp_path, "must be an empty folder"),
+        (tmp_path / "file", "must be an empty folder"),
+        (tmp_path / "file" / "a" / "b", "is no folder"),
+    ):
+        result = invoke(into)
+        printed = " ".join(result.output.replace("│", " ").split())
+        assert result.exit_code == 2 and not compiled
+        assert "Invalid value for --into" in printed and words in printed
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_without_permission_is_named(
+    compiled: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command.os, "access", lambda path, mode: False)  # tests may run as root, who may everything
+    result = invoke(tmp_path / "a")
+    printed = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and not compiled and "--into" in printed and "no permission" in printed
+
+
+def test_more_images_than_memory_holds_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*size: int, **_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(warmup.torch, "empty", full)
+    warmed = warmup.Warmed((3, 224, 224), ())
+    with pytest.raises(warmup.BatchError, match="no memory here for 9 images of 3x224x224"):
+        warmup._images(warmed, 9, warmup.DTYPES["bf16"])
+
+    def refused(*_: object) -> None:
+        raise warmup.BatchError("no memory here for 9 images")
+
+    monkeypatch.undo()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(warmup, "compile_model", refused)
+    assert "Invalid value for --batch: no memory" in " ".join(invoke(tmp_path / "a").output.replace("│", " ").split())
 
 
 def test_the_child_gets_the_same_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

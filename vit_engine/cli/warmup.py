@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -43,15 +45,23 @@ def warmup_command(
         raise typer.Exit(_in_child([*words, *["--json"] * as_json]))
     from vit_bench import recording, warmup
 
-    for option, known, name in (("--model", warmup.find, model), ("--gpu", recording.gpu, gpu)):
-        try:
-            known(name)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint=option) from error
+    with _named("--model"):
+        warmup.find(model)
+    with _named("--gpu"):
+        recording.gpu(gpu)
+    with _named("--into"):
+        _check_folder(into)
+    with _named("--tuned"):
+        if tuned is not None:
+            warmup.tuned_for(tuned, gpu)
     try:
         made = warmup.compile_model(model, gpu, batches, dtype, into, tuned)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    except warmup.BatchError as error:
+        raise typer.BadParameter(str(error), param_hint="--batch") from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--model") from error
+    except OSError as error:
+        raise typer.BadParameter(str(error), param_hint="--into") from error
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
     if as_json:
         print(json.dumps({"into": str(into), "kernels": made.kernels, "bytes": size, "versions": made.versions}))
@@ -59,6 +69,27 @@ def warmup_command(
     shapes = ", ".join("x".join(map(str, shape)) for shape in made.shapes)
     print(f"{made.kernels} kernels of {model}, {dtype}, for {gpu}: images {shapes}; compiled only, nothing was run")
     print(f"{into}: {size / 1e6:.1f} MB. On the server: vit_engine.load_kernels({str(into)!r})")
+
+
+@contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Whatever is refused in this block is the fault of that option."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses, before anything is compiled, a folder that could not be written afterwards."""
+    from vit_engine.artefacts import check_empty
+
+    check_empty(folder)
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise ValueError(f"{folder} cannot be made: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: no permission to write in {there}")
 
 
 def _in_child(words: list[str]) -> int:
