@@ -20,6 +20,7 @@ from vit_engine.encoder_block import one_partial, queries_apart
 from vit_kernels.folding import keeps_sums
 
 BATCHES = (1, 8, 64, 256)
+_MOST_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,16 @@ class Call:
     block: str = ""
 
 
+def check_batch(config: ViTConfig, batch: int) -> None:
+    """ValueError for a batch of more tokens than kernels count: they number rows in 32 bits."""
+    most = _MOST_ROWS // config.num_tokens
+    if batch > most:
+        raise ValueError(f"batch must be at most {most}: {config.num_tokens} tokens an image; got {batch}")
+
+
 def model_calls(config: ViTConfig, batch: int, dtype: torch.dtype, device: str = "meta") -> Iterator[Call]:
     """The distinct launcher calls of `config` (encoder blocks repeat the same ones), in the order of a forward."""
+    check_batch(config, batch)
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.ones(shape, dtype=dtype, device=device)

@@ -63,8 +63,9 @@ def test_the_child_compiles_with_the_same_options_and_its_answer_is_passed_on(mo
         ({"gpu": "voodoo"}, ("--gpu", "sm_80", "RTX 4090", "H100 SXM", "B200", "'voodoo'")),
         ({"dtype": "fp64"}, ("--dtype", "'fp64'", "fp32, fp16, bf16")),
         ({"batch": "0"}, ("--batch",)),
+        ({"batch": "10900934"}, ("--batch", "at most 10900932", "197 tokens an image", "10900934")),
     ],
-    ids=["model", "gpu", "dtype", "batch"],
+    ids=["model", "gpu", "dtype", "batch", "rows"],
 )
 def test_wrong_options_are_refused(monkeypatch, changed, words):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -266,6 +266,7 @@ def test_a_forward_pass_on_a_gpu(gpu, monkeypatch, tmp_path):
         (("attention", "--dtype", "fp8"), ("--dtype", "fp32, fp16, bf16")),
         (("attention", "--resume"), ("--resume", "--out")),
         (("model", "--model", "vit_bas"), ("--model", "vit_base_patch32_224")),
+        (("model", "--batch", "99999999"), ("--batch", "at most 10900932", "99999999")),
         (("model", "--gpu", "voodoo"), ("--gpu", "'voodoo'", "H100 SXM")),
         (("model", "--out", "/no/such/a.json"), ("--out", "/no/such/a.json: its folder does not exist")),
         (("model", "--trace", "/no/such/a.json"), ("--trace", "its folder does not exist")),

@@ -70,8 +70,9 @@ def test_interpreted_kernels_are_not_timed(monkeypatch):
         (["--dry-run", "--gpu", "h100", "--model", "keras:vit"], ("--model", "timm, torchvision")),
         (["--dry-run", "--gpu", "h100", "--model", "timm:resnet18"], ("--model", "no kernels for", "ResNet")),
         (["--batch", "0"], ("--batch",)),
+        (["--batch", "99999999", "--dry-run", "--gpu", "h100"], ("--batch", "at most", "99999999")),
     ],
-    ids=["dtype", "no gpu", "no dry run", "gpu", "preset", "timm", "library", "no ViT", "batch"],
+    ids=["dtype", "no gpu", "no dry run", "gpu", "preset", "timm", "library", "no ViT", "batch", "rows"],
 )
 def test_wrong_options_are_refused(compiling, words, expected):
     result = invoke("--model", MODEL, "--batch", "1", *words)

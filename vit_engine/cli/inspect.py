@@ -39,6 +39,7 @@ def inspect_command(
         arguments = ["--model", model, "--gpu", gpu, "--batch", str(batch), "--dtype", dtype, *["--json"] * as_json]
         raise typer.Exit(compile_in_child(["inspect", *arguments]))
     _check_names(model, gpu)
+    check_batches(model, [batch])
     from vit_bench.inspection import inspect_model
 
     found = inspect_model(model, gpu, batch, dtype)
@@ -57,6 +58,18 @@ def _check_names(model: str, gpu: str) -> None:
             known(name)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def check_batches(model: str, batches: list[int]) -> None:
+    """Refuses, under --batch, more images of a preset than kernels can be launched for."""
+    from vit_bench.plan import check_batch
+    from vit_engine import ViTConfig
+
+    for batch in batches:
+        try:
+            check_batch(ViTConfig.preset(model), batch)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--batch") from error
 
 
 def compile_in_child(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inspect import compile_in_child
+from .inspect import check_batches, compile_in_child
 from .outputs import check_file
 from .tables import plain_console
 
@@ -131,6 +131,7 @@ def model_command(
     with modelled times and bounds.
     """
     where, _ = _begin(context, model, dtype, gpu)
+    check_batches(model, [batch])
     from vit_bench.profiling import model as planning
 
     from .profile_tables import print_model

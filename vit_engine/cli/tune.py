@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inspect import compile_in_child
+from .inspect import check_batches, compile_in_child
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,9 @@ def _calls(model: str, batches: list[int], dtype: str, device: Device) -> list[L
 
     try:
         if ":" not in model:
-            return list(preset_calls(ViTConfig.preset(model), batches, DTYPES[dtype]))
+            config = ViTConfig.preset(model)
+            check_batches(model, batches)
+            return list(preset_calls(config, batches, DTYPES[dtype]))
         warmed = find(model)(DTYPES[dtype])
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise typer.BadParameter(f"{model!r}: {error}", param_hint="--model") from error
