@@ -61,10 +61,11 @@ def test_the_whole_model() -> None:
         (["--dtype", "fp64"], ("'fp64'", "fp32, fp16, bf16")),
         (["--kernel", "softmax"], ("softmax", "attention", "mlp")),
         (["--model", "vit_medium"], ("vit_medium",)),
+        (["--kernel", "row_stats", "--model", "vit_tiny_patch16_224"], ("--model", "cannot be combined")),
     ],
-    ids=["dtype", "kernel", "model"],
+    ids=["dtype", "kernel", "model", "model and kernel"],
 )
-def test_unknown_names_are_refused(arguments: list[str], words: tuple[str, ...]) -> None:
+def test_wrong_options_are_refused(arguments: list[str], words: tuple[str, ...]) -> None:
     code, output = verify(*arguments)
     assert code == 2, output
     for word in words:

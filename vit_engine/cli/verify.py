@@ -62,6 +62,8 @@ def verify_command(
     for option, value in (("--report", report), ("--only", only), ("--list", just_list)):
         if value:
             raise typer.BadParameter("needs --full", param_hint=option)
+    if model and kernel:
+        raise typer.BadParameter("cannot be combined with --kernel, which runs no model", param_hint="--model")
     for name in dtype or ():
         if name not in _DTYPES:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
