@@ -166,14 +166,14 @@ class Attached:
             self.state.fallbacks += 1
         return self.original(*args, **kwargs)
 
-    def taken(self, parts: Iterable[nn.Module]) -> None:
+    def taken(self, parts: Callable[[], Iterable[nn.Module]]) -> None:
         """Notes that a pass goes to the kernels, and that so do these parts: they are not called one by one, or, in a
         repeated pass, not at all, so why an earlier pass fell back is forgotten for them, too."""
         self.why = None
         if self._fallbacks == self.state.fallbacks:
             return
         self._fallbacks = self.state.fallbacks
-        for part in parts:
+        for part in parts():
             for found in vars(part).values():
                 if isinstance(found, Attached):
                     found.why = None

@@ -130,7 +130,7 @@ class FusedTimmFeatures(Attached):
             return self.instead(why, x, attn_mask=attn_mask, is_causal=is_causal)
         if torch.compiler.is_compiling():
             return self._features(stem, x)
-        self._taken()
+        self.taken(self._parts)
         return self.replays.run("features", self.module, (x,), lambda: (self._features(stem, x),))[0]
 
     def class_token(self, x: Tensor) -> Tensor | None:
@@ -141,12 +141,12 @@ class FusedTimmFeatures(Attached):
         check_timm_images(self.module.patch_embed, stem.conv, x)
         if torch.compiler.is_compiling():
             return self._features(stem, x, class_token=True)
-        self._taken()
+        self.taken(self._parts)
         return self.replays.run("class token", self.module, (x,), lambda: (self._features(stem, x, True),))[0]
 
-    def _taken(self) -> None:
+    def _parts(self) -> list[nn.Module]:
         model: Any = self.module
-        self.taken((model.patch_embed, model.norm_pre, *model.blocks, model.norm))
+        return [model.patch_embed, model.norm_pre, *model.blocks, model.norm]
 
     def _features(self, stem: Stem, x: Tensor, class_token: bool = False) -> Tensor:
         model: Any = self.module
@@ -249,7 +249,7 @@ class FusedTorchvision(Attached):
             return self.instead(why, x)
         if torch.compiler.is_compiling():
             return model.heads(self._class_token(stem, x))
-        self.taken((*model.encoder.layers, model.encoder.ln))
+        self.taken(lambda: (*model.encoder.layers, model.encoder.ln))
         token = self.replays.run("features", model, (x,), lambda: (self._class_token(stem, x),))[0]
         return model.heads(token)
 
