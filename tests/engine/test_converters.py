@@ -311,6 +311,10 @@ def test_arguments_are_named(arguments: dict, text: str) -> None:
 def test_what_is_no_tensor_is_refused(function) -> None:
     with pytest.raises(TypeError, match=f"{function.__name__}: state_dict must map names to tensors, got 'epoch': int"):
         function({"cls_token": torch.ones(1, 1, 48), "epoch": 3})
+    with pytest.raises(
+        TypeError, match=f"{function.__name__}: state_dict must map names to tensors, got Identity; pass "
+    ):
+        function(torch.nn.Identity())
 
 
 # --- convert --------------------------------------------------------------------------------------

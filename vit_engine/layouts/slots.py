@@ -88,12 +88,16 @@ def scatter(
 
 def check(function: str, state_dict: Mapping[str, Any]) -> None:
     """TypeError unless all of these are tensors under names."""
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise TypeError(
-                f"{function}: state_dict must map names to tensors, got {name!r}: {type(value).__name__}; pass "
-                "model.state_dict(), not a model or a whole training checkpoint"
-            )
+    if not isinstance(state_dict, Mapping):
+        found: str | None = type(state_dict).__name__
+    else:
+        wrong = ((k, v) for k, v in state_dict.items() if not isinstance(k, str) or not isinstance(v, Tensor))
+        found = next((f"{name!r}: {type(value).__name__}" for name, value in wrong), None)
+    if found is not None:
+        raise TypeError(
+            f"{function}: state_dict must map names to tensors, got {found}; pass model.state_dict(), not a model or a "
+            "whole training checkpoint"
+        )
 
 
 def refuse(function: str, layout: str, left: Mapping[str, str]) -> None:
