@@ -236,3 +236,13 @@ def test_a_second_acceleration_that_is_refused_leaves_the_first() -> None:
 def test_explain_does_not_list_a_projection_that_runs_inside_another_launch() -> None:
     _, ours = pair(torchvision_model, num_layers=1)
     assert set(reasons(ours)) == {"heads.head"}
+
+
+@torch.no_grad()
+def test_norms_that_lose_their_weights_are_the_librarys_own() -> None:
+    theirs, ours = pair(timm_model, depth=1)
+    for model in (theirs, ours):
+        model.norm.register_parameter("weight", None)
+        model.norm.register_parameter("bias", None)
+    close(ours(images(1)), theirs(images(1)))
+    assert reasons(ours)["norm"] == "it has no weight"

@@ -222,12 +222,12 @@ class FusedNorm(Attached):
     def report(self) -> tuple[str, str | None]:
         found = self._norm()
         weight = None if isinstance(found, str) else found.weight
-        return "layer_norm", str(found) if weight is None else self.why_not(weight) or self.why
+        # Without one to ask about, the reason is found before the tokens are looked at.
+        asked = torch.empty(0) if weight is None else weight
+        return "layer_norm", self.why_not(asked) or self.why
 
 
-def chain(
-    blocks: Any, x: Tensor, stats: Tensor | None, first_token: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def chain(blocks: Any, x: Tensor, stats: Tensor | None, first_token: bool = False) -> tuple[Tensor, Tensor | None]:
     """Tokens x [B, N, D] through blocks one after the other, statistics handed on directly where nothing is between.
 
     first_token: only the first token of each image is wanted, [B, 1, D], and the last block computes no other if it
