@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vit_bench import records
+from vit_bench.arguments import positive
 from vit_bench.compiled_variants import Variant, compile_for
 from vit_bench.plan import BATCHES, HEADS
 from vit_bench.recording import gpu
@@ -122,7 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=sorted(PRESETS), default=sorted(PRESETS), metavar="NAME")
     parser.add_argument("--dtype", nargs="+", choices=records.DTYPES, default=list(records.DTYPES))
     parser.add_argument("--kernel", nargs="+", choices=records.KERNELS, default=list(records.KERNELS))
-    parser.add_argument("--batch", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--batch", nargs="+", type=positive, default=list(BATCHES))
     parser.add_argument("--quick", action="store_true", help="a pairwise sample for all but sm_90")
     parser.add_argument("--workers", type=int, choices=(1, 2), default=2)
     parser.add_argument("--json", type=Path, help="write every variant to this file")
@@ -132,6 +133,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick and options.evidence:
         parser.error("--evidence records whole generations, and --quick compiles samples of some: leave one out")
+    for name, path in (("json", options.json), ("table", options.table), ("evidence", options.evidence)):
+        if path and path.is_dir():
+            parser.error(f"argument --{name}: must be a file; {path} is a folder")
+    if options.evidence:
+        try:
+            records.load(options.evidence)  # the records are merged into it, when all is compiled
+        except ValueError as error:
+            parser.error(f"argument --evidence: {error}")
     return options
 
 

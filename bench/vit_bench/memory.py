@@ -31,6 +31,7 @@ import vit_engine
 from vit_bench.arguments import gpu_name, positive
 from vit_bench.dropin_launches import OneAttention, forget_replays
 from vit_bench.recording import gpu, recording
+from vit_bench.warmup import BatchError
 from vit_kernels.device import interpreting
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -130,7 +131,10 @@ def peak_of(run: Callable[[], object], operators: bool = True, launchers: bool =
 
 @torch.no_grad()
 def measure(name: str, batch: int, dtype: str = "bf16", gpu_name: str = "sm_90", depth: int | None = None) -> Memory:
-    """timm's model of that name. depth: encoder blocks, the model's own by default; the peak lies inside one block."""
+    """timm's model of that name. depth: encoder blocks, the model's own by default; the peak lies inside one block.
+
+    Raises BatchError for more images than this machine has memory for: they exist, and nobody writes them.
+    """
     import timm
 
     options: dict[str, Any] = {} if depth is None else {"depth": depth}
@@ -142,7 +146,10 @@ def measure(name: str, batch: int, dtype: str = "bf16", gpu_name: str = "sm_90",
     with OneAttention():
         of_eager = peak_of(lambda: eager(images), launchers=False)
     ours = vit_engine.accelerate(_blank(ours))
-    images = torch.empty(batch, *size, dtype=DTYPES[dtype])
+    try:
+        images = torch.empty(batch, *size, dtype=DTYPES[dtype])
+    except RuntimeError as error:
+        raise BatchError(f"no memory here for {batch} images of {'x'.join(map(str, size))}") from error
     with recording(gpu(gpu_name)) as recorder:
         recorder.launches = Forgotten()
         ours(images)  # folds and compiles
@@ -205,6 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
         found = measure(options.model, options.batch, options.dtype, options.gpu, options.depth)
     except TypeError as error:  # accelerate() does not take it, or timm does not build it so deep
         parser.error(f"argument --model: {options.model!r}: {error}")
+    except BatchError as error:
+        parser.error(f"argument --batch: {error}")
     if options.json:
         print(json.dumps(asdict(found)))
     else:

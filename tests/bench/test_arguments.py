@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from vit_bench import dropin_host_cost, host_cost, memory
+from vit_bench import compile_matrix, dropin_host_cost, host_cost, memory
 
 NUMBER = "must be a whole number from 1 on; got"
 
@@ -22,6 +22,11 @@ NUMBER = "must be a whole number from 1 on; got"
         (host_cost.main, ["--rounds", "0"], f"argument --rounds: {NUMBER} '0'"),
         (host_cost.main, ["--depth", "-1"], f"argument --depth: {NUMBER} '-1'"),
         (dropin_host_cost.main, ["--rounds", "0"], f"argument --rounds: {NUMBER} '0'"),
+        (compile_matrix.main, ["--batch", "8", "0"], f"argument --batch: {NUMBER} '0'"),
+        (compile_matrix.main, ["--json", "/"], "argument --json: must be a file; / is a folder"),
+        (compile_matrix.main, ["--table", "/"], "argument --table: must be a file; / is a folder"),
+        (compile_matrix.main, ["--evidence", "/"], "argument --evidence: must be a file; / is a folder"),
+        (compile_matrix.main, ["--evidence", __file__], "argument --evidence: " + __file__ + ": cannot be read as"),
         (dropin_host_cost.main, ["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -39,6 +44,16 @@ def test_help_is_given(main: Callable[[Sequence[str]], int], capsys: pytest.Capt
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0 and "--json" in capsys.readouterr().out
+
+
+def test_more_images_than_memory_holds_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setattr(memory, "interpreting", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        memory.main(["--batch", str(10**12), "--depth", "1"])
+    assert ended.value.code == 2 and f"argument --batch: no memory here for {10**12} images" in capsys.readouterr().err
 
 
 def test_a_model_that_accelerate_does_not_take_is_refused(
