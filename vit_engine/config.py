@@ -251,8 +251,11 @@ class ViTConfig:
     def preset(cls, name: str, **overrides: Any) -> ViTConfig:
         """The architecture that timm registers under `name`, with any field replaced by keyword.
 
-        Raises ValueError with the nearest names if there is no such preset, and TypeError for an unknown field.
+        Raises ValueError with the nearest names if there is no such preset, and TypeError for an unknown field or a
+        name that is no string.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"ViTConfig.preset: name must be a str, got {type(name).__name__}")
         if name not in PRESETS:
             near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
             hint = f"; did you mean {', '.join(near)}?" if near else ""

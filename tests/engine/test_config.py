@@ -100,6 +100,9 @@ def test_unknown_preset_lists_near_names() -> None:
     with pytest.raises(ValueError, match="no preset 'resnet'") as error:
         ViTConfig.preset("resnet")
     assert "did you mean" not in str(error.value)
+    name: Any = 16
+    with pytest.raises(TypeError, match="preset: name must be a str, got int"):
+        ViTConfig.preset(name)
 
 
 def test_unknown_field_is_named() -> None:

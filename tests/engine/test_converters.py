@@ -345,3 +345,6 @@ def test_convert_refuses() -> None:
         convert({}, "timm", "google")
     with pytest.raises(TypeError, match="convert: state_dict must map names to tensors, got 'model': dict"):
         convert({"model": {}}, "timm", "timm")
+    model: Any = torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="convert: state_dict must map names to tensors, got Linear; pass"):
+        convert(model, "timm", "torchvision")
