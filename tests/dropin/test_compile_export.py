@@ -183,7 +183,7 @@ def test_a_trace_holds_the_original(name: str) -> None:
     """And with it the parameters themselves, not what was folded when it was made."""
     theirs, ours = pair(QUICK[name])
     tensors(ours(images(1)))
-    traced = torch.jit.trace(ours, images(2), strict=False)
+    traced: Any = torch.jit.trace(ours, images(2), strict=False)
     for model in (theirs, ours):
         for parameter in model.parameters():
             parameter.mul_(1.5)
