@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 import types
 
+import pytest
 from typer.testing import CliRunner
 
 import vit_engine
@@ -17,6 +19,14 @@ def test_version_and_help():
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     assert all(command in result.stdout for command in ("run", "verify", "info"))
+
+
+@pytest.mark.parametrize("module", ["vit_engine", "vit_engine.cli"])
+def test_as_a_module(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module(module, run_name="__main__")
+    assert capsys.readouterr().out.strip() == vit_engine.__version__
 
 
 def test_verify_passes_its_options_on(monkeypatch):

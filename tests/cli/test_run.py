@@ -176,7 +176,7 @@ def test_outputs_that_are_not_finite_are_errors(run, some, tmp_path):
     found = run(some, "--checkpoint", tmp_path / "nan.safetensors", "--json", code=2)
     result = only_object(found)
     assert [e["reason"] for e in result["errors"][:6]] == ["the model's output is not finite"] * 6
-    assert result["agreement"]["max_abs_error"] is None
+    assert result["agreement"]["max_abs_error"] is None and result["agreement"]["top1"] == 0
     assert "not finite" in result["errors"][-1]["reason"]
 
 

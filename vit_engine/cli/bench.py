@@ -44,7 +44,9 @@ def bench_command(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Of the table; * and ? are wildcards. Repeatable, as all lists.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option("--batch", help="Images per call: --batch 1 8 64 256.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Images per call, of the table: --batch 1 8 64 256.")
+    ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option("--dtype", help="fp32, fp16 or bf16; bf16 by default, fp32 on the CPU.")
     ] = None,

@@ -238,6 +238,8 @@ def agreement(source: Source, outcome: Outcome, device: torch.device, dtype: tor
         dtype = torch.float32 if dtype == torch.bfloat16 else dtype
         kernels, logits = "interpret", Child(plain, dtype)(outcome.sample)
     error, scale = float((logits - reference).abs().max()), float(reference.abs().max())
+    # NaN is the largest of any logits to argmax().
+    same = (logits.argmax(-1) == reference.argmax(-1)) & (logits - reference).isfinite().all(-1)
     return {
         "kernels": kernels,
         "dtype": _DTYPE_NAMES[dtype],
@@ -245,7 +247,7 @@ def agreement(source: Source, outcome: Outcome, device: torch.device, dtype: tor
         "images": len(reference),
         "max_abs_error": error if math.isfinite(error) else None,
         "max_abs_logit": scale if math.isfinite(scale) else None,
-        "top1": float((logits.argmax(-1) == reference.argmax(-1)).double().mean()),
+        "top1": float(same.double().mean()),
     }
 
 
