@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from .class_code import replaced
 from .layers import Attention, Block, DropPath, LayerScale, Mlp, PatchEmbed
@@ -98,9 +97,6 @@ class PlainParts:
 
 
 def _objections(model: ViT, head: bool) -> Iterator[str]:
-    hooks = [*torch_module._global_forward_hooks.values(), *torch_module._global_forward_pre_hooks.values()]
-    if hooks:
-        yield f"a hook on all modules ({_hook_name(hooks[0])}), which would see none of the model's parts"
     yield from _of_tensors("", model)
     if head:
         yield from _of_methods(model)
@@ -144,7 +140,7 @@ def _of_parts(root: nn.Module, prefix: str, expected: dict[str, tuple[type, ...]
             yield f"{full} is {_called(type(part))}, expected {' or '.join(map(_called, classes))}"
         hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
         if hooks:
-            yield f"{full} has a hook ({_hook_name(hooks[0])}), expected none"
+            yield f"{full} has a hook ({getattr(hooks[0], '__qualname__', type(hooks[0]).__name__)}), expected none"
         if "forward" in vars(part):
             yield f"{full}.forward is overridden on the instance"
         if replaced(type(part)):
@@ -154,10 +150,6 @@ def _of_parts(root: nn.Module, prefix: str, expected: dict[str, tuple[type, ...]
         if part.training and any(vars(part).get(rate) for rate in ("p", "rate", "attention_dropout")):
             yield f"{full} is in training mode and acts at random ({part})"
         yield from _of_tensors(full, part)
-
-
-def _hook_name(hook: object) -> str:
-    return str(getattr(hook, "__qualname__", type(hook).__name__))
 
 
 def _of_tensors(name: str, part: nn.Module) -> Iterator[str]:
