@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vit_kernels.launch import launching_on
 
+from .graph_keys import described, key_of
 from .reads import Reads
 from .replay import Fingerprint, repeatable
 
@@ -90,12 +91,14 @@ class _Pool:
 
 @dataclass
 class _Captured:
-    """A graph, where it reads its inputs and leaves its results, and the tensors whose addresses are in it."""
+    """A graph, where it reads its inputs and leaves its results, the tensors whose addresses are in it, and what was
+    noted of its pass."""
 
     graph: Any
     inputs: list[Tensor]
     results: Any
     kept: list[Tensor]
+    noted: Any
 
 
 class GraphCache:
@@ -103,17 +106,25 @@ class GraphCache:
 
     Safe to call from several threads and streams. Not part of any state_dict, and left out of copies and pickles.
     why: what kept the last pass out of a graph, None if it was replayed.
-    listens: see `Fingerprint`.
+    listens: see `Fingerprint`. note: called behind each captured pass; `noted` is what it gave for the graph that was
+    replayed last.
     """
 
-    def __init__(self, limit: int = GRAPHS, listens: Callable[[object], bool] = no_hook) -> None:
+    def __init__(
+        self,
+        limit: int = GRAPHS,
+        listens: Callable[[object], bool] = no_hook,
+        note: Callable[[], Any] = lambda: None,
+    ) -> None:
         self.limit = limit
         self.why: str | None = "no pass has been made yet"
         self._listens = listens
+        self._note = note
         self._lock = threading.Lock()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
+        self.noted: Any = None
         self._fingerprint: Fingerprint | None = None
         self._training = False
         self._pool: _Pool | None = None
@@ -124,12 +135,12 @@ class GraphCache:
     @property
     def refused(self) -> dict[str, str]:
         """Per shape that cannot have a graph, why."""
-        return {_described(key): why for key, why in self._refused.items()}
+        return {described(key): why for key, why in self._refused.items()}
 
     @property
     def captured(self) -> list[str]:
         """The shapes that have a graph, the least recently used first."""
-        return [_described(key) for key in self._graphs]
+        return [described(key) for key in self._graphs]
 
     def clear(self) -> None:
         """Forgets all graphs, once the GPU is through with them."""
@@ -167,7 +178,7 @@ class GraphCache:
         self.why = _unfit(inputs, args, kwargs)
         if self.why is not None:
             return None
-        key = _key(args, kwargs)
+        key = key_of(args, kwargs)
         with self._lock, launching_on(inputs[0]):
             fingerprint = self._fingerprint
             if fingerprint is None or not fingerprint.holds():
@@ -249,7 +260,7 @@ class GraphCache:
         for leaf in tree_leaves(results):
             if not isinstance(leaf, (Tensor, *_PLAIN)):
                 raise _Refused(f"it returns a {type(leaf).__name__}")
-        return _Captured(graph, inputs, results, list(reads.kept.values()))
+        return _Captured(graph, inputs, results, list(reads.kept.values()), self._note())
 
     def _replay(self, captured: _Captured, inputs: Sequence[Tensor]) -> Any:
         assert self._pool is not None
@@ -259,6 +270,7 @@ class GraphCache:
             for place, given in zip(captured.inputs, inputs, strict=True):
                 place.copy_(given)
             captured.graph.replay()
+            self.noted = captured.noted
             return _copied(captured.results)
         finally:
             self._pool.done.record(stream)
@@ -293,39 +305,6 @@ def _unfit(inputs: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, A
     if not repeatable(inputs):
         return "an empty input, a tensor subclass, a graph being traced, forward mode, or operators being watched"
     return None
-
-
-def _key(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple:
-    """What has to be alike for a graph to serve: the arguments but for the values in tensors, and what PyTorch's own
-    operators choose their kernels by."""
-    given = tuple((name, *_kind(value)) for name, value in (*enumerate(args), *kwargs.items()))
-    backends = torch.backends
-    chosen = (
-        torch.get_float32_matmul_precision(),
-        backends.cudnn.allow_tf32,
-        backends.cuda.flash_sdp_enabled(),
-        backends.cuda.mem_efficient_sdp_enabled(),
-        backends.cuda.math_sdp_enabled(),
-        backends.cuda.cudnn_sdp_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    return given, chosen
-
-
-def _kind(value: Any) -> tuple:
-    """The class of an argument and what is said of it: of a tensor shape, strides, dtype and device."""
-    if isinstance(value, Tensor):
-        return Tensor, (tuple(value.shape), value.stride(), value.dtype, value.device)
-    return type(value), value
-
-
-def _described(key: tuple) -> str:
-    """The arguments of a key as text, such as "[8, 3, 224, 224] bfloat16"."""
-    words = []
-    for name, kind, what in key[0]:
-        text = f"{list(what[0])} {str(what[2]).removeprefix('torch.')}" if kind is Tensor else repr(what)
-        words.append(text if isinstance(name, int) else f"{name}={text}")
-    return ", ".join(words)
 
 
 def _remember(table: OrderedDict, key: tuple, value: Any, limit: int) -> None:

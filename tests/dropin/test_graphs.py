@@ -66,6 +66,18 @@ def test_a_whole_model_is_replayed_bit_for_bit(name: str, fake_cuda: FakeCuda) -
     assert not list(attached_to(ours)) and "forward" not in vars(ours)
 
 
+def test_explain_gives_the_reasons_of_the_pass_that_was_captured(fake_cuda: FakeCuda) -> None:
+    _, ours = both(BUILDS["timm"])
+    for _ in range(2):
+        ours(images(1))
+    captured = vit_engine.explain(ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(images(1))
+    assert all("autocast" in row.why for row in vit_engine.explain(ours).rows if row.module.startswith("blocks"))
+    ours(images(1))
+    assert fake_cuda.replays == 2 and vit_engine.explain(ours) == captured
+
+
 def slow(change: Callable[[Any], None]) -> Any:
     return pytest.param(change, marks=pytest.mark.slow)
 

@@ -67,6 +67,8 @@ def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanatio
     """The table for a model and what is attached to it."""
     rows = []
     graphed = [a for a in attached if isinstance(a, Graphed)]
+    for graphs in graphed:
+        graphs.recall()
     attached = [a for a in attached if not isinstance(a, Graphed)]
     covered = {id(part) for a in attached for part in a.covers()}
     reports: dict[int, list[Attached]] = {}

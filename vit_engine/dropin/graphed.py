@@ -44,7 +44,7 @@ class Graphed(Attached):
     def __init__(self, module: nn.Module, name: str, state: State, limit: int, inner: Attached | None = None) -> None:
         super().__init__(module, name, state)
         self.inner = inner
-        self.graphs = GraphCache(limit, listens)
+        self.graphs = GraphCache(limit, listens, self._reasons)
 
     def attach(self) -> None:
         found = vars(self.module).get(self.method)
@@ -76,6 +76,20 @@ class Graphed(Attached):
             if isinstance(block, FusedBlock) and block.why is not None:
                 return f"{block.name} runs the original code: {block.why}"
         return None
+
+    def _reasons(self) -> list[tuple[Attached, str | None]]:
+        found = [
+            value for part in self.module.modules() for value in vars(part).values() if isinstance(value, Attached)
+        ]
+        return [(attached, attached.why) for attached in found if attached is not self]
+
+    def recall(self) -> None:
+        """Where a graph was replayed last, the parts give the reasons that they had in its pass: they have not been
+        called since, and another pass may have been made in between."""
+        if self.graphs.why is None:
+            for attached, why in self.graphs.noted or ():
+                attached.why = why
+                self.state.fallbacks += why is not None
 
     def report(self) -> tuple[str, str | None]:
         return "CUDA graphs", self.graphs.why
