@@ -120,7 +120,8 @@ def load_kernels(folder: str | Path) -> Manifest:
     problems = _differences(manifest.gpu, here)
     problems += _differences(manifest.versions, versions_here(here["capability"]))
     if problems:
-        raise ArtefactError(f"{folder} was made for something else: {'; '.join(problems)}. Make it anew with warmup")
+        there = f"warmup --gpu sm_{here['capability']}:{here['sm_count']}"
+        raise ArtefactError(f"{folder} was made for something else: {'; '.join(problems)}. Make it anew with {there}")
     put({name: _content(folder / KERNELS / name, expected) for name, expected in manifest.files.items()})
     return manifest
 

@@ -17,7 +17,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -232,6 +232,19 @@ def gpu(name: str) -> Device:
     known = ", ".join(f"sm_{device.capability}" for device in KNOWN_DEVICES)
     names = ", ".join(device.name for device in KNOWN_DEVICES)
     raise ValueError(f"gpu must be one of {known} or {names}; got {name!r}")
+
+
+def target(name: str) -> Device:
+    """What `gpu` knows, or any GPU by capability and number of SMs ("sm_89:58" is an L4): all that kernels and the choice
+    among them depend on, given that GPUs of a capability have the same shared memory. Raises ValueError for others."""
+    capability, colon, sms = name.partition(":")
+    if not colon:
+        return gpu(name)
+    device = next((d for d in KNOWN_DEVICES if _plain(capability) == f"sm{d.capability}"), None)
+    if device is None or not (sms.isascii() and sms.isdecimal() and 0 < int(sms) < 10_000):
+        known = ", ".join(f"sm_{device.capability}" for device in KNOWN_DEVICES)
+        raise ValueError(f"gpu must be a name, or {known} with a number of SMs behind it, as sm_89:58; got {name!r}")
+    return replace(device, name=f"sm_{device.capability} with {int(sms)} SMs", sm_count=int(sms))
 
 
 def _plain(name: str) -> str:

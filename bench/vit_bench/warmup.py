@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import vit_engine
 from vit_bench.launch_plan import blank_model
-from vit_bench.recording import RecordingDriver, gpu, recording
+from vit_bench.recording import RecordingDriver, recording, target
 from vit_engine import ViTConfig
 from vit_engine.artefacts import Manifest, check_empty, save_kernels
 from vit_kernels.device import attach
@@ -114,7 +114,7 @@ def find(model: str) -> Callable[[torch.dtype], Warmed]:
 
 def tuned_for(path: str | Path, gpu_name: str) -> Tuned:
     """A tuned file that will count on that GPU with what is installed here. Raises TunedFileError where it will not."""
-    table, device, here = read_tuned(path), gpu(gpu_name), versions_here()
+    table, device, here = read_tuned(path), target(gpu_name), versions_here()
     if (table.gpu.capability, table.gpu.sm_count) != (device.capability, device.sm_count):
         wanted = f"sm_{device.capability}, {device.sm_count} SMs"
         raise TunedFileError(f"{path} was measured on {table.gpu}; --gpu {gpu_name} is {device.name} ({wanted})")
@@ -142,7 +142,7 @@ def kernels_of(
     tuned: whose winners are launched, PyTorch's operators among them, which then run here.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with compiling_into(Path(folder)), recording(gpu(gpu_name)) as recorder, _followed(tuned, recorder):
+        with compiling_into(Path(folder)), recording(target(gpu_name)) as recorder, _followed(tuned, recorder):
             for batch in batches:
                 for images in _images(warmed, batch, dtype):
                     for run in warmed.runs:
@@ -168,7 +168,7 @@ def compile_model(
     into: str | Path,
     tuned: str | Path | None = None,
 ) -> Manifest:
-    """Compiles all kernels of a model (see `find`) for a GPU (see `recording.gpu`) and these batch sizes into a folder.
+    """Compiles all kernels of a model (see `find`) for a GPU (see `recording.target`) and these batch sizes into a folder.
 
     dtype: "fp32", "fp16" or "bf16"; tuned: the tuned file that the server will use. Raises ValueError for names that
     are not known, models that the kernels do not run, a folder that is not empty, and a tuned file that does not count
@@ -183,4 +183,4 @@ def compile_model(
         raise ValueError(f"model {model!r} cannot be compiled: {error}") from error
     files = kernels_of(warmed, gpu_name, batches, DTYPES[dtype], table)
     shapes = [(batch, *warmed.size) for batch in batches]
-    return save_kernels(into, files, model=model, dtype=dtype, shapes=shapes, gpu=gpu_facts(gpu(gpu_name)))
+    return save_kernels(into, files, model=model, dtype=dtype, shapes=shapes, gpu=gpu_facts(target(gpu_name)))

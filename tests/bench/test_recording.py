@@ -140,6 +140,27 @@ def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
     assert seen.startswith("gpu must be one of sm_80, ") and seen.endswith("got 'sm_75'")
 
 
+def test_a_gpu_to_compile_for_is_a_capability_with_any_number_of_sms() -> None:
+    seen = run(
+        """
+        import json
+        from vit_bench.recording import gpu, target
+        found = []
+        for name in ("SM_89:58", "h100", "sm_75:40", "sm_89:0", "sm_89:", "h100:114", ":5", "v100"):
+            try:
+                found.append(vars(target(name)))
+            except ValueError as error:
+                found.append(str(error))
+        l4 = vars(gpu("sm_89")) | {"name": "sm_89 with 58 SMs", "sm_count": 58}
+        print(json.dumps([found[0] == l4, found[1] == vars(gpu("h100")), found[2:]]))
+        """
+    )
+    known = "sm_80, sm_86, sm_89, sm_90, sm_100, sm_120"
+    words = f"gpu must be a name, or {known} with a number of SMs behind it, as sm_89:58; got "
+    refused = [words + repr(name) for name in ("sm_75:40", "sm_89:0", "sm_89:", "h100:114", ":5")]
+    assert seen[:2] == [True, True] and seen[2][:-1] == refused and seen[2][-1].endswith("got 'v100'")
+
+
 def test_folded_weights_are_rounded_to_the_nearest_meanwhile() -> None:
     seen = run(
         """

@@ -60,6 +60,7 @@ def test_what_is_compiled_and_what_it_says(compiled: list[tuple[Any, ...]], tmp_
         ({"model": "vit_huge_patch1_1"}, "vit_huge_patch1_1"),
         ({"model": "keras:vit"}, "timm, torchvision, transformers"),
         ({"gpu": "v100"}, "gpu must be one of"),
+        ({"gpu": "sm_70:80"}, "with a number of SMs behind it"),
         ({"batch": "1 x"}, "Invalid value for '[BATCH]...'"),
         ({"batch": "0"}, "Invalid value for '--batch'"),
         ({"batch": "1 0"}, "Invalid value for '[BATCH]...'"),

@@ -226,6 +226,7 @@ def test_a_server_compiles_nothing(tmp_path: Path) -> None:
     assert compiled == [] and kernels >= 5 and launches >= 6 * 10
     assert others == ["layer_norm_kernel"], "what the folder has no kernel for is compiled as ever"
     assert "capability is 90 there and 80 here" in refusal
+    assert refusal.endswith("Make it anew with warmup --gpu sm_80:108")
 
 
 @pytest.mark.compiled

@@ -43,7 +43,7 @@ def tune_command(
         bool, typer.Option("--wide", help="Several times as many tiles: the neighbours of those in the tables.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List and compile the candidates; run nothing.")] = False,
-    gpu: Annotated[str, typer.Option("--gpu", help="With --dry-run: h100, a100, rtx4090, or sm_90 etc.")] = "",
+    gpu: Annotated[str, typer.Option("--gpu", help="With --dry-run: h100, a100, rtx4090, sm_90 etc., or sm_89:58.")] = "",
 ) -> None:
     """Time every tile that is right on this GPU, and PyTorch's operators, and save the fastest for accelerate().
 
@@ -115,7 +115,7 @@ def _dry_run(model: str, batches: list[int], dtype: str, gpu: str, pytorch: bool
     from vit_bench.tuning_dry import NOTE, dry_run
 
     try:
-        device = recording.gpu(gpu)
+        device = recording.target(gpu)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--gpu") from error
     calls, console = _calls(model, batches, dtype, device), _console()

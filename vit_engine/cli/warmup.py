@@ -21,7 +21,10 @@ def warmup_command(
         str,
         typer.Option("--model", help="A preset, or timm:NAME, torchvision:NAME, transformers:NAME for accelerate()."),
     ],
-    gpu: Annotated[str, typer.Option("--gpu", help="h100, a100, rtx4090, rtx3090, b200, rtx5090, or sm_90 etc.")],
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", help="h100, a100, rtx4090, rtx3090, b200, rtx5090, sm_90 etc., or SMs too: sm_89:58."),
+    ],
     into: Annotated[Path, typer.Option("--into", help="Folder to write; new, or empty.")],
     batch: Annotated[list[int], typer.Option("--batch", min=1, help="Images per forward pass.")],
     more: Annotated[
@@ -48,7 +51,7 @@ def warmup_command(
     with _named("--model"):
         warmup.find(model)
     with _named("--gpu"):
-        recording.gpu(gpu)
+        recording.target(gpu)
     with _named("--into"):
         _check_folder(into)
     with _named("--tuned"):
