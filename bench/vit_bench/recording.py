@@ -235,8 +235,8 @@ def gpu(name: str) -> Device:
 
 
 def target(name: str) -> Device:
-    """What `gpu` knows, or any GPU by capability and number of SMs ("sm_89:58" is an L4): all that kernels and the choice
-    among them depend on, given that GPUs of a capability have the same shared memory. Raises ValueError for others."""
+    """What `gpu` knows, or any GPU by capability and number of SMs ("sm_89:58" is an L4): all that kernels and the
+    choice among them depend on, as GPUs of a capability have the same shared memory. Raises ValueError for others."""
     capability, colon, sms = name.partition(":")
     if not colon:
         return gpu(name)

@@ -168,7 +168,7 @@ def compile_model(
     into: str | Path,
     tuned: str | Path | None = None,
 ) -> Manifest:
-    """Compiles all kernels of a model (see `find`) for a GPU (see `recording.target`) and these batch sizes into a folder.
+    """Compiles all kernels of a model (see `find`) for a GPU (`recording.target`) and these batch sizes into a folder.
 
     dtype: "fp32", "fp16" or "bf16"; tuned: the tuned file that the server will use. Raises ValueError for names that
     are not known, models that the kernels do not run, a folder that is not empty, and a tuned file that does not count

@@ -43,7 +43,9 @@ def tune_command(
         bool, typer.Option("--wide", help="Several times as many tiles: the neighbours of those in the tables.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List and compile the candidates; run nothing.")] = False,
-    gpu: Annotated[str, typer.Option("--gpu", help="With --dry-run: h100, a100, rtx4090, sm_90 etc., or sm_89:58.")] = "",
+    gpu: Annotated[
+        str, typer.Option("--gpu", help="With --dry-run: h100, a100, rtx4090, sm_90 etc., or sm_89:58.")
+    ] = "",
 ) -> None:
     """Time every tile that is right on this GPU, and PyTorch's operators, and save the fastest for accelerate().
 
