@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.bench.child import run
-from tests.rung import DEVICE, DTYPES, RUNG, child_environment
+from tests.rung import DEVICE, DTYPES, RUNG
 from vit_bench import records
 from vit_bench.cases import CASES, cases_for, merged_stats, partial_stats, run_case
 from vit_bench.evidence import joined, load_driver, main
@@ -123,16 +123,10 @@ def test_one_failure_in_a_share_fails_the_kernel() -> None:
 
 @pytest.mark.interpreted_only
 def test_bfloat16_is_not_claimed_from_the_interpreter(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vit_bench.evidence", "interpreted", "--out", str(tmp_path / "x.json")]
-    done = subprocess.run(
-        [*command, "--dtype", "bfloat16"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode != 0 and "bfloat16 is not computed rightly" in done.stderr
-    assert not (tmp_path / "x.json").exists()
+    out = tmp_path / "x.json"
+    with pytest.raises(SystemExit, match="interpreted: bfloat16 is not computed rightly"):
+        main(["interpreted", "--out", str(out), "--dtype", "bfloat16"])
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -161,18 +155,32 @@ def test_a_file_that_cannot_take_records_is_refused_first(tmp_path: Path, capsys
 
 @pytest.mark.compiled
 def test_a_rung_without_its_means_says_so(tmp_path: Path) -> None:
-    def message(*arguments: str) -> str:
-        command = [sys.executable, "-m", "vit_bench.evidence", *arguments, "--out", str(tmp_path / "x.json")]
-        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode != 0
-        return done.stderr
-
-    assert "set TRITON_INTERPRET=1" in message("interpreted")
-    assert "name the driver" in message("emulated")
-    assert "must be written MODULE:CONTEXTMANAGER" in message("emulated", "--driver", "nowhere")
-    assert message("emulated", "--driver", "nope:nope").startswith("emulated: driver 'nope:nope' cannot be imported")
+    calls = {
+        "interpreted": "set TRITON_INTERPRET=1",
+        "emulated": "name the driver",
+        "emulated --driver nowhere": "must be written MODULE:CONTEXTMANAGER",
+        "emulated --driver nope:nope": "emulated: driver 'nope:nope' cannot be imported",
+    }
     if RUNG != "executed":
-        assert "finds no CUDA GPU" in message("executed")
+        calls["executed"] = "finds no CUDA GPU"
+    said = run(
+        f"""
+        import contextlib, io, json
+        from vit_bench.evidence import main
+
+        def message(call):
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said):
+                try:
+                    main([*call.split(), "--out", {str(tmp_path / "x.json")!r}])
+                except SystemExit as ended:
+                    return f"{{said.getvalue()}}{{ended.code}}"
+
+        print(json.dumps([message(call) for call in {list(calls)}]))
+        """
+    )
+    for words, message in zip(calls.values(), said, strict=True):
+        assert words in message
 
 
 @pytest.mark.compiled

@@ -270,11 +270,11 @@ def test_launches_go_to_the_device_and_stream_of_the_tensors() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["sm_80", "sm_90"])
 def test_plans_of_the_presets(device: str) -> None:
-    """Ti, S, B, L and H in bfloat16, at the batch sizes people run."""
+    """Ti, S, B, L and H in bfloat16, at the batch sizes people run; three blocks, since all but the last are alike."""
     sizes = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch16", "huge_patch14")
     names = [f"vit_{size}" for size in sizes]
     wanted = [(name, batch) for name in names for batch in (1, 8, 64, 256)]
-    found = plans(*(f'plan("{name}_224", {batch}, "{device}", "bfloat16")' for name, batch in wanted))
+    found = plans(*(f'plan("{name}_224", {batch}, "{device}", "bfloat16", depth=3)' for name, batch in wanted))
     for (name, batch), one in zip(wanted, found, strict=True):
         narrow = not {"mlp_kernel", "mlp_roles_kernel"}.isdisjoint(one["kernels"])
         assert not narrow or name in names[:2], name

@@ -105,7 +105,7 @@ def test_heldout_accuracy():
 def test_the_kernels_give_the_same_logits():
     pixels, labels = heldout_pixels()
     # The sanitizer takes ten seconds an image.
-    count = 2 if RUNG == "sanitized" else 6
+    count = 1 if RUNG == "sanitized" else 6
     pixels, labels = pixels[:count], labels[:count]
     with torch.inference_mode():
         expected = load_model(digits.CHECKPOINT, backend="torch", dtype=torch.float64)(pixels).float()
