@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -54,24 +55,44 @@ def test_a_fused_optimizer_step_is_seen(optimizer: Any) -> None:
         close(ours(images(1)), theirs(images(1)))
 
 
-def test_an_attention_function_of_somebodys_own_runs() -> None:
+@pytest.mark.parametrize("name", ["somebodys", "sdpa_somebodys", "sdpa", "eager"])
+def test_an_attention_function_of_somebodys_own_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     calls = []
 
+    @functools.wraps(sdpa_attention_forward)
     def own(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **_: Any) -> tuple[Tensor, None]:
         calls.append(module)
         return v.transpose(1, 2).contiguous() * 0.5, None
 
-    AttentionInterface.register("somebodys", own)
+    monkeypatch.setitem(AttentionInterface._global_mapping, name, own)
     theirs, ours = pair(hf_vit)
     for model in (theirs, ours):
-        model.set_attn_implementation("somebodys")
+        model.set_attn_implementation(name)
     with torch.no_grad():
         expected = theirs(images(1))
         count = len(calls)
         close(ours(images(1)), expected)
-    assert len(calls) == 2 * count and "somebodys" in str(reasons(ours))
+    assert count and len(calls) == 2 * count and f"{name!r}, a function of somebody's own" in str(reasons(ours))
+
+
+def test_an_eager_attention_set_on_the_module_of_a_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.vit import modeling_vit
+
+    theirs, ours = pair(hf_vit)
+    with torch.no_grad():
+        before = ours(images(1)).last_hidden_state
+        usual = modeling_vit.eager_attention_forward
+        monkeypatch.setattr(
+            modeling_vit,
+            "eager_attention_forward",
+            lambda module, q, k, v, mask, **more: usual(module, 2 * q, k, v, mask, **more),
+        )
+        expected = theirs(images(1))
+        close(ours(images(1)), expected)
+    assert (before - expected.last_hidden_state).abs().max() > 1e-2
 
 
 def test_functional_call_has_the_gradients_of_the_tensors_it_is_given() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..class_code import constant_in_graphs
 from ..encoder_block import AttentionInputs, BlockPlan, Source
 from .describe import (
     Block,
@@ -73,11 +74,29 @@ def other_outputs_wanted() -> str | None:
     return f"output_{wanted[0]}: they are not computed by the kernels" if wanted else None
 
 
-# What computes softmax(scale q k^T + mask) v, however it does it.
-_ATTENTIONS = ("eager", "sdpa", "flash_attention_", "flex_attention", "vit_engine")
+# Where the functions are that compute softmax(scale q k^T + mask) v, however they do it, beside a model's own "eager".
+_ATTENTIONS = (
+    "transformers.integrations.sdpa_attention",
+    "transformers.integrations.flash_attention",
+    "transformers.integrations.flex_attention",
+    "vit_engine.dropin.transformers_attention",
+)
 # What models pass on to layers without meaning them: hidden states are collected by hooks on the layers themselves, and
 # Trainer's num_items_in_batch scales the loss.
 _HARMLESS = ("output_hidden_states", "return_dict", "num_items_in_batch")
+
+
+@constant_in_graphs
+def _own_attention(home: str, chosen: str | None) -> bool:
+    """Whether the attention that layers of this module look up under this name is a function of somebody's own.
+
+    Asked of the function, as somebody may have put theirs under a name of transformers'.
+    """
+    contents = vars(sys.modules[home])
+    usual = contents.get("eager_attention_forward") if chosen in (None, "eager") else None
+    function = contents["ALL_ATTENTION_FUNCTIONS"].get(chosen, usual)
+    # Of its code: functools.wraps() copies the name of a module.
+    return getattr(function, "__globals__", {}).get("__name__") not in (home, *_ATTENTIONS)
 
 
 def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
@@ -142,12 +161,12 @@ def _block(
     gamma2: Source | None = None,
 ) -> Block:  # fmt: skip
     attention, random = _attention(block, names)
-    part = getattr(block, names.attention)
+    part, home = getattr(block, names.attention), type(block).__module__
 
     def unless_another_attention(*args: Any, **kwargs: Any) -> Any:
         # In the configuration, which may change at any time and be shared by all layers.
         chosen = part.config._attn_implementation
-        if chosen is not None and not chosen.startswith(_ATTENTIONS):
+        if _own_attention(home, chosen):
             return f"attn_implementation is {chosen!r}, a function of somebody's own"
         return arguments(*args, **kwargs)
 
