@@ -218,3 +218,21 @@ def test_half_precision_casts_images() -> None:
     assert result.dtype == eager.dtype == torch.float16
     assert (result - truth).abs().max() <= 2 * (eager - truth).abs().max() + 2**-10 * truth.abs().max()
     assert launches.count("attention") == 2
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float64])
+@torch.no_grad()
+def test_what_eager_attention_makes_of_a_mask_that_is_not_for_adding(kind: torch.dtype) -> None:
+    # It adds a boolean mask as ones and zeros; "sdpa" leaves out what is false.
+    theirs, ours = pair(hf_vit)
+    tokens = theirs.embeddings.position_embeddings.shape[1]
+    mask = torch.rand(1, 1, tokens, tokens, generator=torch.Generator().manual_seed(0)) > 0.3
+    given = mask.to(kind).to(support.DEVICE)
+    close(ours(images(1), attention_mask=given), theirs(images(1), attention_mask=given))
+    assert "with an attention mask in" in str(reasons(ours))
+    for model in (theirs, ours):
+        model.set_attn_implementation("sdpa")
+    mask = mask.to(support.DEVICE)
+    result, launches = watched(lambda: ours(images(1), attention_mask=mask))
+    close(result, theirs(images(1), attention_mask=mask))
+    assert launches.count("attention") == 2

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..class_code import constant_in_graphs
@@ -81,6 +82,8 @@ _ATTENTIONS = (
     "transformers.integrations.flex_attention",
     "vit_engine.dropin.transformers_attention",
 )
+# What the kernel adds to logits; other masks mean what the attention function at hand makes of them.
+_ADDED = (torch.float32, torch.float16, torch.bfloat16)
 # What models pass on to layers without meaning them: hidden states are collected by hooks on the layers themselves, and
 # Trainer's num_items_in_batch scales the loss.
 _HARMLESS = ("output_hidden_states", "return_dict", "num_items_in_batch")
@@ -107,6 +110,15 @@ def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
         return "an attention mask that is no tensor of 4 dimensions"
     return other_outputs_wanted()
+
+
+def _mask_refusal(inputs: AttentionInputs | Made, chosen: str | None) -> str | None:
+    """Why a mask needs the original code, if it does: "eager" adds whatever it is given, true and false as 1 and 0."""
+    mask = inputs.mask if isinstance(inputs, AttentionInputs) else None
+    if mask is None or mask.dtype in _ADDED or (mask.dtype == torch.bool and chosen not in (None, "eager")):
+        return None
+    kind = str(mask.dtype).removeprefix("torch.")
+    return f"attn_implementation is {chosen!r}, with an attention mask in {kind}"
 
 
 def _arguments(hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Any:
@@ -168,7 +180,8 @@ def _block(
         chosen = part.config._attn_implementation
         if _own_attention(home, chosen):
             return f"attn_implementation is {chosen!r}, a function of somebody's own"
-        return arguments(*args, **kwargs)
+        given = arguments(*args, **kwargs)
+        return given if isinstance(given, str) else _mask_refusal(given[1], chosen) or given
 
     plan = BlockPlan(
         norm1=required_norm(block, names.norm1),
