@@ -155,10 +155,15 @@ def _attention(block: nn.Module, names: _Names) -> tuple[dict[str, Any], tuple[n
     attention = expect(block, names.attention, f"{type(block).__module__}.{names.prefix}Attention")
     if attention.is_causal:
         raise Unsupported(f"{names.attention}.is_causal is set", changed=True)
-    heads = attention.num_attention_heads if hasattr(attention, "num_attention_heads") else attention.num_heads
+    qkv = linear(attention, "q_proj", "k_proj", "v_proj")
+    # As many as the projections have room for, as in forward(): pruning leaves the number in the settings as it was.
+    rows = {getattr(attention, name).weight.shape[0] for name in ("q_proj", "k_proj", "v_proj")}
+    heads, rest = divmod(max(rows), attention.head_dim)
+    if len(rows) != 1 or rest:
+        raise Unsupported(f"{names.attention} projects to widths {sorted(rows)}, head_dim {attention.head_dim}", True)
     rate = attention.attention_dropout if hasattr(attention, "attention_dropout") else attention.dropout
     fields = {
-        "qkv": linear(attention, "q_proj", "k_proj", "v_proj"),
+        "qkv": qkv,
         "heads": heads,
         "heads_k": heads,
         "head_dim": check_head_dim(attention.head_dim),
