@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+import transformers
+from torch import Tensor, nn
 
-from .support import close, hf_vit, images, pair, reasons
+from .support import DEVICE, close, hf_vit, images, pair, ready, reasons
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -30,3 +33,31 @@ def test_heads_that_were_pruned_without_a_word_to_the_settings() -> None:
         attention.o_proj = kept
     close(ours(images(1)), theirs(images(1)))
     assert "layers.0" not in reasons(ours)
+
+
+@torch.no_grad()
+def test_a_relative_position_bias_of_somebodys_own_is_made_anew() -> None:
+    from transformers.models.beit.modeling_beit import BeitRelativePositionBias
+
+    class Scaled(BeitRelativePositionBias):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.factor = nn.Parameter(torch.ones(()))
+
+        def forward(self, *args: Any, **more: Any) -> Tensor:
+            return self.factor * super().forward(*args, **more)
+
+    settings = {
+        "image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "use_relative_position_bias": True,
+    }  # fmt: skip
+    theirs, ours = pair(lambda: ready(transformers.BeitModel(transformers.BeitConfig(**settings))))
+    for model in (theirs, ours):
+        own = Scaled(model.config).to(DEVICE)
+        own.load_state_dict(model.layers[0].relative_position_bias.state_dict(), strict=False)
+        model.layers[0].relative_position_bias = own
+    close(ours(images(1)), theirs(images(1)))
+    for model in (theirs, ours):
+        model.layers[0].relative_position_bias.factor.fill_(3.0)
+    close(ours(images(1)), theirs(images(1)))
+    assert "relative_position_bias is" in str(reasons(ours))

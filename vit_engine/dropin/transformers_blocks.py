@@ -17,6 +17,7 @@ from .describe import (
     Unsupported,
     activation,
     check_head_dim,
+    class_name,
     dropout,
     expect,
     gamma,
@@ -246,6 +247,11 @@ def _beit(block: Any) -> Block:
             mask = bias() + mask
         return _refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
 
+    if block.relative_position_bias is not None:
+        # Another class may have parameters whose changes nobody here would see.
+        found, wanted = class_name(block.relative_position_bias), f"{type(block).__module__}.BeitRelativePositionBias"
+        if found != wanted:
+            raise Unsupported(f"relative_position_bias is {found}, expected {wanted}", changed=True)
     names = _vit("Beit", "drop_path")
     gammas: list[Source | None] = []
     for i in (1, 2):
