@@ -236,3 +236,19 @@ def test_what_eager_attention_makes_of_a_mask_that_is_not_for_adding(kind: torch
     result, launches = watched(lambda: ours(images(1), attention_mask=mask))
     close(result, theirs(images(1), attention_mask=mask))
     assert launches.count("attention") == 2
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "vit"])
+@torch.no_grad()
+def test_arguments_of_embeddings_by_position(name: str) -> None:
+    theirs, ours = (model.embeddings for model in pair(HF[name]))
+    pixels = images(1, (32, 16))
+    given = (None, True) if name == "vit" else (True,)
+    result, launches = watched(lambda: ours(pixels, *given))
+    close(result, theirs(pixels, *given))
+    assert launches == ["patch_embed"]
+    for wrong in ((None, True, None, 1), ("no such argument",)):
+        more = {wrong[0]: 1} if len(wrong) == 1 else {}
+        arguments = () if more else wrong
+        with pytest.raises(TypeError, match="forward"):
+            ours(pixels, *arguments, **more)

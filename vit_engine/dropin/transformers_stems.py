@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..class_code import replaced
-from .attached import TRACED_BY_FX, Attached, counting_changes, differentiable, traced_by_fx, wants_gradient
+from .attached import TRACED_BY_FX, Attached, State, counting_changes, differentiable, traced_by_fx, wants_gradient
 from .describe import Unsupported, class_name
 from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import foreign_code, only_listens
@@ -119,11 +120,16 @@ TRANSFORMERS_STEMS: dict[str, Callable[[Any, bool], Stem]] = {
 }
 
 
+_KNOWN = ("bool_masked_pos", "interpolate_pos_encoding")
 _PARTS = ("torch.nn.modules.dropout.Dropout", "torch.nn.modules.sparse.Embedding")
 
 
 class FusedEmbeddings(Attached):
     """Stands in for the forward() of an embeddings module."""
+
+    def __init__(self, module: nn.Module, name: str, state: State) -> None:
+        super().__init__(module, name, state)
+        self._parameters = list(inspect.signature(type(module).forward).parameters)[2:]
 
     def stem(self, interpolate: bool = False) -> Stem | str:
         module: Any = self.module
@@ -164,16 +170,14 @@ class FusedEmbeddings(Attached):
             return "training: gradients"
         return None
 
-    def __call__(
-        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False,
-        **more: Any,
-    ) -> Tensor:  # fmt: skip
-        given = dict(more)
-        if bool_masked_pos is not None:
-            given["bool_masked_pos"] = bool_masked_pos
-        if interpolate_pos_encoding:
-            given["interpolate_pos_encoding"] = interpolate_pos_encoding
-        interpolate = bool(interpolate_pos_encoding)
+    def __call__(self, pixel_values: Tensor, *args: Any, **named: Any) -> Tensor:
+        # Only some of the classes take bool_masked_pos, so the second argument is not the same for all.
+        given = {**dict(zip(self._parameters, args, strict=False)), **named}
+        if len(given) != len(args) + len(named):
+            return self.original(pixel_values, *args, **named)  # which says what is too much
+        more = [name for name in given if name not in _KNOWN or name not in self._parameters]
+        masked = given.get("bool_masked_pos")
+        interpolate = bool(given.get("interpolate_pos_encoding"))
         if traced_by_fx(pixel_values):
             return self.instead(TRACED_BY_FX, pixel_values, **given)
         stem = self.stem(interpolate)
@@ -181,7 +185,7 @@ class FusedEmbeddings(Attached):
             return self.instead(str(stem) if not more else f"arguments {sorted(more)}", pixel_values, **given)
         # The library casts images to the parameters' dtype, here or in the model's forward().
         check_images(pixel_values, stem.conv, cast=True)
-        why = self._why_not(stem, pixel_values, bool_masked_pos)
+        why = self._why_not(stem, pixel_values, masked)
         if why is not None:
             return self.instead(why, pixel_values, **given)
         if torch.compiler.is_compiling() or not wants_gradient(self.module, pixel_values):
