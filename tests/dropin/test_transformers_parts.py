@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .support import DEVICE, close, hf_vit, images, pair, ready, reasons
+from .support import DEVICE, close, hf_clip, hf_siglip, hf_vit, images, pair, ready, reasons
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -61,3 +61,28 @@ def test_a_relative_position_bias_of_somebodys_own_is_made_anew() -> None:
         model.layers[0].relative_position_bias.factor.fill_(3.0)
     close(ours(images(1)), theirs(images(1)))
     assert "relative_position_bias is" in str(reasons(ours))
+
+
+def _reversed_ids(embeddings: Any) -> None:
+    embeddings.position_ids = embeddings.position_ids.flip(1)
+
+
+def _written_ids(embeddings: Any) -> None:
+    embeddings.position_ids = embeddings.position_ids.clone()
+    embeddings.position_ids[0, :2] = 3
+
+
+def _max_norm(embeddings: Any) -> None:
+    embeddings.position_embedding.max_norm = 0.1
+
+
+@pytest.mark.parametrize("change", [_reversed_ids, _written_ids, _max_norm])
+@pytest.mark.parametrize("build", [hf_clip, hf_siglip])
+@torch.no_grad()
+def test_positions_that_are_not_the_rows_of_their_table(build: Any, change: Any) -> None:
+    theirs, ours = pair(build)
+    close(ours(images(1)), theirs(images(1)))
+    for model in (theirs, ours):
+        change(model.embeddings)
+    close(ours(images(1)), theirs(images(1)))
+    assert "embeddings" in reasons(ours)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..class_code import replaced
+from ..class_code import constant_in_graphs, replaced
 from .attached import TRACED_BY_FX, Attached, State, counting_changes, differentiable, traced_by_fx, wants_gradient
 from .describe import Unsupported, class_name
 from .stem import Stem, check_images, patch_convolution, run_stem
@@ -130,17 +130,36 @@ class FusedEmbeddings(Attached):
     def __init__(self, module: nn.Module, name: str, state: State) -> None:
         super().__init__(module, name, state)
         self._parameters = list(inspect.signature(type(module).forward).parameters)[2:]
+        self._ids: tuple[Tensor, tuple[int | None, int], bool] | None = None
+
+    @constant_in_graphs
+    def _in_order(self) -> bool:
+        """Whether position_ids, where there are any, take the rows of the table as they come; asked once per change."""
+        ids: Any = getattr(self.module, "position_ids", None)
+        if type(ids) is not Tensor or ids.is_meta:
+            return True  # none, or one that stands for another while a graph is traced
+        state = None if ids.is_inference() else ids._version, len(_table(self.module))
+        if self._ids is None or self._ids[0] is not ids or self._ids[1] != state:
+            if ids.is_cuda and torch.cuda.is_current_stream_capturing():
+                return True  # nothing can be read now
+            in_order = ids.shape == (1, state[1]) and ids[0].tolist() == list(range(state[1]))
+            self._ids = ids, state, in_order
+        return self._ids[2]
 
     def stem(self, interpolate: bool = False) -> Stem | str:
         module: Any = self.module
         if replaced(type(module)):
             return f"{type(module).__qualname__}.forward was replaced on the class"
+        if not self._in_order():
+            return "position_ids are not in order"
         try:
             for name, child in module.named_children():
                 if name in ("patch_embedding", "patch_embeddings"):
                     continue
                 if class_name(child) not in _PARTS or foreign_code(child) is not None:
                     raise Unsupported(f"{name} is {class_name(child)}, expected Dropout or Embedding, unchanged")
+                if getattr(child, "max_norm", None) is not None:
+                    raise Unsupported(f"{name} has a max_norm")
                 if child.training and getattr(child, "p", 0):
                     raise Unsupported("training mode with dropout")
                 if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
