@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .support import DEVICE, close, hf_clip, hf_siglip, hf_vit, images, pair, ready, reasons
+from .support import DEVICE, close, hf_clip, hf_dinov2, hf_siglip, hf_vit, images, pair, ready, reasons
 
 pytestmark = pytest.mark.interpreted_only
 
@@ -84,5 +85,26 @@ def test_positions_that_are_not_the_rows_of_their_table(build: Any, change: Any)
     close(ours(images(1)), theirs(images(1)))
     for model in (theirs, ours):
         change(model.embeddings)
+    close(ours(images(1)), theirs(images(1)))
+    assert "embeddings" in reasons(ours)
+
+
+@pytest.mark.parametrize("where", ["class", "instance", "subclass"])
+@torch.no_grad()
+def test_a_way_of_resizing_positions_of_somebodys_own(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = pair(hf_dinov2)
+    close(ours(images(1)), theirs(images(1)))  # whose positions are kept
+
+    def resize(self: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+        return 3 * self.position_embeddings
+
+    kind = type(ours.embeddings)
+    for model in (theirs, ours):
+        if where == "class":
+            monkeypatch.setattr(kind, "interpolate_pos_encoding", resize)
+        elif where == "instance":
+            model.embeddings.interpolate_pos_encoding = types.MethodType(resize, model.embeddings)
+        else:
+            model.embeddings.__class__ = type("Own", (kind,), {"interpolate_pos_encoding": resize})
     close(ours(images(1)), theirs(images(1)))
     assert "embeddings" in reasons(ours)

@@ -148,8 +148,14 @@ class FusedEmbeddings(Attached):
 
     def stem(self, interpolate: bool = False) -> Stem | str:
         module: Any = self.module
-        if replaced(type(module)):
-            return f"{type(module).__qualname__}.forward was replaced on the class"
+        kind = type(module)
+        if class_name(module) not in TRANSFORMERS_STEMS:
+            return f"it is {class_name(module)}, a class of its own"
+        if replaced(kind):
+            return f"{kind.__qualname__}.forward was replaced on the class"
+        resize = "interpolate_pos_encoding"
+        if resize in vars(module) or (hasattr(kind, resize) and replaced(kind, resize)):
+            return f"{resize} was replaced"
         if not self._in_order():
             return "position_ids are not in order"
         try:
