@@ -100,7 +100,7 @@ def accelerate(
                 continue
         usable = True
     if not usable:
-        found = _some(problems) or f"{class_name(model)} has no encoder block among its modules that is known"
+        found = _some(problems) or f"{class_name(model)}: it has no encoder block among its modules that is known"
         raise TypeError(f"accelerate: no kernels for {found}. Supported are {SUPPORTED}")
     problems += _unsupported_stems(model)
     if strict and problems:
