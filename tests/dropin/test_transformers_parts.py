@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import vit_engine
 
 from .support import DEVICE, close, hf_clip, hf_dinov2, hf_siglip, hf_vit, images, pair, ready, reasons
 
@@ -87,6 +91,20 @@ def test_positions_that_are_not_the_rows_of_their_table(build: Any, change: Any)
         change(model.embeddings)
     close(ours(images(1)), theirs(images(1)))
     assert "embeddings" in reasons(ours)
+
+
+@torch.no_grad()
+def test_positions_out_of_order_in_a_graph_and_under_a_mode() -> None:
+    theirs = hf_clip()
+    _reversed_ids(theirs.embeddings)
+    ours = vit_engine.accelerate(copy.deepcopy(theirs))
+    exported = torch.export.export(ours, (images(1),)).module()
+    close(exported(images(1)), theirs(images(1)))
+    other = vit_engine.accelerate(hf_clip())
+    _reversed_ids(other.embeddings)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        other(mode.from_tensor(images(1)))
+    close(other(images(1)), theirs(images(1)))
 
 
 @pytest.mark.parametrize("where", ["class", "instance", "subclass"])

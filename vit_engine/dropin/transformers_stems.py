@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..class_code import constant_in_graphs, replaced
 from .attached import TRACED_BY_FX, Attached, State, counting_changes, differentiable, traced_by_fx, wants_gradient
@@ -132,17 +133,24 @@ class FusedEmbeddings(Attached):
         self._parameters = list(inspect.signature(type(module).forward).parameters)[2:]
         self._ids: tuple[Tensor, tuple[int | None, int], bool] | None = None
 
+    def attach(self) -> None:
+        self._in_order()  # known from now on, should the first pass be one that traces a graph
+        super().attach()
+
     @constant_in_graphs
     def _in_order(self) -> bool:
         """Whether position_ids, where there are any, take the rows of the table as they come; asked once per change."""
         ids: Any = getattr(self.module, "position_ids", None)
-        if type(ids) is not Tensor or ids.is_meta:
-            return True  # none, or one that stands for another while a graph is traced
+        if ids is None:
+            return True
+        # Fake ones stand for these while a graph is traced, and while one is captured nothing can be read.
+        unreadable = type(ids) is not Tensor or ids.is_meta
+        if unreadable or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return self._ids is None or self._ids[2]
         state = None if ids.is_inference() else ids._version, len(_table(self.module))
         if self._ids is None or self._ids[0] is not ids or self._ids[1] != state:
-            if ids.is_cuda and torch.cuda.is_current_stream_capturing():
-                return True  # nothing can be read now
-            in_order = ids.shape == (1, state[1]) and ids[0].tolist() == list(range(state[1]))
+            with _disable_current_modes():
+                in_order = ids.shape == (1, state[1]) and ids[0].tolist() == list(range(state[1]))
             self._ids = ids, state, in_order
         return self._ids[2]
 
