@@ -214,6 +214,45 @@ def test_whoever_looks_at_the_tokens_of_transformers_sees_all_of_them(
     assert ours_saw == theirs_saw == [17] * 3
 
 
+class Centred(nn.Module):
+    """A norm that looks at several tokens at once."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x - x.mean(1, keepdim=True))
+
+
+def last_norm_of_timm(model: Any) -> None:
+    model.norm = Centred(model.norm)
+
+
+def last_norm_of_transformers(model: Any) -> None:
+    body(model).layernorm = Centred(body(model).layernorm)
+
+
+def norm_over_all_tokens(model: Any) -> None:
+    model.norm = nn.LayerNorm((17, 32))
+
+
+@pytest.mark.parametrize(
+    ("build", "change"),
+    [(timm_model, last_norm_of_timm), (timm_model, norm_over_all_tokens), (hf_classifier, last_norm_of_transformers)],
+)
+@torch.no_grad()
+def test_a_last_norm_that_looks_at_several_tokens_gets_all(
+    build: Callable[..., Any], change: Callable[[Any], None]
+) -> None:
+    theirs, ours = pair(build)
+    close(ours(images()), theirs(images()))
+    for model in (theirs, ours):
+        change(model)
+    close(ours(images()), theirs(images()))
+    assert ALONE not in kernels(ours).values()
+
+
 @torch.no_grad()
 def test_what_is_asked_of_transformers_beside_the_logits_is_of_all_tokens() -> None:
     theirs, ours = pair(hf_classifier)

@@ -26,6 +26,7 @@ __all__ = [
     "linear",
     "norm",
     "norm_of",
+    "norms_rows",
     "required_norm",
     "source",
 ]
@@ -153,6 +154,15 @@ def norm_of(module: Any, name: str) -> Norm | None:
     if len(module.normalized_shape) != 1 or module.eps is None:
         raise Unsupported(f"{name} must normalise the last dimension with an eps of its own, got {module!r}")
     return Norm(module, _NORMS[found])
+
+
+def norms_rows(module: Any) -> bool:
+    """Whether the module is known to treat every token on its own: a LayerNorm or RMSNorm over features, or Identity."""
+    try:
+        norm_of(module, "it")
+    except Unsupported:
+        return False
+    return True
 
 
 def required_norm(parent: nn.Module, name: str) -> Norm:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..class_code import replaced
 from .attached import Attached
-from .describe import class_name
+from .describe import class_name, norms_rows
 from .parts import CLASS_TOKEN_ALONE, FusedBlock, first_token_of
 from .structure import only_listens
 
@@ -35,7 +35,7 @@ class FusedClassifier(Attached):
         backbone: Any = getattr(model, attribute)
         if class_name(backbone) != class_name(model).rpartition(".")[0] + f".{kind}" or backbone.pooler is not None:
             return None
-        if replaced(type(model)):
+        if replaced(type(model)) or not norms_rows(backbone.layernorm):
             return None
         for part in (backbone, backbone.layernorm):
             own = vars(part).get("forward")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..class_code import replaced
 from .attached import TRACED_BY_FX, Attached, traced_by_fx, wants_gradient
-from .describe import Unsupported, class_name, required_norm
+from .describe import Unsupported, class_name, norms_rows, required_norm
 from .parts import CLASS_TOKEN_ALONE, chain
 from .patch_embed import TIMM_PATCHES, check_timm_images
 from .stem import Stem, check_images, patch_convolution, run_stem
@@ -181,6 +181,8 @@ class FusedTimmLogits(Attached):
         found = mine.get("forward_features")
         usual = class_name(model) == TIMM_MODELS[0] and not {"pool", "forward_head"} & mine.keys()
         usual = usual and not any(replaced(type(model), name) for name in ("forward", "forward_head", "pool"))
+        # A norm of somebody's own may look at several tokens at once.
+        usual = usual and norms_rows(model.norm)
         alone = usual and model.attn_pool is None and model.global_pool == "token"
         return found if alone and isinstance(found, FusedTimmFeatures) else None
 
