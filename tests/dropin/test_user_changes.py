@@ -330,6 +330,22 @@ def test_settings_of_timms_attention(name: str) -> None:
     assert launches_of(lambda: ours(images(1))).count("attention") == 2
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
+@torch.no_grad()
+def test_what_is_put_behind_the_mlp_of_torchvision_runs(early: bool) -> None:
+    """It is a Sequential, so that more may stand in it than torchvision puts there."""
+    theirs = torchvision_model()
+    ours = copy.deepcopy(theirs)
+    if not early:
+        vit_engine.accelerate(ours)
+    for model in (theirs, ours):
+        model.encoder.layers[0].mlp.append(nn.Tanh())
+    if early:
+        vit_engine.accelerate(ours)
+    close(ours(images(1)), theirs(images(1)))
+    assert "mlp has the parts 0, 1, 2, 3, 4, 5" in reasons(ours)["encoder.layers.encoder_layer_0"]
+
+
 @torch.no_grad()
 def test_an_adapter_around_the_projection_of_beit() -> None:
     theirs, ours = pair(beit, depth=1)

@@ -21,6 +21,9 @@ def _encoder_block(block: Any) -> Block:
     if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
         raise Unsupported("self_attention must have one packed projection, and no bias_k or add_zero_attn")
     mlp = expect(block, "mlp", "torchvision.models.vision_transformer.MLPBlock")
+    if list(mlp._modules) != ["0", "1", "2", "3", "4"]:
+        # It runs whatever is in it, one after the other.
+        raise Unsupported(f"mlp has the parts {', '.join(mlp._modules)}, expected torchvision's five", changed=True)
     plan = BlockPlan(
         norm1=required_norm(block, "ln_1"),
         qkv=Stack(((attention, "in_proj_weight"),), (source(attention, "in_proj_bias"),)),
