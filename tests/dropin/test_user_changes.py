@@ -330,6 +330,23 @@ def test_settings_of_timms_attention(name: str) -> None:
     assert launches_of(lambda: ours(images(1))).count("attention") == 2
 
 
+@pytest.mark.parametrize("build", [timm_model, eva, beit], ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_attention_in_training_mode_drops_although_its_dropout_is_not(build: Callable[..., Any]) -> None:
+    """timm hands the rate to PyTorch's fused attention where the attention, not its dropout, is in training mode."""
+    theirs, ours = pair(build, depth=1, attn_drop_rate=0.5)
+    results = []
+    for model in (theirs, ours):
+        model.train()
+        for part in model.modules():
+            if isinstance(part, nn.Dropout):
+                part.eval()
+        torch.manual_seed(0)
+        results.append(model(images(1)))
+    close(results[1], results[0])
+    assert "training mode with dropout" in reasons(ours)["blocks.0"]
+
+
 @pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
 @torch.no_grad()
 def test_what_is_put_behind_the_mlp_of_torchvision_runs(early: bool) -> None:

@@ -70,6 +70,13 @@ def _scale(attn: nn.Module, head_dim: int) -> float:
     return head_dim**-0.5 if attn.fused_attn else attn.scale  # type: ignore[return-value]
 
 
+def _random(block: Any) -> tuple[nn.Module, ...]:
+    """What acts at random in training mode."""
+    drops = dropout(block, "attn.attn_drop", "attn.proj_drop", "drop_path1", "drop_path2", "mlp.drop1", "mlp.drop2")
+    # PyTorch's fused attention takes the rate of attn_drop, but asks the attention whether it is being trained.
+    return (*drops, block.attn) if block.attn.attn_drop in drops else drops
+
+
 def _vit_arguments(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
     # timm's masks add up with nothing: with both given its code takes one or the other, depending on fused_attn.
     if attn_mask is not None and is_causal:
@@ -94,9 +101,7 @@ def vit_block(block: Any) -> Block:
         **_attention_norms(attn),
         **_mlp(block),
     )
-    random = dropout(
-        block, "attn.attn_drop", "attn.proj_drop", "drop_path1", "drop_path2", "mlp.drop1", "mlp.drop2"
-    )  # fmt: skip
+    random = _random(block)
     return Block(plan, _vit_arguments, random)
 
 
@@ -144,9 +149,7 @@ def eva_block(block: Any) -> Block:
         **_attention_norms(attn),
         **_mlp(block),
     )
-    random = dropout(
-        block, "attn.attn_drop", "attn.proj_drop", "drop_path1", "drop_path2", "mlp.drop1", "mlp.drop2"
-    )  # fmt: skip
+    random = _random(block)
     return Block(plan, _eva_arguments, random, rotary=True)
 
 
@@ -177,9 +180,7 @@ def beit_block(block: Any) -> Block:
             return x, Made("relative position bias", [table], attn._get_rel_pos_bias)
         return x, AttentionInputs(mask=attn._get_rel_pos_bias() + shared_rel_pos_bias)
 
-    random = dropout(
-        block, "attn.attn_drop", "attn.proj_drop", "drop_path1", "drop_path2", "mlp.drop1", "mlp.drop2"
-    )  # fmt: skip
+    random = _random(block)
     return Block(plan, arguments, random)
 
 
