@@ -157,7 +157,7 @@ def norm_of(module: Any, name: str) -> Norm | None:
 
 
 def norms_rows(module: Any) -> bool:
-    """Whether the module is known to treat every token on its own: a LayerNorm or RMSNorm over features, or Identity."""
+    """Whether it is known to treat every token on its own: a LayerNorm or RMSNorm over the features, or Identity."""
     try:
         norm_of(module, "it")
     except Unsupported:
