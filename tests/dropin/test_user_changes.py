@@ -347,6 +347,26 @@ def test_attention_in_training_mode_drops_although_its_dropout_is_not(build: Cal
     assert "training mode with dropout" in reasons(ours)["blocks.0"]
 
 
+@pytest.mark.parametrize("build", [eva, beit], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["gamma_1", "gamma_2"])
+@torch.no_grad()
+def test_one_layer_scale_taken_away(build: Callable[..., Any], name: str) -> None:
+    """timm's BEiT looks at the first one and leaves out both; without the second it raises."""
+    theirs, ours = pair(build, depth=1, init_values=0.5)
+    plain = ours(images(1))
+    for model in (theirs, ours):
+        setattr(model.blocks[0], name, None)
+    if build is beit and name == "gamma_2":
+        with pytest.raises(TypeError):
+            theirs(images(1))
+        with pytest.raises(TypeError):
+            ours(images(1))
+    else:
+        close(ours(images(1)), theirs(images(1)))
+        # No tolerance: that it matters at all, far beyond rounding.
+        assert not torch.allclose(ours(images(1)), plain, rtol=1e-2)
+
+
 @pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
 @torch.no_grad()
 def test_what_is_put_behind_the_mlp_of_torchvision_runs(early: bool) -> None:

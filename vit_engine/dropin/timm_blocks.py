@@ -156,6 +156,8 @@ def eva_block(block: Any) -> Block:
 def beit_block(block: Any) -> Block:
     """timm.models.beit.Block: a bias per head and relative position, added to the attention's logits."""
     attn = expect(block, "attn", "timm.models.beit.Attention")
+    if block.gamma_1 is not None and block.gamma_2 is None:
+        raise Unsupported("gamma_2 is None beside a gamma_1", changed=True)
     proj = linear(block, "attn.proj")
     head_dim = attn.proj.in_features // attn.num_heads
     plan = BlockPlan(
@@ -168,7 +170,7 @@ def beit_block(block: Any) -> Block:
         proj=proj,
         gamma1=source(block, "gamma_1"),
         norm2=required_norm(block, "norm2"),
-        gamma2=source(block, "gamma_2"),
+        gamma2=None if block.gamma_1 is None else source(block, "gamma_2"),  # it asks for the first one alone
         **_mlp(block),
     )
 
