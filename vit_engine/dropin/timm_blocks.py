@@ -179,7 +179,7 @@ def beit_block(block: Any) -> Block:
         if table is None:
             return x, AttentionInputs(mask=shared_rel_pos_bias)
         if shared_rel_pos_bias is None:
-            return x, Made("relative position bias", [table], attn._get_rel_pos_bias)
+            return x, Made("relative position bias", [table, attn.relative_position_index], attn._get_rel_pos_bias)
         return x, AttentionInputs(mask=attn._get_rel_pos_bias() + shared_rel_pos_bias)
 
     random = _random(block)
