@@ -94,6 +94,17 @@ def test_other_pools_run_the_original(name: str) -> None:
     assert words in reasons(ours)["attn_pool"]
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "not fused"])
+@torch.no_grad()
+def test_the_scale_is_asked_where_timm_asks_it(fused: bool) -> None:
+    theirs, ours = pair(siglip)
+    close(ours(images()), theirs(images()))
+    for model in (theirs, ours):
+        model.attn_pool.scale, model.attn_pool.fused_attn = 2.0, fused
+    close(ours(images()), theirs(images()))
+    assert kernels(ours)["attn_pool"] == RUNS
+
+
 @torch.no_grad()
 def test_masks_and_hooks_run_the_original() -> None:
     theirs, ours = pair(siglip)

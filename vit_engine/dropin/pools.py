@@ -12,6 +12,7 @@ from .attached import differentiable, wants_gradient
 from .describe import Unsupported, activation, check_head_dim, class_name, dropout, expect, linear, required_norm
 from .described import Described
 from .structure import foreign_code
+from .timm_blocks import attention_scale
 
 __all__ = ["TIMM_POOL", "FusedPool"]
 
@@ -39,7 +40,7 @@ def _describe(pool: Any) -> tuple[PoolPlan, tuple[nn.Module, ...]]:
         kv=linear(pool, "kv"),
         heads=pool.num_heads,
         head_dim=check_head_dim(pool.head_dim),
-        scale=pool.scale,
+        scale=attention_scale(pool, pool.head_dim),
         proj=linear(pool, "proj"),
         norm2=required_norm(pool, "norm"),
         fc1=linear(pool, "mlp.fc1"),

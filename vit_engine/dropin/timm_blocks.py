@@ -23,7 +23,7 @@ from .describe import (
     source,
 )
 
-__all__ = ["REFUSED", "TIMM_BLOCKS"]
+__all__ = ["REFUSED", "TIMM_BLOCKS", "attention_scale"]
 
 _EVA_ATTENTION = "timm.models.eva.EvaAttention"
 _LAYER_SCALE = "timm.layers.layer_scale.LayerScale"
@@ -65,7 +65,7 @@ def _attention_norms(attn: nn.Module, head_norms: bool = True) -> dict[str, Norm
     return found
 
 
-def _scale(attn: nn.Module, head_dim: int) -> float:
+def attention_scale(attn: nn.Module, head_dim: int) -> float:
     """What timm's attention multiplies the logits by: PyTorch's fused one takes no notice of `attn.scale`."""
     return head_dim**-0.5 if attn.fused_attn else attn.scale  # type: ignore[return-value]
 
@@ -93,7 +93,7 @@ def vit_block(block: Any) -> Block:
         heads=attn.num_heads,
         heads_k=attn.num_heads,
         head_dim=check_head_dim(attn.head_dim),
-        scale=_scale(attn, attn.head_dim),
+        scale=attention_scale(attn, attn.head_dim),
         proj=linear(block, "attn.proj"),
         gamma1=gamma(block, "ls1", _LAYER_SCALE),
         norm2=required_norm(block, "norm2"),
@@ -140,7 +140,7 @@ def eva_block(block: Any) -> Block:
         heads=attn.num_heads,
         heads_k=getattr(attn, "num_kv_heads", attn.num_heads),
         head_dim=check_head_dim(head_dim),
-        scale=_scale(attn, head_dim),
+        scale=attention_scale(attn, head_dim),
         interleaved=not attn.rotate_half,
         proj=proj,
         gamma1=source(block, "gamma_1"),
@@ -166,7 +166,7 @@ def beit_block(block: Any) -> Block:
         heads=attn.num_heads,
         heads_k=attn.num_heads,
         head_dim=check_head_dim(head_dim),
-        scale=_scale(attn, head_dim),
+        scale=attention_scale(attn, head_dim),
         proj=proj,
         gamma1=source(block, "gamma_1"),
         norm2=required_norm(block, "norm2"),
