@@ -347,6 +347,29 @@ def test_attention_in_training_mode_drops_although_its_dropout_is_not(build: Cal
     assert "training mode with dropout" in reasons(ours)["blocks.0"]
 
 
+@pytest.mark.parametrize("build", [timm_model, eva, torchvision_model], ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_other_weights_in_the_patch_projection(build: Callable[..., Any]) -> None:
+    """A convolution goes by its weights, whatever in_channels and kernel_size say: often done for grey images."""
+    theirs, ours = pair(build)
+    close(ours(images(1)), theirs(images(1)))
+
+    def put(change: Callable[[Tensor], Tensor]) -> None:
+        for model in (theirs, ours):
+            proj = model.conv_proj if build is torchvision_model else model.patch_embed.proj
+            proj.weight = nn.Parameter(change(proj.weight.detach()))
+
+    put(lambda weight: weight.sum(1, keepdim=True))
+    result, launches = watched(lambda: ours(images(1)[:, :1]))
+    close(result, theirs(images(1)[:, :1]))
+    assert "patch_embed" in launches
+    with pytest.raises(ValueError, match=r"shape \[B, 1, H, W\]"):
+        ours(images(1))
+    put(lambda weight: weight[..., :4, :4].clone())
+    close(ours(images(1)[:, :1]), theirs(images(1)[:, :1]))
+    assert "has weights of (4, 4) pixels" in "".join(reasons(ours).values())
+
+
 @pytest.mark.parametrize("build", [eva, beit], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["gamma_1", "gamma_2"])
 @torch.no_grad()

@@ -49,6 +49,9 @@ def patch_convolution(parent: nn.Module, name: str) -> nn.Conv2d:
     foreign = foreign_code(conv)
     if foreign is not None or conv._forward_hooks or conv._forward_pre_hooks or "forward" in vars(conv):
         raise Unsupported(f"{name}: {foreign or 'it has a hook or a forward() of its own'}", changed=True)
+    if tuple(conv.weight.shape[2:]) != conv.kernel_size:
+        size = tuple(conv.weight.shape[2:])
+        raise Unsupported(f"{name} has weights of {size} pixels for its kernel_size {conv.kernel_size}", changed=True)
     padded = conv.padding not in ((0, 0), "valid")
     if conv.stride != conv.kernel_size or padded or conv.groups != 1 or conv.dilation != (1, 1):
         raise Unsupported(f"{name} must be a convolution of patches that touch and do not overlap, got {conv}")
@@ -59,7 +62,7 @@ def check_images(images: Any, conv: nn.Conv2d, cast: bool = False) -> None:
     """TypeError or ValueError unless these are images for this projection. cast: the model casts them itself."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
-    channels = conv.in_channels
+    channels = conv.weight.shape[1]  # what counts where somebody has put other weights in
     if images.ndim != 4 or images.shape[1] != channels:
         raise ValueError(f"images must have shape [B, {channels}, H, W], got {tuple(images.shape)}")
     if not images.is_floating_point() and not cast:
