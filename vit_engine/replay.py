@@ -56,7 +56,7 @@ class Fingerprint:
 
     Compares the submodules, parameters and buffers by identity, tensors also by address and autograd's version counter,
     and of every submodule the class, its forward() and one set on the instance, the mode and the plain attributes
-    (numbers, strings, booleans). As with any cache that stands on version counters, writing through `.data` goes
+    (numbers, strings, booleans; tensors as parameters are). As with any cache that stands on version counters, writing through `.data` goes
     unseen, and so does writing into tensors of inference mode, which have no counter.
 
     listens: tells the hooks that a replay may leave out, because they only listen and have nothing to hear.
@@ -86,6 +86,9 @@ class Fingerprint:
             for name, value in attributes.items():
                 if isinstance(value, (int, float, str)) and name != "training" and not name.startswith("_"):
                     entries.append((attributes, name, value))
+                elif isinstance(value, Tensor):  # put where a parameter was
+                    entries.append((attributes, name, value))
+                    self._tensors.append(value)
             for table in (part._modules, part._parameters, part._buffers):
                 entries += [(table, name, value) for name, value in table.items()]
             if settings and hasattr(attributes.get("config"), "__dict__"):

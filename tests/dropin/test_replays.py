@@ -35,6 +35,29 @@ def refused(model: nn.Module) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", list(BUILDS))
+@torch.no_grad()
+def test_a_tensor_in_the_place_of_a_parameter_is_followed(name: str, repeated: list[str]) -> None:
+    """As a hypernetwork puts it there, anew for every pass."""
+    theirs, ours = pair(BUILDS[name])
+    norms = [block_of(theirs).get_submodule("norm2" if name == "timm" else "ln_2")]
+    norms.append(block_of(ours).get_submodule("norm2" if name == "timm" else "ln_2"))
+    first = norms[0].weight.detach().clone()
+    for norm in norms:
+        del norm.weight
+        norm.weight = first
+    for _ in range(3):
+        close(ours(images(1)), theirs(images(1)))
+    assert repeated and not refused(ours)
+    for norm in norms:
+        norm.weight = -2 * first
+    close(ours(images(1)), theirs(images(1)))
+    first.fill_(3)
+    for norm in norms:
+        norm.weight = first
+    close(ours(images(1)), theirs(images(1)))
+
+
+@pytest.mark.parametrize("name", list(BUILDS))
 def test_a_shape_seen_before_is_repeated(name: str, repeated: list[str]) -> None:
     theirs, ours = pair(BUILDS[name])
     results = [ours(images(1, seed=seed)) for seed in range(4)]
