@@ -56,8 +56,8 @@ class Fingerprint:
 
     Compares the submodules, parameters and buffers by identity, tensors also by address and autograd's version counter,
     and of every submodule the class, its forward() and one set on the instance, the mode and the plain attributes
-    (numbers, strings, booleans; tensors as parameters are). As with any cache that stands on version counters, writing through `.data` goes
-    unseen, and so does writing into tensors of inference mode, which have no counter.
+    (numbers, strings, booleans; tensors as parameters are). As with any cache that stands on version counters, writing
+    through `.data` goes unseen, and so does writing into tensors of inference mode, which have no counter.
 
     listens: tells the hooks that a replay may leave out, because they only listen and have nothing to hear.
     settings: looks into the `config` objects of the submodules, too, for code that asks them in every pass.
