@@ -166,6 +166,21 @@ def test_a_tensor_of_another_class_in_the_stem_runs_the_original(name: str) -> N
     assert f"{tensor} is a Negated" in str(reasons(ours))
 
 
+def test_positions_in_another_number_than_tokens_are_for_timm() -> None:
+    """It adds one row to all tokens, and raises for a class token's row where only patches get positions."""
+    theirs, ours = pair(timm_model, depth=1)
+    for model in (theirs, ours):
+        model.pos_embed = nn.Parameter(model.pos_embed.detach()[:, :1])
+    with torch.no_grad():
+        close(ours(images(1)), theirs(images(1)))
+    assert reasons(ours)["forward_features"] == "pos_embed has a shape of [1, 1, 32], for 17 tokens"
+    theirs, ours = pair(timm_model, depth=1)
+    for model in (theirs, ours):
+        model.no_embed_class = True
+        with torch.no_grad(), pytest.raises(RuntimeError, match="must match the size"):
+            model(images(1))
+
+
 def test_norms_of_queries_and_keys_that_differ_run_the_original() -> None:
     theirs, ours = pair(timm_model, depth=1, qk_norm=True)
     for model in (theirs, ours):

@@ -234,7 +234,7 @@ def last_norm_of_transformers(model: Any) -> None:
 
 
 def norm_over_all_tokens(model: Any) -> None:
-    model.norm = nn.LayerNorm((17, 32))
+    model.norm = nn.LayerNorm([17, 32])
 
 
 @pytest.mark.parametrize(

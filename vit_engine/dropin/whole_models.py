@@ -76,6 +76,10 @@ def _timm_stem(model: Any) -> Stem:
     if model.pos_embed is None:
         return Stem(conv, prefix)
     own = model.no_embed_class
+    rows = model.patch_embed.num_patches + (0 if own else sum(getattr(model, name).shape[-2] for _, name in prefix))
+    if tuple(model.pos_embed.shape[:2]) != (1, rows):
+        # timm adds it up as PyTorch broadcasts, or raises.
+        raise Unsupported(f"pos_embed has a shape of {list(model.pos_embed.shape)}, for {rows} tokens", changed=True)
 
     def position(height: int, width: int) -> Tensor:
         grid = embed.dynamic_feat_size((height, width))
@@ -135,8 +139,10 @@ class FusedTimmFeatures(Attached):
 
     def class_token(self, x: Tensor) -> Tensor | None:
         """The class token [B, 1, D] of forward_features() and no other; None if that has to run as it is."""
+        if not isinstance(x, Tensor) or x.ndim != 4:
+            return None  # torch.fx, too, whose parameters cannot be looked at
         stem = self.stem()
-        if isinstance(stem, str) or not isinstance(x, Tensor) or x.ndim != 4 or self.why_not(x) is not None:
+        if isinstance(stem, str) or self.why_not(x) is not None:
             return None
         check_timm_images(self.module.patch_embed, stem.conv, x)
         if torch.compiler.is_compiling():
