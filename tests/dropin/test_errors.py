@@ -12,6 +12,7 @@ import torch
 import torchvision
 import transformers
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import ConvStemConfig
 
 import vit_engine
 
@@ -111,6 +112,17 @@ def test_a_hybrid_is_refused_or_taken_in_parts() -> None:
     x = images(1, 64).cpu()
     close(ours(x), theirs(x))
     assert "blocks.0" in kernels(ours) and "HybridEmbed" in reasons(ours)["forward_features"]
+
+
+@torch.no_grad()
+def test_torchvisions_convolutional_stem_is_refused_or_runs_the_original() -> None:
+    layers = [ConvStemConfig(out_channels=8, kernel_size=3, stride=stride) for stride in (2, 2, 2)]
+    theirs = support.torchvision_model(num_layers=1, conv_stem_configs=layers)
+    with pytest.raises(TypeError, match=r"for conv_proj: 4 layers \(a convolutional network\).*strict=False"):
+        vit_engine.accelerate(copy.deepcopy(theirs))
+    ours = vit_engine.accelerate(copy.deepcopy(theirs), strict=False)
+    close(ours(images(1)), theirs(images(1)))
+    assert "encoder.layers.encoder_layer_0" in kernels(ours) and "conv_proj" in reasons(ours)["the model"]
 
 
 @pytest.mark.parametrize(

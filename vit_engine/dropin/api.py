@@ -143,12 +143,15 @@ def _refuse_meta(model: nn.Module) -> None:
 
 
 def _unsupported_stems(model: nn.Module) -> list[str]:
-    """Stems of timm models that are no patch projection: hybrids."""
+    """Stems that are no patch projection: timm's hybrids, torchvision's `conv_stem_configs`."""
     problems = []
     for name, part in model.named_modules():
-        embed = getattr(part, "patch_embed", None) if class_name(part).startswith("timm.models.") else None
+        kind, inside = class_name(part), f"{name}." if name else ""
+        embed = getattr(part, "patch_embed", None) if kind.startswith("timm.models.") else None
         if isinstance(embed, nn.Module) and "Hybrid" in type(embed).__name__:
-            problems.append(f"{f'{name}.' if name else ''}patch_embed: {class_name(embed)} (a convolutional network)")
+            problems.append(f"{inside}patch_embed: {class_name(embed)} (a convolutional network)")
+        elif kind == _TORCHVISION and isinstance(part.conv_proj, nn.Sequential):
+            problems.append(f"{inside}conv_proj: {len(part.conv_proj)} layers (a convolutional network)")
     return problems
 
 
