@@ -182,18 +182,18 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
 
 def attached_to(model: nn.Module) -> Iterator[Attached]:
     """What accelerate() has set on the modules of a model, in the order of the modules, outer before inner."""
-    return (attached for _, attached in _places(model))
+    return (attached for attached, _, _ in _places(model))
 
 
-def _places(model: nn.Module) -> Iterator[tuple[nn.Module, Attached]]:
-    """The same, each with the module that it is set on."""
+def _places(model: nn.Module) -> Iterator[tuple[Attached, nn.Module, str]]:
+    """The same, each with the module that it is set on and the name it has there."""
     for part in model.modules():
-        for method in ("forward", "forward_features"):
-            found = vars(part).get(method)
+        for place in ("forward", "forward_features", "_old_forward"):
+            found = vars(part).get(place)
             if isinstance(found, Attached):
-                yield part, found
+                yield found, part, place
             if isinstance(found, Graphed) and found.inner is not None:
-                yield part, found.inner
+                yield found.inner, part, place
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -201,8 +201,8 @@ def restore(model: nn.Module) -> nn.Module:
     stays as it is. A shallow copy (copy.copy) shares its submodules with the original: those are restored in both."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
-    for module, attached in list(_places(model)):
-        attached.detach(module)
+    for attached, module, place in list(_places(model)):
+        attached.detach(module, place)
     return model
 
 

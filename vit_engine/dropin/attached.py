@@ -11,7 +11,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import CodeType
+from types import CodeType, MethodType
 from typing import Any
 
 import torch
@@ -118,9 +118,13 @@ class Attached:
         if self.method not in vars(self.module):
             setattr(self.module, self.method, self)
 
-    def detach(self, module: nn.Module) -> None:
-        """From the module it is found on: a shallow copy has it, too, and is not the one it stands in for."""
-        delattr(module, self.method)
+    def detach(self, module: nn.Module, place: str) -> None:
+        """From where it is found: a shallow copy of its module has it, too, and Hugging Face accelerate's hooks put it
+        away under another name, where they want a method."""
+        if place == self.method:
+            delattr(module, place)
+        else:
+            setattr(module, place, MethodType(self._function, module))
 
     def forget(self) -> None:
         """Forgets what was kept of earlier passes."""

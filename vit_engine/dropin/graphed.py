@@ -52,10 +52,10 @@ class Graphed(Attached):
             self.inner = found
             setattr(self.module, self.method, self)
 
-    def detach(self, module: nn.Module) -> None:
-        super().detach(module)
+    def detach(self, module: nn.Module, place: str) -> None:
+        super().detach(module, place)
         if self.inner is not None:
-            setattr(module, self.method, self.inner)
+            setattr(module, place, self.inner)
 
     def forget(self) -> None:
         self.graphs.clear()
