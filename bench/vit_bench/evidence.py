@@ -47,14 +47,22 @@ Work = tuple[Case, AbstractContextManager[None]]
 
 
 def load_driver(name: str) -> Callable[..., AbstractContextManager[Any]]:
-    """The context manager behind "module:attribute". Raises ValueError where there is none."""
+    """What gives context managers behind "module:attribute", called with capability and races. Raises ValueError where
+    there is no such thing: entered by every case, it would be a failure of every kernel."""
     module, separator, attribute = name.partition(":")
     if not separator:
         raise ValueError(f"driver must be written MODULE:CONTEXTMANAGER; got {name!r}")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        driver = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"driver {name!r} cannot be imported: {error}") from error
+    try:
+        session = driver(capability=records.CAPABILITIES[0], races=True)
+    except TypeError as error:
+        raise ValueError(f"driver {name!r} must take capability and races: {error}") from error
+    if not isinstance(session, AbstractContextManager):
+        raise ValueError(f"driver {name!r} must give a context manager; it gave a {type(session).__name__}")
+    return driver
 
 
 # Five tiles: three and two of them whole on two SMs, one on each of four with a piece of the fifth. Of blocks of pixels

@@ -135,6 +135,9 @@ def test_bfloat16_is_not_claimed_from_the_interpreter(tmp_path: Path) -> None:
         ("nowhere", "must be written MODULE:CONTEXTMANAGER; got 'nowhere'"),
         ("nope:nope", "driver 'nope:nope' cannot be imported: No module named 'nope'"),
         ("json:nope", "driver 'json:nope' cannot be imported: module 'json' has no attribute 'nope'"),
+        ("json:__name__", "driver 'json:__name__' must take capability and races: 'str' object is not callable"),
+        ("json:loads", "driver 'json:loads' must take capability and races: "),
+        ("builtins:dict", "driver 'builtins:dict' must give a context manager; it gave a dict"),
     ],
 )
 def test_a_driver_that_is_not_there_is_named(name: str, words: str) -> None:
