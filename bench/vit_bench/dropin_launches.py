@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 import vit_engine
 from vit_bench.dropin_families import Family, inputs
-from vit_bench.launch_plan import OtherWork
+from vit_bench.launch_plan import OtherWork, in_unwritten_memory
 from vit_bench.recording import Launch, gpu, recording
 from vit_engine.dropin.api import attached_to
 
@@ -90,11 +90,8 @@ def count_launches(family: Family, gpu_names: Sequence[str] = ("sm_90",)) -> tup
         model = family.full().eval().half()
     given = {k: v.half() if v.is_floating_point() else v for k, v in inputs(family, model, batch=1).items()}
     eager = None if family.patches else eager_operators(model, {k: v.to("meta") for k, v in given.items()})
-    # Launches are made for tensors that have memory; what is in it does not matter.
-    model = model.to_empty(device="cpu")
-    for buffer in model.buffers():
-        if not buffer.is_floating_point():
-            buffer.zero_()  # an index
+    # Launches are made for tensors that have memory.
+    model = in_unwritten_memory(model)
     if eager is None:  # Python code reads shapes and padding, so they need values
         eager = eager_operators(model, given)
     vit_engine.accelerate(model)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 
@@ -67,6 +68,18 @@ class Plan:
     repeated: list[Launch]
     compiled: list[str]
     recompiled: list[str]
+
+
+def in_unwritten_memory(model: nn.Module) -> Any:
+    """A library's model off the meta device, on the CPU, its values those of memory that nobody wrote. What it looks up
+    by has some: positions in order, by which CLIP and SigLIP are known as plain, and 0 for other indices."""
+    model = model.to_empty(device="cpu")
+    for name, buffer in model.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]))
+        elif not buffer.is_floating_point():
+            buffer.zero_()
+    return model
 
 
 def blank_model(config: ViTConfig, dtype: torch.dtype) -> ViT:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import vit_engine
-from vit_bench.launch_plan import blank_model
+from vit_bench.launch_plan import blank_model, in_unwritten_memory
 from vit_bench.recording import RecordingDriver, recording, target
 from vit_engine import ViTConfig
 from vit_engine.artefacts import Manifest, check_empty, save_kernels
@@ -47,14 +47,10 @@ class Warmed:
 
 
 def blank(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
-    """A library's model in eval mode on the CPU, accelerated, its values those of memory that nobody wrote."""
+    """A library's model in eval mode on the CPU, accelerated; see `in_unwritten_memory`."""
     with torch.device("meta"):
         model = build().eval().to(dtype)
-    model = model.to_empty(device="cpu")
-    for buffer in model.buffers():
-        if not buffer.is_floating_point():
-            buffer.zero_()  # an index
-    return vit_engine.accelerate(model)
+    return vit_engine.accelerate(in_unwritten_memory(model))
 
 
 def _ours(name: str, dtype: torch.dtype) -> Warmed:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from typer.testing import CliRunner
 
+import vit_engine
 from tests.cli.support import only_object
 from vit_bench import warmup
 from vit_engine.artefacts import Manifest
@@ -173,3 +176,18 @@ def test_the_child_gets_the_same_options(monkeypatch: pytest.MonkeyPatch, tmp_pa
     words += ["--batch", "1", "--batch", "8"]
     assert seen == [(["-m", "vit_engine.cli", "warmup", *words, "--json"], None)]
     assert (result.exit_code, result.stdout, result.stderr) == (3, "the answer\n", "a warning\n")
+
+
+@pytest.mark.interpreted_only
+def test_stems_of_models_without_values_run_on_the_kernels() -> None:
+    """CLIP's looks up positions by a buffer, and is plain where they are in order."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    model = warmup.blank(lambda: transformers.CLIPVisionModel(config), torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model(torch.zeros(1, 3, 32, 32))
+    (stem,) = [row for row in vit_engine.explain(model).rows if row.module.endswith("embeddings")]
+    assert stem.kernels.startswith("patch_embed")
