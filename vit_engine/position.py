@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 
 import torch
@@ -87,18 +88,24 @@ class PositionCache:
 
     A change is seen by address and by autograd's version counter, so every ordinary way of writing a parameter counts
     (optimizers, load_state_dict, in-place operations, a new Parameter, .to()). Writing through `.data` bypasses the
-    counter: call clear() after that. Not part of any state_dict, and left out of copies and pickles.
+    counter: call clear() after that. Threads and streams may share it. Not part of any state_dict, and left out of
+    copies and pickles.
     """
 
     def __init__(self, capacity: int = 32) -> None:
         self.capacity = capacity
         self._source: Tensor | None = None
-        self._version = -1
+        self._state: tuple = ()
         self._tables: OrderedDict[tuple[tuple[int, int], str], Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._source, self._version = None, -1
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._source, self._state = None, ()
         self._tables.clear()
 
     def get(
@@ -112,9 +119,9 @@ class PositionCache:
     ) -> Tensor:
         """resample_position(...), from the cache where that is right.
 
-        It is not where a gradient has to flow, while PyTorch traces a graph or torch.func transforms a function, and
-        for tensors that are no plain ones (fake or inference tensors have no address or version counter to ask for):
-        those are computed anew.
+        It is not where a gradient has to flow, while PyTorch traces a graph or torch.func transforms a function, for
+        tensors that are no plain ones (fake or inference tensors have no address or version counter to ask for), and
+        while a CUDA graph is captured, as the table is there only once the graph runs: those are computed anew.
         """
         if tuple(new_grid) == tuple(old_grid):
             return position
@@ -123,10 +130,15 @@ class PositionCache:
         if needs_grad or not plain or torch.compiler.is_compiling() or position.is_inference():
             return resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
         key = ((new_grid[0], new_grid[1]), method)
-        current = self._is_current(position)
-        if current and (known := self._tables.get(key)) is not None:
-            self._tables.move_to_end(key)
-            return known
+        # Asked for before the table is made: what is written meanwhile is then a change.
+        state = _state(position)
+        with self._lock:
+            if state == self._state and (known := self._tables.get(key)) is not None:
+                self._tables.move_to_end(key)
+                return known
+        on_gpu = _on_gpu(position)
+        if on_gpu and torch.cuda.is_current_stream_capturing():
+            return resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
         # Outside inference mode, whose tensors could not take part in a later forward pass that needs gradients.
         with torch.inference_mode(False), torch.no_grad():
             table = resample_position(position, new_grid, old_grid, num_prefix=num_prefix, method=method)
@@ -134,28 +146,29 @@ class PositionCache:
             source = position.detach()
         if not lasting((source, table)):
             return table
-        if not current:
-            self.clear()
-            self._source, self._version = source, position._version
-        self._tables[key] = table
-        if len(self._tables) > self.capacity:
-            self._tables.popitem(last=False)
+        if on_gpu:
+            # Whoever finds it may be on another stream.
+            torch.cuda.current_stream(table.device).synchronize()
+        with self._lock:
+            if state != self._state:
+                self._forget()
+                self._source, self._state = source, state
+            self._tables[key] = table
+            if len(self._tables) > self.capacity:
+                self._tables.popitem(last=False)
         return table
-
-    def _is_current(self, position: Tensor) -> bool:
-        source = self._source
-        return (
-            source is not None
-            and source.device == position.device
-            and source.dtype == position.dtype
-            and source.shape == position.shape
-            and source.stride() == position.stride()
-            and source.data_ptr() == position.data_ptr()
-            and self._version == position._version
-        )
 
     def __getstate__(self) -> dict[str, int]:
         return {"capacity": self.capacity}
 
     def __setstate__(self, state: dict[str, int]) -> None:
         self.__init__(state["capacity"])
+
+
+def _state(tensor: Tensor) -> tuple:
+    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    # A sanitizer may call its tensors on the CPU "cuda": there is no stream to ask then.
+    return tensor.device.type == "cuda" and torch.cuda.is_initialized()

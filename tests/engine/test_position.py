@@ -1,5 +1,7 @@
 import copy
 import io
+import threading
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from tests.engine.redraw import images, relative, small_vit, timm_model
+from vit_engine import position as position_module
 from vit_engine.position import PositionCache, resample_position, square_grid
 
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -208,6 +211,82 @@ def test_cache_is_bounded() -> None:
         cache.get(position, (side, side), (4, 4), num_prefix=0, method="bicubic")
     assert len(cache._tables) == 2
     assert cache.get(position, (1, 1), (4, 4), num_prefix=0, method="bicubic") is first
+
+
+def test_a_table_made_while_another_thread_writes_is_not_kept(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pass returns that new weights overtake is its own affair; those after it have to see the new ones."""
+
+    def overtaken(position: Tensor, *args, **kwargs) -> Tensor:
+        made = resample_position(position, *args, **kwargs)
+        writer = threading.Thread(target=lambda: position.mul_(2))
+        writer.start()
+        writer.join()
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(position_module, "resample_position", overtaken)
+        model.position_embedding((2, 5))
+    assert torch.equal(model.position_embedding((2, 5)), expected(model))
+
+
+def test_a_table_is_not_kept_beside_those_of_newer_weights(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.position_embedding((5, 2))
+
+    def overtaken(position: Tensor, *args, **kwargs) -> Tensor:
+        made = resample_position(position, *args, **kwargs)
+        monkeypatch.undo()
+        position.mul_(2)
+        model.position_embedding((5, 2))
+        return made
+
+    monkeypatch.setattr(position_module, "resample_position", overtaken)
+    model.position_embedding((2, 5))
+    assert torch.equal(model.position_embedding((2, 5)), expected(model))
+
+
+def test_a_table_that_another_thread_gives_up() -> None:
+    cache, position = PositionCache(capacity=1), table(16)
+    clearing = [threading.Thread(target=cache.clear)]
+
+    class Watched(OrderedDict):
+        def get(self, key, default=None):
+            found = super().get(key, default)
+            if found is not None and clearing:
+                clearing[0].start()
+                clearing.pop().join(0.2)  # it may have to wait
+            return found
+
+    def get() -> Tensor:
+        return cache.get(position, (1, 1), (4, 4), num_prefix=0, method="bicubic")
+
+    cache._tables = Watched()
+    first = get()
+    assert torch.equal(get(), first) and not clearing
+
+
+def test_a_table_on_the_gpu_is_there_for_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as that shows without a GPU: a table is waited for before it is kept, and not kept from a capture."""
+    cache, position = PositionCache(), table(16)
+    waits: list[str] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            waits.append("for the table" if not cache._tables else "too late")
+
+    capturing = [True]
+    monkeypatch.setattr(position_module, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+
+    def get() -> Tensor:
+        return cache.get(position, (2, 3), (4, 4), num_prefix=0, method="bicubic")
+
+    in_graph = get()
+    assert not waits and not cache._tables
+    capturing[0] = False
+    kept = get()
+    assert waits == ["for the table"] and kept is not in_graph and torch.equal(kept, in_graph)
+    assert get() is kept and len(waits) == 1
 
 
 # --- whole models at other resolutions ------------------------------------------------------------
