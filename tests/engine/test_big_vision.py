@@ -243,6 +243,15 @@ def test_google_to_timm_names_what_has_no_place() -> None:
         google_to_timm({"Transformer/encoderblock/LayerNorm_0/scale": np.array(1.0)})
 
 
+def test_a_stack_does_not_take_the_place_of_a_block_on_its_own() -> None:
+    name = "Transformer/encoderblock/LayerNorm_0/scale"
+    arrays = arrays_of(small_vit(**CLASS_TOKEN).float(), scan=False)
+    for given in ({name: np.zeros((2, 48), np.float32), **arrays}, {**arrays, name: np.zeros((2, 48), np.float32)}):
+        with pytest.raises(ValueError, match="1 of the tensors have no place in timm's layout") as error:
+            google_to_timm(given)
+        assert name in str(error.value)
+
+
 def test_timm_to_google_names_what_has_no_place() -> None:
     state = small_vit(num_register_tokens=1, layer_scale=0.1, depth=1, global_pool="map").state_dict()
     with pytest.raises(ValueError) as error:

@@ -113,9 +113,12 @@ def _unstacked(arrays: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     single: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for name, array in arrays.items():
-        if name.startswith(_STACK) and name[len(_STACK) :] in _ANY_LAYER and array.dim():
-            for number, layer in enumerate(array):
-                one = f"{_STACK[:-1]}_{number}/{name[len(_STACK) :]}"
+        leaf = name[len(_STACK) :]
+        stacked = name.startswith(_STACK) and leaf in _ANY_LAYER and array.dim() > 0
+        ones = [f"{_STACK[:-1]}_{number}/{leaf}" for number in range(len(array))] if stacked else []
+        # Beside the same layer of a block on its own, a stack has no place: it must not take that one's.
+        if ones and not any(one in arrays for one in ones):
+            for one, layer in zip(ones, array, strict=True):
                 single[one] = layer.clone()
                 origin[one] = name
         else:
