@@ -243,6 +243,30 @@ def test_google_to_timm_names_what_has_no_place() -> None:
         google_to_timm({"Transformer/encoderblock/LayerNorm_0/scale": np.array(1.0)})
 
 
+@pytest.mark.parametrize("given", [None, torch.nn.Identity(), ["cls"], {0: np.zeros(1)}], ids=str)
+def test_what_is_no_tree_of_arrays_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match="google_to_timm: arrays must map paths to arrays"):
+        google_to_timm(given)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_of_another_byte_order_and_of_memory_that_must_not_be_written() -> None:
+    state = small_vit(**SIGLIP).float().state_dict()
+    arrays = timm_to_google(state, 3, "big_vision", scan=True)
+
+    def same(found: dict[str, Tensor]) -> bool:
+        return found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+
+    assert same(google_to_timm({name: array.astype(array.dtype.newbyteorder()) for name, array in arrays.items()}))
+    for array in arrays.values():
+        array.flags.writeable = False
+    found = google_to_timm(arrays)
+    assert same(found)
+    for tensor in found.values():
+        tensor.zero_()
+    assert same(google_to_timm(arrays)), "the arrays are not what was written to"
+
+
 def test_a_stack_does_not_take_the_place_of_a_block_on_its_own() -> None:
     name = "Transformer/encoderblock/LayerNorm_0/scale"
     arrays = arrays_of(small_vit(**CLASS_TOKEN).float(), scan=False)

@@ -151,11 +151,16 @@ def _tensor(name: str, array: Any) -> Tensor:
     if isinstance(array, Tensor):
         return array
     plain = np.asarray(array)
+    shape = plain.shape
+    if not plain.dtype.isnative:
+        plain = plain.astype(plain.dtype.newbyteorder("="))
+    # A tensor can be written: memory that must not be, as that of jax's arrays, is not its.
+    plain = np.ascontiguousarray(plain) if plain.flags.writeable else plain.copy(order="C")
     # numpy knows no bfloat16: flax writes it as two opaque bytes.
     if plain.dtype.kind == "V" and plain.dtype.itemsize == 2:
-        return torch.from_numpy(np.ascontiguousarray(plain).view(np.int16)).view(torch.bfloat16).reshape(plain.shape)
+        return torch.from_numpy(plain.view(np.int16)).view(torch.bfloat16).reshape(shape)
     try:
-        return torch.from_numpy(np.ascontiguousarray(plain).reshape(plain.shape))
+        return torch.from_numpy(plain.reshape(shape))
     except TypeError as error:
         raise TypeError(f"{name} must be an array of numbers, got one of {plain.dtype}") from error
 
@@ -196,6 +201,10 @@ def google_to_timm(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises ValueError naming every array that has no place, has the wrong number of axes, or lacks its query, key or
     value; TypeError if something is no array of numbers.
     """
+    names = list(arrays) if isinstance(arrays, Mapping) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        found = type(arrays).__name__ if names is None else next(repr(n) for n in names if not isinstance(n, str))
+        raise TypeError(f"google_to_timm: arrays must map paths to arrays, as numpy.load(path) does, got {found}")
     tensors, left, _ = from_google(arrays)
     refuse("google_to_timm", "timm's layout", left)
     return tensors
