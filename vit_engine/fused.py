@@ -22,6 +22,7 @@ from . import ops
 from .attention_pool import PoolPlan, run_pool
 from .encoder_block import BlockPlan, Norm, Source, Stack, run_block
 from .layers import Block, LayerScale
+from .plain_parts import changed_methods
 
 if TYPE_CHECKING:
     from .pooling import AttentionPool
@@ -73,8 +74,11 @@ def _repeated(model: ViT, kind: str, images: Tensor, written: Callable[[], Tenso
         model.require_plain_parts(head)
         return (written(),)
 
-    # A graph that is traced has no use for repetitions, nor for the locks they have.
-    return run()[0] if torch.compiler.is_compiling() else model.replays.run(kind, model, (images,), run)[0]
+    # A graph that is traced has no use for repetitions, nor for the locks they have; and these know the parts of the
+    # model, not its methods.
+    if torch.compiler.is_compiling() or changed_methods(model, head) is not None:
+        return run()[0]
+    return model.replays.run(kind, model, (images,), run)[0]
 
 
 def _class_token(model: ViT, images: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ def _layer(linear: nn.Linear) -> Stack:
 def _prefix(model: ViT) -> Tensor | None:
     """Class token and registers [R, D] in one table, put together once per change of either."""
     tokens: list[Tensor | None] = [t for t in (model.cls_token, model.reg_token) if t is not None]
-    if len(tokens) < 2:
+    if len(tokens) < 2 or torch.compiler.is_compiling() or changed_methods(model, head=False) is not None:
         return model.prefix_tokens()
     return model.derived.get("prefix", tokens, lambda: (torch.cat([t[0] for t in tokens if t is not None]),))[0]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .replay import Fingerprint
     from .vit import ViT
 
-__all__ = ["PlainParts"]
+__all__ = ["PlainParts", "changed_methods"]
 
 # What stands in front of the head, by the names of a model's parts, and the classes that the kernels know there.
 _STEM: dict[str, tuple[type, ...]] = {
@@ -65,6 +65,8 @@ _HEAD: dict[str, tuple[type, ...]] = {
 _HIDDEN: dict[str, tuple[type, ...]] = {"fc": (nn.Linear,), "act": (nn.Tanh,)}
 # Methods of a ViT that passes on the kernels do not call; a class made from it may have others.
 _METHODS = ("forward_features", "forward_head", "pool")
+# Those that they do call, though not when they are made again.
+_CALLED = ("prefix_tokens", "position_embedding")
 
 
 class PlainParts:
@@ -80,6 +82,9 @@ class PlainParts:
         """
         from .replay import Fingerprint
 
+        # Before what is remembered, which knows the parts of the model and no methods but forward().
+        if head and (method := next(_overridden(model, _METHODS), None)) is not None:
+            return method
         known = self._known[head]
         if known is not None and known.holds():
             return None
@@ -98,8 +103,6 @@ class PlainParts:
 
 def _objections(model: ViT, head: bool) -> Iterator[str]:
     yield from _of_tensors("", model)
-    if head:
-        yield from _of_methods(model)
     yield from _of_parts(model, "", _STEM)
     conv, patch = model.patch_embed.proj, model.patch_embed.patch_hw
     settings = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -121,12 +124,18 @@ def _objections(model: ViT, head: bool) -> Iterator[str]:
         yield from _of_parts(model.pre_logits, "pre_logits", _HIDDEN)
 
 
-def _of_methods(model: ViT) -> Iterator[str]:
-    for name in _METHODS:
-        if name in vars(model):
+def changed_methods(model: ViT, head: bool) -> str | None:
+    """A method of somebody's own among those that a pass stands for: it is to run as written. None for none."""
+    return next(_overridden(model, _CALLED + _METHODS if head else _CALLED), None)
+
+
+def _overridden(model: ViT, methods: tuple[str, ...]) -> Iterator[str]:
+    kind, own = type(model), vars(model)
+    for name in methods:
+        if name in own:
             yield f"{name}() is overridden on the instance"
-        if getattr(getattr(type(model), name), "__module__", None) != f"{__package__}.vit":
-            yield f"{name}() is overridden in {_called(type(model))}"
+        if getattr(getattr(kind, name), "__module__", None) != f"{__package__}.vit" or replaced(kind, name):
+            yield f"{name}() is overridden in {_called(kind)}"
 
 
 def _of_parts(root: nn.Module, prefix: str, expected: dict[str, tuple[type, ...]]) -> Iterator[str]:

@@ -298,6 +298,15 @@ def test_a_graph_keeps_what_it_reads(fake_cuda: FakeCuda) -> None:
     assert torch.equal(vit(x), first) and fake_cuda.replays == 2
 
 
+def test_methods_of_somebodys_own_are_not_in_a_graph(fake_cuda: FakeCuda) -> None:
+    vit, x = vit_of(), images(0)
+    warm(vit, x, 3)
+    tokens, replays = vit.prefix_tokens(), fake_cuda.replays
+    vit.prefix_tokens = lambda: 2 * tokens
+    assert torch.equal(vit(x), plain(vit, x)) and fake_cuda.replays == replays
+    assert vit.graphs.why == "prefix_tokens() is overridden on the instance"
+
+
 def test_copies_and_pickles_leave_graphs_behind(fake_cuda: FakeCuda) -> None:
     model = Small(3)
     warm(model, numbers(0), 3)

@@ -213,6 +213,40 @@ def test_hooks_come_and_go_and_those_around_the_model_stay(repeated: list[str]) 
         vit(images())
 
 
+@pytest.mark.parametrize("name", ["pool", "forward_head", "forward_features"])
+@pytest.mark.parametrize("where", ["instance", "class"])
+def test_methods_set_once_passes_are_repeated(
+    where: str, name: str, monkeypatch: pytest.MonkeyPatch, repeated: list[str]
+) -> None:
+    vit = model()
+    *_, expected = [vit(images()) for _ in range(3)]
+    count = len(repeated)
+    with monkeypatch.context() as patch:
+        patch.setattr(vit if where == "instance" else ViT, name, lambda *_: None)
+        refused(vit, rf"{name}\(\) is overridden")
+    assert len(repeated) == count and torch.equal(vit(images()), expected)
+
+
+@pytest.mark.parametrize("name", ["prefix_tokens", "position_embedding"])
+@pytest.mark.parametrize("where", ["instance", "class"])
+@pytest.mark.parametrize("registers", [0, 2])
+def test_tokens_and_positions_of_somebodys_own(
+    registers: int, where: str, name: str, monkeypatch: pytest.MonkeyPatch, repeated: list[str]
+) -> None:
+    vit = model(dataclasses.replace(TINY, num_register_tokens=registers))
+    *_, plain = [vit(images()) for _ in range(3)]
+    rows = registers + (5 if name == "position_embedding" else 1)
+    mine = torch.linspace(-1, 1, rows * 32).view(rows, 32)
+    with monkeypatch.context() as patch:
+        patch.setattr(vit if where == "instance" else ViT, name, lambda *_: mine)
+        expected = vit.set_backend("torch")(images())
+        vit.set_backend("interpret")
+        for _ in range(3):
+            assert relative(vit(images()), expected) < 1e-5
+            vit.forward_features(images())
+    assert torch.equal(vit(images()), plain)
+
+
 def test_code_set_on_a_class(monkeypatch: pytest.MonkeyPatch, repeated: list[str]) -> None:
     vit = model()
     expected = vit(images())
