@@ -153,6 +153,10 @@ def save_checkpoint(model: ViT, path: str | os.PathLike[str], metadata: Mapping[
     metadata: further strings to keep in the file's header, such as class names as JSON; read_metadata() returns them.
     An existing file is replaced once the new one is complete. Raises ValueError or TypeError naming the argument.
     """
+    if not isinstance(model, ViT):
+        raise TypeError(f"save_checkpoint: model must be a vit_engine.ViT, got {type(model).__name__}")
+    if meta := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
+        raise ValueError(f"save_checkpoint: model has no values to save: {', '.join(meta)} on the meta device")
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"save_checkpoint: path must end in .safetensors, got {path.name!r}")
@@ -192,7 +196,14 @@ def load_model(
     dtype: of the parameters; None keeps the file's. Raises CheckpointError if the file does not describe its model
         (build ViT(config) and call load_checkpoint() for such files), or describes another one than its tensors are of.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"load_model: dtype must be a floating point torch.dtype or None, got {dtype!r}")
     path = Path(path)
+    if path.is_file() and path.suffix.lower() != ".safetensors":
+        raise CheckpointError(
+            f"{path} does not describe its model, as *.safetensors of save_checkpoint() do: build ViT(config) and "
+            "use load_checkpoint(model, path)"
+        )
     _, config = _description(path)
     if config is None:
         raise CheckpointError(

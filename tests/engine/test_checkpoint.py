@@ -162,6 +162,10 @@ def test_model_on_meta_is_refused(tmp_path: Path) -> None:
 
 def test_save_refuses(tmp_path: Path) -> None:
     model = small_vit()
+    with pytest.raises(TypeError, match=r"model must be a vit_engine\.ViT, got OrderedDict"):
+        save_checkpoint(small_vit().state_dict(), tmp_path / "m.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no values to save: cls_token, .* on the meta device"):
+        save_checkpoint(small_vit().to("meta"), tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=r"path must end in \.safetensors, got 'm\.pth'"):
         save_checkpoint(model, tmp_path / "m.pth")
     with pytest.raises(TypeError, match="metadata must map str to str, got 'epoch': int"):

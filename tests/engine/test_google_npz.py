@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine.redraw import SMALL, blank, equal, images, redraw, relative, small_vit, timm_model
-from vit_engine import ViT, ViTConfig, load_checkpoint
+from vit_engine import ViT, ViTConfig, load_checkpoint, load_model
 from vit_engine.checkpoint import CheckpointError
 from vit_engine.position import resample_position
 
@@ -122,3 +122,12 @@ def test_google_file_with_other_heads(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(blank(), tmp_path / "google.npz")
     assert str(error.value).splitlines()[1:] == ["  contradiction: attention has 6 heads in the file, 3 in the model"]
+
+
+def test_load_model_says_what_reads_other_files(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", cls=np.zeros((1, 1, 4)))
+    with pytest.raises(CheckpointError, match=r"m\.npz does not describe its model.*load_checkpoint\(model, path\)"):
+        load_model(tmp_path / "m.npz")
+    for dtype in ("float16", torch.int8):
+        with pytest.raises(TypeError, match=f"load_model: dtype must be a floating point torch.dtype .* got {dtype!r}"):
+            load_model(tmp_path / "m.npz", dtype=dtype)  # type: ignore[arg-type]
