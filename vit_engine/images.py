@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import IO
 
@@ -194,7 +195,10 @@ def load_image(
 def _check_arguments(
     image_size: int | tuple[int, int], channels: int, resize: str, crop_fraction: float
 ) -> tuple[int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pair = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(pair) != 2 or not all(isinstance(v, Integral) and not isinstance(v, bool) for v in pair):
+        raise TypeError(f"image_size must be an int or (H, W), got {image_size!r}")
+    height, width = map(int, pair)
     if height < 1 or width < 1:
         raise ValueError(f"image_size must be positive, got {image_size}")
     if channels not in (1, 3):

@@ -338,3 +338,11 @@ def test_messages_are_one_printable_line(tmp_path):
     raw = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
     assert printable(raw).endswith("caf\\xe9.png")
     str(ImageError(raw, "x")).encode("utf-8")
+
+
+@pytest.mark.parametrize("size", [1.5, (1.5, 2), "8", None, True, (8,), (8, 8, 3)], ids=str)
+def test_sizes_that_are_none_are_not_blamed_on_the_file(tmp_path, size):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(TypeError, match="image_size must be an int or"):
+        load_image(tmp_path / "a.png", size)
+    assert load_image(tmp_path / "a.png", np.int64(4)).pixels.shape == (3, 4, 4)  # type: ignore[arg-type]
