@@ -20,6 +20,7 @@ from tests.engine.redraw import redraw
 from tests.engine.stand_in import repeated
 from vit_bench.whole_model import SMALL
 from vit_engine import ViT, ViTConfig, ops
+from vit_engine.position import PositionCache
 from vit_engine.replay import Fingerprint, Replay, ReplayCache
 from vit_kernels import gemm_tiles
 from vit_kernels.gemm_tiles import GemmTile
@@ -246,8 +247,8 @@ def test_other_work_on_the_device_keeps_a_pass_from_being_repeated(
     repeated: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vit = model()
-    original = ViT.position_embedding
-    monkeypatch.setattr(ViT, "position_embedding", lambda self, grid: original(self, grid) * 1.0)
+    original = PositionCache.get
+    monkeypatch.setattr(PositionCache, "get", lambda self, *a, **k: original(self, *a, **k) * 1.0)
     for seed in range(4):
         assert torch.equal(vit(images(seed)), as_written(vit, images(seed)))
     assert not repeated and "aten.mul" in vit.replays.refused["forward"]
