@@ -34,8 +34,8 @@ DERIVED = {
 POSITION = {
     "stale-positions": (
         "The same for interpolated position embeddings.",
-        "and self._version == position._version",
-        "",
+        "return tensor.data_ptr(), tensor._version, ",
+        "return tensor.data_ptr(), 0, ",
     ),
     "corners-aligned": (
         "Interpolation with other cell centres than the weights were trained with.",
