@@ -13,6 +13,7 @@ without tensor cores. Compiled code is not executed here.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import sys
@@ -22,11 +23,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from vit_bench import records
 from vit_bench.arguments import positive
 from vit_bench.compiled_variants import Variant, compile_for
 from vit_bench.plan import BATCHES, HEADS
 from vit_bench.recording import gpu
+from vit_bench.tile_choices import all_choices
 from vit_bench.variant_listing import Listed, list_variants, pairwise_sample
 from vit_engine.config import PRESETS
 from vit_kernels.device import KNOWN_DEVICES, interpreting
@@ -40,6 +44,9 @@ def evidence(variants: list[Variant], models: Sequence[str], batches: Sequence[i
     groups: dict[tuple[str, str, str], list[Variant]] = {}
     for variant in variants:
         groups.setdefault((variant.kernel, variant.dtype, variant.gpu), []).append(variant)
+    chosen = functools.cache(
+        lambda dtype, gpu_name: all_choices(getattr(torch, dtype), gpu(gpu_name), models, batches=batches)
+    )
     made = []
     for (kernel, dtype, gpu_name), group in groups.items():
         made.append(
@@ -54,6 +61,7 @@ def evidence(variants: list[Variant], models: Sequence[str], batches: Sequence[i
                 detail={
                     "models": [heads.family for heads in HEADS] if kernel == "qk_rope" else list(models),
                     "batches": list(batches),
+                    "tiles": sorted(str(choice) for choice in chosen(dtype, gpu_name)[kernel]),
                     "variants": len(group),
                     "most_registers": max(v.registers for v in group),
                     "most_shared": max(v.shared for v in group),

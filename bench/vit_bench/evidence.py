@@ -38,7 +38,7 @@ from vit_bench.cases import Case, cases_for, run_case
 from vit_bench.recording import gpu
 from vit_bench.sanitizer import sanitized
 from vit_bench.tile_cases import tile_case
-from vit_bench.tile_choices import forced, on_few_sms, shipped_choices
+from vit_bench.tile_choices import Choice, forced, on_few_sms, shipped_choices
 from vit_engine.config import PRESETS
 from vit_kernels.device import interpreting
 
@@ -79,24 +79,31 @@ def _walked(case: Case, tile: Any, sms: int) -> Work:
     return replace(case, name=f"{case.name}, on {sms} SMs"), choice()
 
 
+def tile_work(kernel: str, choices: Sequence[Choice]) -> list[Work]:
+    """A case, or several, for each of these tiles, together with what makes the launcher use it."""
+    work: list[Work] = []
+    for choice in choices:
+        case = tile_case(kernel, choice.tile, choice.width, choice.gated)
+        # A program of `mlp` has one tile, whatever its roles.
+        walks = any(getattr(choice.tile, kind, False) for kind in ("roles", "staying", "blocks"))
+        if walks and kernel != "mlp":
+            cases = [case]
+            if kernel == "linear":
+                cases.append(tile_case(kernel, choice.tile, choice.width, choice.gated, added=False))
+            work += [_walked(case, choice.tile, sms) for case in cases for sms in WALKED_BY]
+        else:
+            work.append((case, forced(kernel, choice.tile)))
+            if getattr(choice.tile, "columns", False):
+                bare = tile_case(kernel, choice.tile, choice.width, choice.gated, added=False)
+                work.append((bare, forced(kernel, choice.tile)))
+    return work
+
+
 def workload(kernel: str, dtype: torch.dtype, capability: int | None) -> list[Work]:
-    """The cases of a kernel, and one per tile that the presets get on this GPU generation."""
+    """The cases of a kernel, and those of the tiles that the presets get on this GPU generation."""
     work: list[Work] = [(case, contextlib.nullcontext()) for case in cases_for(kernel)]
     if capability is not None:
-        for choice in shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)):
-            case = tile_case(kernel, choice.tile, choice.width, choice.gated)
-            # A program of `mlp` has one tile, whatever its roles.
-            walks = any(getattr(choice.tile, kind, False) for kind in ("roles", "staying", "blocks"))
-            if walks and kernel != "mlp":
-                cases = [case]
-                if kernel == "linear":
-                    cases.append(tile_case(kernel, choice.tile, choice.width, choice.gated, added=False))
-                work += [_walked(case, choice.tile, sms) for case in cases for sms in WALKED_BY]
-            else:
-                work.append((case, forced(kernel, choice.tile)))
-                if getattr(choice.tile, "columns", False):
-                    bare = tile_case(kernel, choice.tile, choice.width, choice.gated, added=False)
-                    work.append((bare, forced(kernel, choice.tile)))
+        work += tile_work(kernel, shipped_choices(kernel, dtype, gpu(f"sm_{capability}"), sorted(PRESETS)))
     return work
 
 

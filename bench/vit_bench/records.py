@@ -1,8 +1,8 @@
 """Evidence files: what was shown for a kernel, by which rung, and for exactly which source.
 
 One JSON file per rung (interpreted, sanitized, compiled, emulated, executed), each written by one command. A record
-says "this kernel, in this dtype, on this GPU generation, with the source of this hash: passed or failed". Whoever
-reads it compares the hash with the source at hand; a record of older source counts for nothing.
+says "this kernel, in this dtype, on this GPU generation, with the source of this hash: passed or failed".
+`vit_bench.current` decides which of them still count; a record of older source counts for nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from typing import Any
 KERNELS = ("patch_embed", "attention", "linear", "row_stats", "layer_norm", "mlp", "qk_rope")
 # Launchers beside the one of the same name that run its kernel, and whose cases are among its own.
 _ALSO = {"attention": ("attention_packed",)}
+# What tiles cost and which GPUs there are: it decides which tile a launch gets, never what the launch computes. No part
+# of a kernel's source, therefore; in its place `vit_bench.current` wants every tile that is chosen now among those run.
+_CHOOSING = ("attention_costs", "device", "gemm_cycles")
 DTYPES = ("float32", "float16", "bfloat16")
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 RUNGS = ("interpreted", "compiled", "sanitized", "emulated", "executed")
@@ -106,7 +109,8 @@ def operation_module(kernel: str, folder: Path) -> str:
 
 
 def source_hash(kernel: str, folder: Path | None = None) -> str:
-    """SHA-256 over the syntax trees of a kernel's launchers' modules and of all that these import, transitively.
+    """SHA-256 over the syntax trees of a kernel's launchers' modules and of all that these import, transitively,
+    without what only decides among tiles.
 
     Comments, layout and docstrings do not enter: only what can change a result does.
     """
@@ -116,7 +120,7 @@ def source_hash(kernel: str, folder: Path | None = None) -> str:
     while waiting:
         name = waiting.pop()
         path = folder / f"{name}.py"
-        if name in trees or not path.is_file():
+        if name in trees or name in _CHOOSING or not path.is_file():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         waiting.extend(_imported_modules(tree))

@@ -3,8 +3,9 @@
     python -m vit_bench.support_table            # rewrite the table in README.md
     python -m vit_bench.support_table --check    # fail when README.md says something else
 
-A cell names the highest rung that a passing record shows for the source at hand. A record whose source hash no longer
-fits counts for nothing, so changing a kernel drops its cells to what is still shown, until the runs are repeated.
+A cell names the highest rung that a passing record shows for the kernels at hand (`vit_bench.current`). A record of
+other source, or without a tile that is chosen now, counts for nothing, so changing a kernel drops its cells to what is
+still shown, until the runs are repeated.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vit_bench import records
+from vit_bench import current, records
 
 BEGIN = "<!-- support table: written by `python -m vit_bench.support_table` from bench/evidence/; do not edit -->"
 END = "<!-- end of support table -->"
@@ -32,13 +33,13 @@ NOTHING = "nothing shown"
 Shown = set[tuple[str, str, str, int]]
 
 
-def shown(folder: Path, hashes: dict[str, str]) -> Shown:
-    """(rung, kernel, dtype, capability) of every record that passed with the current source; capability 0: no GPU."""
+def shown(folder: Path, counts: Callable[[str, records.Record], bool] = current.counts) -> Shown:
+    """(rung, kernel, dtype, capability) of every record that counts, asked with its rung; capability 0: no GPU."""
     return {
         (rung, *record.key)
         for rung in records.RUNGS
         for record in records.load(folder / f"{rung}.json")
-        if record.passed and record.source == hashes.get(record.kernel)
+        if counts(rung, record)
     }
 
 
@@ -91,10 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--evidence", type=Path, default=Path("bench/evidence"), help="folder of the evidence files")
     options = parser.parse_args(arguments)
 
-    hashes = {kernel: records.source_hash(kernel) for kernel in records.KERNELS}
     try:
         before = options.readme.read_text(encoding="utf-8")
-        after = replaced(before, table(shown(options.evidence, hashes)))
+        replaced(before, "")  # Whether there is a place for the table is known sooner than the table.
+        after = replaced(before, table(shown(options.evidence)))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if not options.check:

@@ -6,9 +6,10 @@ same, a small case is run with the choice replaced by that tile.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ CHOOSERS = {
     "mlp": (mlp_tiles, "choose_mlp"),
     "qk_rope": (qk_rope_tiles, "choose_qk_rope"),
 }
+# Whose tiles count under a kernel, where that is not the launcher of its name alone.
+_LAUNCHERS = {"linear": ("linear", "mlp")}
 # Where the chooser takes the width that is compiled into the kernel.
 _WIDTH_ARGUMENT = {"attention": 3, "mlp": 1, "qk_rope": 3}
 
@@ -48,33 +51,54 @@ class Choice:
     width: int
     gated: bool
 
+    def __str__(self) -> str:
+        shape = " ".join(str(value) for value in vars(self.tile).values())
+        return f"tile {shape}{f', width {self.width}' if self.width else ''}{', gated' if self.gated else ''}"
 
-def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Sequence[str]) -> list[Choice]:
-    """The distinct tiles of one launcher on `device`, over the given models, the families without a preset, and all
-    batches of the plan.
+
+def all_choices(
+    dtype: torch.dtype,
+    device: Device,
+    models: Sequence[str],
+    kernels: Sequence[str] = tuple(CHOOSERS),
+    batches: Sequence[int] = BATCHES,
+) -> dict[str, list[Choice]]:
+    """The distinct tiles of these launchers on `device`, over these models and batches and the families without a
+    preset.
 
     The MLP's two GEMMs count under linear, whose kernel they are. Nothing is compiled or launched.
     """
-    found: dict[Choice, None] = {}
-    original = getattr(*CHOOSERS[kernel])
+    found: dict[str, dict[Choice, None]] = {kernel: {} for kernel in kernels}
+    launchers = {kernel: _LAUNCHERS.get(kernel, (kernel,)) for kernel in kernels}
+    calling = ""
 
-    def note(*arguments: Any, **options: Any) -> Any:
-        tile = original(*arguments, **options)
-        if tile is not None:
-            width = arguments[_WIDTH_ARGUMENT[kernel]] if kernel in _WIDTH_ARGUMENT else 0
-            found[Choice(tile, width, bool(options.get("gated", False)))] = None
-        return tile
+    def noting(chosen_for: Sequence[str], original: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*arguments: Any, **options: Any) -> Any:
+            tile = original(*arguments, **options)
+            for kernel in chosen_for:
+                if tile is not None and calling in launchers[kernel]:
+                    width = arguments[_WIDTH_ARGUMENT[kernel]] if kernel in _WIDTH_ARGUMENT else 0
+                    found[kernel][Choice(tile, width, bool(options.get("gated", False)))] = None
+            return tile
 
-    launchers = ("linear", "mlp") if kernel == "linear" else (kernel,)
-    with (
-        recording(device, torch_device="meta"),
-        mock.patch.object(JITFunction, "run", return_value=None),
-        mock.patch.object(*CHOOSERS[kernel], note),
-    ):
-        for _, _, call in all_calls(models, BATCHES, dtype):
-            if call.kernel in launchers:
+        return note
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(recording(device, torch_device="meta"))
+        stack.enter_context(mock.patch.object(JITFunction, "run", return_value=None))
+        for chooser in {CHOOSERS[kernel] for kernel in kernels}:
+            chosen_for = [kernel for kernel in kernels if CHOOSERS[kernel] == chooser]
+            stack.enter_context(mock.patch.object(*chooser, noting(chosen_for, getattr(*chooser))))
+        for _, _, call in all_calls(models, batches, dtype):
+            calling = call.kernel
+            if any(calling in names for names in launchers.values()):
                 call.run()
-    return list(found)
+    return {kernel: list(choices) for kernel, choices in found.items()}
+
+
+def shipped_choices(kernel: str, dtype: torch.dtype, device: Device, models: Sequence[str]) -> list[Choice]:
+    """The same of one launcher, over all batches of the plan."""
+    return all_choices(dtype, device, models, [kernel])[kernel]
 
 
 @contextmanager

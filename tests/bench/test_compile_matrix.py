@@ -64,10 +64,12 @@ def test_shared_memory_over_the_limit_and_compile_errors_fail_and_do_not_stop_th
             with forced("linear", tile):
                 found += compile_for("sm_86", "float16", ["vit_tiny_patch16_224"], ["linear", "row_stats"], [1])
         records = evidence(found, ["vit_tiny_patch16_224"], [1])
-        print(json.dumps([[asdict(v) for v in found], {r.kernel: r.passed for r in records}]))
+        tiles = {r.kernel: r.detail["tiles"] for r in records}
+        print(json.dumps([[asdict(v) for v in found], {r.kernel: r.passed for r in records}, tiles]))
         """
     )
-    found, passed = variants
+    found, passed, tiles = variants
+    assert len(tiles["linear"]) > 2 and all(tile.startswith("tile ") for tile in tiles["linear"])
     errors = [v["error"] for v in found if v["error"]]
     assert any("OutOfResources" in e and "shared memory" in e for e in errors), errors
     assert any("power of 2" in e for e in errors), errors

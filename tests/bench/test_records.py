@@ -109,6 +109,17 @@ def test_every_kernel_has_a_hash_that_covers_the_device_functions_it_uses(kernel
     assert records.source_hash(kernel, tmp_path) != before
 
 
+@pytest.mark.parametrize("module", ["attention_costs", "device", "gemm_cycles"])
+def test_what_only_decides_among_tiles_does_not_change_the_hash(module: str, tmp_path: Path) -> None:
+    for path in records.kernel_folder().glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = {kernel: records.source_hash(kernel, tmp_path) for kernel in records.KERNELS}
+    text = (tmp_path / f"{module}.py").read_text()
+    assert "triton.jit" not in text and "gluon" not in text, "device code always belongs to the source"
+    (tmp_path / f"{module}.py").write_text(text + "\nEXTRA = 1\n")
+    assert {kernel: records.source_hash(kernel, tmp_path) for kernel in records.KERNELS} == before
+
+
 def test_packed_attention_is_part_of_the_claims_about_attention(tmp_path: Path) -> None:
     for path in records.kernel_folder().glob("*.py"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

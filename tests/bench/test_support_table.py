@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vit_bench import dropin_table, modelled_table, records, support_table
+from tests.bench import child
+from vit_bench import current, dropin_table, modelled_table, records, support_table
 
 ROOT = Path(__file__).resolve().parents[2]
-HASHES: dict[str, str] = dict.fromkeys(records.KERNELS, "current")
+
+
+def counts(rung: str, record: records.Record) -> bool:
+    return record.passed and record.source == "current"
 
 
 def write(
@@ -20,7 +24,7 @@ def write(
 
 
 def cell(folder: Path, capability: int = 90) -> str:
-    return support_table.cell(support_table.shown(folder, HASHES), "linear", "float16", capability)
+    return support_table.cell(support_table.shown(folder, counts), "linear", "float16", capability)
 
 
 def test_a_cell_climbs_the_ladder_rung_by_rung(tmp_path: Path) -> None:
@@ -137,5 +141,18 @@ def test_damaged_evidence_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_committed_readme_is_fresh() -> None:
-    options = ["--readme", str(ROOT / "README.md"), "--evidence", str(ROOT / "bench" / "evidence")]
-    assert support_table.main(["--check", *options]) == 0
+    options = ["--check", "--readme", str(ROOT / "README.md"), "--evidence", str(ROOT / "bench" / "evidence")]
+    assert child.run(f"from vit_bench import support_table; print(support_table.main({options!r}))") == 0
+
+
+def test_the_interpreter_cannot_tell_which_tiles_a_record_must_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(current, "interpreting", lambda: True)
+    current._choices.cache_clear()
+    path = readme(tmp_path, "")
+    claim = records.Record("linear", "float16", 90, records.source_hash("linear"), True, {}, "2026-01-01")
+    records.merge(tmp_path / "executed.json", "executed", [claim])
+    with pytest.raises(SystemExit) as ended:
+        support_table.main(["--readme", str(path), "--evidence", str(tmp_path)])
+    assert ended.value.code == 2 and "TRITON_INTERPRET is set: unset it" in capsys.readouterr().err
