@@ -160,10 +160,11 @@ class ViT(nn.Module):
             )
         # A driver cannot be asked while a graph is traced; the launchers ask again whenever it runs.
         if not torch.compiler.is_compiling() and not launch.accepts(device):
-            wanted = "an NVIDIA GPU of compute capability 8.0 or newer" if name == "triton" else "the CPU"
+            gpu = "an NVIDIA GPU of compute capability 8.0 or newer (10.x and 11.x: with Triton 3.7.1 or newer)"
             raise RuntimeError(
-                f"backend {name!r} cannot run with the model on {str(device)!r}: it needs {wanted}; move the model "
-                "there with model.to(device), or use model.set_backend('torch')"
+                f"backend {name!r} cannot run with the model on {str(device)!r}: it needs "
+                f"{gpu if name == 'triton' else 'the CPU'}; move the model there with model.to(device), or use "
+                "model.set_backend('torch')"
             )
         config = self.config
         rates = (config.dropout, config.attention_dropout, config.stochastic_depth, config.head_dropout if head else 0)

@@ -136,6 +136,12 @@ def _with_columns(problem: Problem) -> Iterator[Any]:
         )
 
 
+def _fenced_too_soon(problem: Problem, tile: Any) -> bool:
+    """Whether values may be read before they are there, which a run need not show: `attention_costs.BLACKWELL`."""
+    from_tensor_memory = problem.device.capability in tiles.TENSOR_MEMORY and tile.block_m >= 64
+    return from_tensor_memory and tile.num_stages == 2 and tiles.split_width(problem.fields["width"])[1] > 0
+
+
 def candidates(problem: Problem, *, with_pytorch: bool = True, wide: bool = False) -> list[Any]:
     """What may serve a problem, the modelled choice first: tiles, `tiles.TORCH`, or None for an MLP of two products.
 
@@ -152,6 +158,8 @@ def candidates(problem: Problem, *, with_pytorch: bool = True, wide: bool = Fals
         found += [*table, *(near for tile in table for near in _near(tile))] if wide else table
         if problem.kernel == "linear":
             found += [*_shared_out(problem), *_with_columns(problem)]
+    if problem.kernel == "attention":
+        found = [tile for tile in found if not _fenced_too_soon(problem, tile)]
     if problem.kernel == "mlp":
         found.append(None)
     if with_pytorch and _torch_can(problem):

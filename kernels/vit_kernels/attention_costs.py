@@ -112,7 +112,7 @@ SMALL: Costs = {
     },
 }
 
-# sm_90 and sm_100, modelled for an H100.
+# sm_90, modelled for an H100.
 HOPPER: Costs = {
     AttentionTile(64, 64, 4, 2): {
         64: Cost(2300, 555, 3406, 1375),
@@ -147,8 +147,12 @@ HOPPER: Costs = {
     },
 }
 
-# By compute capability; B200 takes the figures of its predecessor.
-COSTS = {80: AMPERE, 86: SMALL, 90: HOPPER, 120: SMALL}
+# sm_100, with the figures of its predecessor. In two stages and heads of two pieces, Triton 3.7 and 3.8 put the fence
+# between a copy of values and the product that reads them before the copy has landed (seen when emulated; not in 3.9).
+BLACKWELL: Costs = {tile: costs for tile, costs in HOPPER.items() if tile != AttentionTile(64, 64, 4, 2)}
+
+# By compute capability.
+COSTS = {80: AMPERE, 86: SMALL, 90: HOPPER, 100: BLACKWELL, 120: SMALL}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ one that is only compiled for, and in tests.
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,11 @@ KNOWN_DEVICES = (A100, RTX_3090, RTX_4090, H100, B200, RTX_5090)
 INTERPRETED = Device("Triton interpreter", 80, 1, 1 << 30)
 
 MIN_CAPABILITY = 80
+# Products of these generations read shared memory through another proxy than copies write it. Before this version
+# Triton left out the fence between them (triton-lang/triton#9610), and results on a B200 changed from run to run
+# (pytorch/pytorch#181248). sm_120 multiplies from registers.
+_FENCED = range(100, 120)
+_FENCED_SINCE = (3, 7, 1)
 
 
 # Triton decides when a function is decorated: its own library when triton is imported, our kernels after this line.
@@ -85,6 +91,10 @@ def _interpreter() -> Device:
     return replace(INTERPRETED, tuned=_tables.get(None))
 
 
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
 @functools.lru_cache(maxsize=64)
 def _describe(driver: object, index: int) -> Device:
     target = driver.get_current_target()  # type: ignore[attr-defined]
@@ -98,6 +108,12 @@ def _describe(driver: object, index: int) -> Device:
         raise UnsupportedDeviceError(
             f"vit_kernels needs compute capability 8.0 or newer; this GPU has {capability // 10}.{capability % 10}. "
             "Use the 'torch' backend of vit_engine here."
+        )
+    if capability in _FENCED and _version(triton.__version__) < _FENCED_SINCE:
+        raise UnsupportedDeviceError(
+            f"vit_kernels needs Triton {'.'.join(map(str, _FENCED_SINCE))} or newer on a GPU of compute capability "
+            f"{capability // 10}.{capability % 10}; this is {triton.__version__}, which leaves out fences that matter "
+            "there. PyTorch 2.12.1 brings it; or use the 'torch' backend of vit_engine."
         )
     properties = driver.utils.get_device_properties(index)  # type: ignore[attr-defined]
     sm_count, shared_memory = properties["multiprocessor_count"], properties["max_shared_mem"]

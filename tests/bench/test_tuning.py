@@ -20,7 +20,7 @@ from vit_bench.tuning_candidates import as_winner, by_model, candidates, modelle
 from vit_bench.tuning_problems import LauncherCall, Problem, preset_calls, problems_of, taken_apart
 from vit_bench.whole_model import SMALL
 from vit_kernels import forget_tuned, gemm_tiles, tiles, use_tuned
-from vit_kernels.device import A100, H100, INTERPRETED
+from vit_kernels.device import A100, B200, H100, INTERPRETED
 from vit_kernels.tuned import Gpu, Tuned, read_tuned, versions_here, write_tuned
 
 from ..weights import Draw
@@ -336,6 +336,15 @@ def test_neighbours_differ_in_one_field_and_none_is_impossible():
     assert {"num_stages": 0} not in differences and {"num_warps": 0} not in differences
     whole = [tile for tile in candidates(small("attention"), wide=True) if getattr(tile, "whole", 0)]
     assert sorted(tile.whole for tile in whole) == [1, 2, 4], "what is whole has no neighbours"
+
+
+@pytest.mark.parametrize(("device", "width", "may"), [(B200, 72, False), (B200, 64, True), (H100, 72, True)])
+def test_where_values_might_be_read_too_soon_two_stages_are_no_candidate(device, width, may):
+    q = DRAW.normal(1, 300, 2, width)
+    (problem,) = problems_of([taken_apart("attention", "", [q, q, q], {})], device)
+    for wide in (False, True):
+        stages = {tile.num_stages for tile in candidates(problem, wide=wide, with_pytorch=False) if tile.block_m >= 64}
+        assert stages >= {3} and (2 in stages) == may
 
 
 def test_pytorchs_attention_is_no_candidate_where_it_computes_something_else():

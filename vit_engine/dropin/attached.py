@@ -29,7 +29,7 @@ __all__ = ["TRACED_BY_FX", "Attached", "State", "counting_changes", "differentia
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TRACED_BY_FX = "torch.fx traces the model"
-NEEDS = "the kernels need an NVIDIA GPU of compute capability 8.0 or newer"
+NEEDS = "the kernels need an NVIDIA GPU of compute capability 8.0 or newer, and Triton 3.7.1 on 10.x and 11.x"
 
 
 class State:
