@@ -35,7 +35,7 @@ from vit_bench.variant_listing import Listed, list_variants, pairwise_sample
 from vit_engine.config import PRESETS
 from vit_kernels.device import KNOWN_DEVICES, interpreting
 
-GPUS = tuple(f"sm_{device.capability}" for device in KNOWN_DEVICES)
+GPUS = tuple(dict.fromkeys(f"sm_{device.capability}" for device in KNOWN_DEVICES))
 WHOLE = ("sm_90",)  # compiled whole in the quick matrix: most kernels in Gluon are for it alone
 
 

@@ -229,7 +229,7 @@ def gpu(name: str) -> Device:
     for device in KNOWN_DEVICES:
         if wanted in (f"sm{device.capability}", _plain(device.name), _plain(device.name.removesuffix(" SXM"))):
             return device
-    known = ", ".join(f"sm_{device.capability}" for device in KNOWN_DEVICES)
+    known = ", ".join(dict.fromkeys(f"sm_{device.capability}" for device in KNOWN_DEVICES))
     names = ", ".join(device.name for device in KNOWN_DEVICES)
     raise ValueError(f"gpu must be one of {known} or {names}; got {name!r}")
 
@@ -242,7 +242,7 @@ def target(name: str) -> Device:
         return gpu(name)
     device = next((d for d in KNOWN_DEVICES if _plain(capability) == f"sm{d.capability}"), None)
     if device is None or not (sms.isascii() and sms.isdecimal() and 0 < int(sms) < 10_000):
-        known = ", ".join(f"sm_{device.capability}" for device in KNOWN_DEVICES)
+        known = ", ".join(dict.fromkeys(f"sm_{device.capability}" for device in KNOWN_DEVICES))
         raise ValueError(f"gpu must be a name, or {known} with a number of SMs behind it, as sm_89:58; got {name!r}")
     return replace(device, name=f"sm_{device.capability} with {int(sms)} SMs", sm_count=int(sms))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vit_kernels.device import A100, B200, H100, RTX_3090, RTX_4090, RTX_5090, Device
+from vit_kernels.device import A100, B200, H100, H200, RTX_3090, RTX_4090, RTX_5090, Device
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ PEAKS = {
     RTX_4090: Peaks(165.2e12, 82.6e12, 1.008e12),
     # NVIDIA H100 datasheet, SXM: 1,979 TFLOP/s with sparsity
     H100: Peaks(989.4e12, 66.9e12, 3.35e12),
+    # NVIDIA H200 datasheet, SXM
+    H200: Peaks(989.4e12, 66.9e12, 4.8e12),
     # NVIDIA HGX B200 datasheet, one GPU: 4.5 PFLOP/s with sparsity
     B200: Peaks(2250e12, 75e12, 7.7e12),
     # NVIDIA RTX Blackwell whitepaper, GeForce RTX 5090

@@ -42,10 +42,12 @@ A100 = Device("A100", 80, 108, 166_912)
 RTX_3090 = Device("RTX 3090", 86, 82, 101_376)
 RTX_4090 = Device("RTX 4090", 89, 128, 101_376)
 H100 = Device("H100 SXM", 90, 132, 232_448)
+H200 = Device("H200", 90, 132, 232_448)
 B200 = Device("B200", 100, 148, 232_448)
 RTX_5090 = Device("RTX 5090", 120, 170, 101_376)
 
-KNOWN_DEVICES = (A100, RTX_3090, RTX_4090, H100, B200, RTX_5090)
+# The first of a capability stands for all of it.
+KNOWN_DEVICES = (A100, RTX_3090, RTX_4090, H100, H200, B200, RTX_5090)
 
 # Where kernels run as numpy code. The tile choice knows it by name: the interpreter pays for every program it starts.
 INTERPRETED = Device("Triton interpreter", 80, 1, 1 << 30)

@@ -69,7 +69,7 @@ def test_shared_memory_over_the_limit_and_compile_errors_fail_and_do_not_stop_th
         """
     )
     found, passed, tiles = variants
-    assert len(tiles["linear"]) > 2 and all(tile.startswith("tile ") for tile in tiles["linear"])
+    assert tiles["linear"] and all(tile.startswith("tile ") for tile in tiles["linear"])
     errors = [v["error"] for v in found if v["error"]]
     assert any("OutOfResources" in e and "shared memory" in e for e in errors), errors
     assert any("power of 2" in e for e in errors), errors

@@ -200,7 +200,8 @@ def test_every_known_gpu_has_peaks_that_fit_its_sms():
         assert tensor_clock == pytest.approx(clock, rel=0.08), device.name
     bandwidths = {d.name: p.bandwidth / 1e12 for d, p in PEAKS.items()}
     assert bandwidths == {
-        "A100": 2.039, "RTX 3090": 0.936, "RTX 4090": 1.008, "H100 SXM": 3.35, "B200": 7.7, "RTX 5090": 1.792
+        "A100": 2.039, "RTX 3090": 0.936, "RTX 4090": 1.008, "H100 SXM": 3.35, "H200": 4.8, "B200": 7.7,
+        "RTX 5090": 1.792,
     }  # fmt: skip
     assert PEAKS[H100].half == 989.4e12 and PEAKS[RTX_4090].half == 165.2e12
 

@@ -12,7 +12,7 @@ from vit_bench.timed.compare import LEAST, change, compare, rows_of
 from vit_bench.timed.machine import cpu_label, datasheet, environment, gpu_label, known_gpu, version
 from vit_bench.timed.runner import Job, begin, perform
 from vit_bench.timed.shapes import Case, select
-from vit_kernels.device import A100, H100, RTX_4090
+from vit_kernels.device import A100, H100, H200, RTX_4090
 
 ROW = Row(0, "model", "model/some/b8", "forward", OURS, "H100 SXM", "bf16", "gpu", seconds=Spread(10, 9, 11, 25))
 COMPILED = replace(ROW, source="compiled", seconds=None, modelled_s=2.0, bound_s=1.0)
@@ -220,6 +220,7 @@ def test_machines_are_called_by_what_is_known_of_them(monkeypatch: pytest.Monkey
     for name, known in (
         ("NVIDIA H100 80GB HBM3", H100),
         ("NVIDIA A100-SXM4-80GB", A100),
+        ("NVIDIA H200", H200),
         ("NVIDIA GeForce RTX 4090", RTX_4090),
     ):
         assert known_gpu(name) == known and gpu_label(name) == known.name
@@ -229,7 +230,8 @@ def test_machines_are_called_by_what_is_known_of_them(monkeypatch: pytest.Monkey
         "NVIDIA A100-PCIE-40GB",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA GeForce RTX 4090 D",
-        "NVIDIA H200",
+        "NVIDIA H200 NVL",
+        "NVIDIA GH200 480GB",
         "Tesla T4",
     ):
         assert known_gpu(name) is None and gpu_label(name) == name, "its datasheet would be another one's"
