@@ -66,7 +66,7 @@ table:
 
 # Every family of models that accelerate() takes: compared, counted, compiled for six generations; then its table.
 dropin:
-	$(PYTHON) -m vit_bench.dropin_table measure
+	$(PYTHON) -m vit_bench.dropin_table measure $(if $(DRIVER),--driver $(DRIVER))
 
 # Host time of a forward pass beside eager's dispatch; no GPU needed.
 host-cost:

@@ -1,11 +1,13 @@
 """The README's table of models that `accelerate` takes, made from bench/evidence/dropin.json and from nothing else.
 
     python -m vit_bench.dropin_table measure     # compare and count every family, and write the file; minutes
+    python -m vit_bench.dropin_table measure --driver MODULE:CONTEXTMANAGER      # in bf16, too, on an emulator
     python -m vit_bench.dropin_table             # rewrite the table in README.md
     python -m vit_bench.dropin_table --check     # fail when README.md says something else
 
 The file holds the hash of the code that it was made with (without comments and docstrings). Figures of other code count
-for nothing: the table says "not measured" until the runs are repeated.
+for nothing: the table says "not measured" until the runs are repeated. A driver is one as for `vit_bench.evidence`;
+without one nothing is said of bf16, which the interpreter computes wrongly.
 """
 
 from __future__ import annotations
@@ -18,18 +20,27 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import vit_engine
-from vit_bench.records import tree_text, without_docstrings
+from vit_bench.evidence import load_driver
+from vit_bench.records import CAPABILITIES, tree_text, without_docstrings
 from vit_bench.support_table import replaced
 
 BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
 END = "<!-- end of drop-in table -->"
 _BESIDE = ("encoder_block", "derived", "replay", "ops")
+Driver = Callable[..., AbstractContextManager[Any]]
+_COLUMNS = (
+    "library", "family", "models", "fp32 error", "fp16 error (eager's)", "bf16 error (eager's)",
+    "launches, and operators left", "eager",
+)  # fmt: skip
 GPUS = ("sm_90", "sm_80", "sm_86", "sm_89", "sm_100", "sm_120")
 
 
@@ -71,6 +82,22 @@ def _parity() -> list[dict[str, Any]]:
     return entries
 
 
+def _emulated(entries: list[dict[str, Any]], driver: Driver, capabilities: Sequence[int]) -> None:
+    """Adds the errors in bfloat16 of what is compiled for these GPU generations."""
+    from vit_bench.dropin_families import FAMILIES
+    from vit_bench.dropin_parity import compare_half
+
+    by_name = {(family.library, family.name): family for family in FAMILIES}
+    for entry in entries:
+        family = by_name[entry["library"], entry["family"]]
+        entry["emulated"] = {}
+        for capability in capabilities:
+            with driver(capability=capability, races=True):
+                half = compare_half(family, torch.bfloat16)
+            entry["emulated"][f"sm_{capability}"] = asdict(half)
+        print(f"{family}: bfloat16 {entry['emulated']}", flush=True)
+
+
 def _launches(entries: list[dict[str, Any]]) -> None:
     """Adds the counts of launches. Needs Triton's compiler: not in the process that interprets."""
     from vit_bench.dropin_families import FAMILIES
@@ -91,7 +118,7 @@ def _refused() -> dict[str, list[str]]:
     return {module: list(timm_names(module, "refused")) for module in TIMM_MODULES}
 
 
-def measure(file: Path) -> None:
+def measure(file: Path, driver: Driver | None, capabilities: Sequence[int]) -> None:
     """Runs everything and writes the file."""
     command = [sys.executable, "-m", "vit_bench.dropin_table", "parity"]
     run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
@@ -99,26 +126,32 @@ def measure(file: Path) -> None:
         raise SystemExit(f"parity failed:\n{run.stdout[-2000:]}")
     entries = json.loads(run.stdout.splitlines()[-1])
     _launches(entries)
+    if driver is not None:
+        _emulated(entries, driver, capabilities)
     libraries = {name: importlib.metadata.version(name) for name in ("timm", "torchvision", "transformers")}
     content = {"source": source_hash(), "versions": libraries, "families": entries, "refused": _refused()}
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def _worst(found: Iterable[dict[str, float]]) -> str:
+    """Of several GPU generations the one with the largest error of ours, and what is eager's there."""
+    worst = max(found, key=lambda half: half["ours"], default=None)
+    return "not measured" if worst is None else f"{worst['ours']:.1e} ({worst['eager']:.1e})"
+
+
 def table(content: dict[str, Any]) -> str:
     """The table in Markdown, and the names behind it."""
     fresh = content["source"] == source_hash()
-    lines = [
-        "| library | family | models | fp32 error | fp16 error (eager's) | launches, and operators left | eager |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
     for entry in content["families"]:
-        names, launches, half = entry["names"], entry["launches"], entry["float16"]
+        names, launches = entry["names"], entry["launches"]
         covered = f"{len(names)} names" if entry["library"] == "timm" else ", ".join(f"`{name}`" for name in names)
-        figures = ["not measured"] * 4
+        figures = ["not measured"] * 5
         if fresh:
             figures = [
                 f"{entry['float32']:.0e}",
-                f"{half['ours']:.1e} ({half['eager']:.1e})",
+                _worst([entry["float16"]]),
+                _worst(entry.get("emulated", {}).values()),
                 f"`{launches['model']}`: {launches['ours']} + {launches['left']}",
                 str(launches["eager"]),
             ]
@@ -136,6 +169,8 @@ def table(content: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vit_bench.dropin_table", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("what", nargs="?", choices=("table", "measure", "parity"), default="table")
+    parser.add_argument("--driver", help="MODULE:CONTEXTMANAGER of a Triton driver that executes compiled code")
+    parser.add_argument("--capability", nargs="+", type=int, choices=CAPABILITIES, default=[80, 90, 100, 120])
     parser.add_argument("--check", action="store_true", help="compare with README.md instead of writing it")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--evidence", type=Path, default=Path("bench/evidence/dropin.json"))
@@ -149,7 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))  # before minutes of measuring
     if options.what == "measure":
-        measure(options.evidence)
+        try:
+            driver = load_driver(options.driver) if options.driver else None
+        except ValueError as error:
+            parser.error(f"argument --driver: {error}")
+        measure(options.evidence, driver, options.capability)
     try:
         content = json.loads(options.evidence.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.bench.child import run
 from vit_bench import dropin_table
@@ -25,6 +28,10 @@ CONTENT: dict[str, Any] = {
             "names": ["a", "b"],
             "float32": 3.2e-7,
             "float16": {"ours": 4e-4, "eager": 5e-4, "allowed": 1e-3},
+            "emulated": {
+                "sm_80": {"ours": 3e-3, "eager": 5e-3, "allowed": 1e-2},
+                "sm_90": {"ours": 4e-3, "eager": 5e-3, "allowed": 1e-2},
+            },
             "launches": {"model": "a", "ours": 62, "left": 1, "eager": 125},
         }
     ],
@@ -35,13 +42,45 @@ CONTENT: dict[str, Any] = {
 def test_a_row_holds_the_figures_of_its_family() -> None:
     content = {**copy.deepcopy(CONTENT), "source": dropin_table.source_hash()}
     lines = dropin_table.table(content).splitlines()
-    assert lines[2] == "| timm | ViT | 2 names | 3e-07 | 4.0e-04 (5.0e-04) | `a`: 62 + 1 | 125 |"
+    assert lines[2] == "| timm | ViT | 2 names | 3e-07 | 4.0e-04 (5.0e-04) | 4.0e-03 (5.0e-03) | `a`: 62 + 1 | 125 |"
     assert "Of timm 9.9's 3 names" in lines[-1] and "`c`" in lines[-1]
+    del content["families"][0]["emulated"]
+    assert "(5.0e-04) | not measured | `a`" in dropin_table.table(content)
 
 
 def test_figures_of_other_code_are_not_shown() -> None:
     lines = dropin_table.table({**copy.deepcopy(CONTENT), "source": "other"}).splitlines()
-    assert lines[2] == "| timm | ViT | 2 names | not measured | not measured | not measured | not measured |"
+    assert lines[2] == f"| timm | ViT | 2 names |{' not measured |' * 5}"
+
+
+def test_every_family_is_emulated_in_bfloat16_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vit_bench import dropin_parity
+    from vit_bench.dropin_families import FAMILIES
+
+    entered: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def driver(**options: Any) -> Iterator[None]:
+        entered.append(options)
+        yield
+        entered.append({})
+
+    def compared(family: Any, dtype: torch.dtype) -> dropin_parity.Half:
+        assert dtype == torch.bfloat16 and entered[-1], "inside the driver"
+        return dropin_parity.Half(len(family.name), 2.0, 3.0)
+
+    monkeypatch.setattr(dropin_parity, "compare_half", compared)
+    entries = [{"library": family.library, "family": family.name} for family in FAMILIES[:2]]
+    dropin_table._emulated(entries, driver, [80, 90])
+    assert [set(entry["emulated"]) for entry in entries] == [{"sm_80", "sm_90"}] * 2
+    assert entries[1]["emulated"]["sm_90"] == {"ours": len(FAMILIES[1].name), "eager": 2.0, "allowed": 3.0}
+    assert entered[::2] == [{"capability": c, "races": True} for c in (80, 90)] * 2
+
+
+def test_a_driver_that_is_none_is_named_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dropin_table.main(["measure", "--driver", "nowhere", "--readme", str(ROOT / "README.md")])
+    assert ended.value.code == 2 and "--driver: driver must be written MODULE:CONTEXTMANAGER" in capsys.readouterr().err
 
 
 def test_check_fails_for_another_table_and_writing_repairs_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -66,7 +105,9 @@ def test_the_committed_readme_is_fresh() -> None:
     content = json.loads(FILE.read_text())
     assert content["source"] == dropin_table.source_hash(), "run `python -m vit_bench.dropin_table measure`"
     assert all(entry["float32"] < 1e-4 for entry in content["families"])
-    assert all(entry["float16"]["ours"] <= entry["float16"]["allowed"] for entry in content["families"])
+    halves = [half for entry in content["families"] for half in (entry["float16"], *entry["emulated"].values())]
+    assert all(half["ours"] <= half["allowed"] for half in halves)
+    assert all(set(entry["emulated"]) == {"sm_80", "sm_90", "sm_100", "sm_120"} for entry in content["families"])
     assert all(entry["launches"]["ours"] < entry["launches"]["eager"] for entry in content["families"])
     assert all(set(entry["compiled"]) == set(dropin_table.GPUS) for entry in content["families"])
     problems = {
