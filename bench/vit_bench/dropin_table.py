@@ -82,20 +82,20 @@ def _parity() -> list[dict[str, Any]]:
     return entries
 
 
-def _emulated(entries: list[dict[str, Any]], driver: Driver, capabilities: Sequence[int]) -> None:
-    """Adds the errors in bfloat16 of what is compiled for these GPU generations."""
+def _emulated(driver: Driver, capabilities: Sequence[int]) -> list[dict[str, dict[str, float]]]:
+    """For each family the errors in bfloat16 of what is compiled for these GPU generations."""
     from vit_bench.dropin_families import FAMILIES
     from vit_bench.dropin_parity import compare_half
 
-    by_name = {(family.library, family.name): family for family in FAMILIES}
-    for entry in entries:
-        family = by_name[entry["library"], entry["family"]]
-        entry["emulated"] = {}
+    found: list[dict[str, dict[str, float]]] = []
+    for family in FAMILIES:
+        found.append({})
         for capability in capabilities:
             with driver(capability=capability, races=True):
                 half = compare_half(family, torch.bfloat16)
-            entry["emulated"][f"sm_{capability}"] = asdict(half)
-        print(f"{family}: bfloat16 {entry['emulated']}", flush=True)
+            found[-1][f"sm_{capability}"] = asdict(half)
+        print(f"{family}: bfloat16 {found[-1]}", flush=True)
+    return found
 
 
 def _launches(entries: list[dict[str, Any]]) -> None:
@@ -118,16 +118,23 @@ def _refused() -> dict[str, list[str]]:
     return {module: list(timm_names(module, "refused")) for module in TIMM_MODULES}
 
 
-def measure(file: Path, driver: Driver | None, capabilities: Sequence[int]) -> None:
-    """Runs everything and writes the file."""
-    command = [sys.executable, "-m", "vit_bench.dropin_table", "parity"]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, stdout=subprocess.PIPE, text=True)
+def _process(*arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """What this module prints when it is run in a process of its own, one entry per family."""
+    command = [sys.executable, "-m", "vit_bench.dropin_table", *arguments]
+    run = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
     if run.returncode:
-        raise SystemExit(f"parity failed:\n{run.stdout[-2000:]}")
-    entries = json.loads(run.stdout.splitlines()[-1])
-    _launches(entries)
+        raise SystemExit(f"{arguments[0]} failed:\n{run.stdout[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def measure(file: Path, driver: str | None, capabilities: Sequence[int]) -> None:
+    """Runs everything and writes the file."""
+    entries = _process("parity", TRITON_INTERPRET="1")
     if driver is not None:
-        _emulated(entries, driver, capabilities)
+        options = ("--driver", driver, "--capability", *map(str, capabilities))
+        for entry, found in zip(entries, _process("emulated", *options), strict=True):
+            entry["emulated"] = found
+    _launches(entries)
     libraries = {name: importlib.metadata.version(name) for name in ("timm", "torchvision", "transformers")}
     content = {"source": source_hash(), "versions": libraries, "families": entries, "refused": _refused()}
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -168,7 +175,7 @@ def table(content: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vit_bench.dropin_table", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("what", nargs="?", choices=("table", "measure", "parity"), default="table")
+    parser.add_argument("what", nargs="?", choices=("table", "measure", "parity", "emulated"), default="table")
     parser.add_argument("--driver", help="MODULE:CONTEXTMANAGER of a Triton driver that executes compiled code")
     parser.add_argument("--capability", nargs="+", type=int, choices=CAPABILITIES, default=[80, 90, 100, 120])
     parser.add_argument("--check", action="store_true", help="compare with README.md instead of writing it")
@@ -179,16 +186,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(_parity()))
         return 0
     try:
+        driver = load_driver(options.driver) if options.driver else None
+    except ValueError as error:
+        parser.error(f"argument --driver: {error}")
+    if options.what == "emulated":
+        if driver is None:
+            parser.error("emulated: name the driver, --driver MODULE:CONTEXTMANAGER")
+        print(json.dumps(_emulated(driver, options.capability)))
+        return 0
+    try:
         before = options.readme.read_text(encoding="utf-8")
         replaced(before, "", BEGIN, END)
     except (OSError, ValueError) as error:
         parser.error(str(error))  # before minutes of measuring
     if options.what == "measure":
-        try:
-            driver = load_driver(options.driver) if options.driver else None
-        except ValueError as error:
-            parser.error(f"argument --driver: {error}")
-        measure(options.evidence, driver, options.capability)
+        measure(options.evidence, options.driver, options.capability)
     try:
         content = json.loads(options.evidence.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -70,17 +70,25 @@ def test_every_family_is_emulated_in_bfloat16_where_it_is_asked_for(monkeypatch:
         return dropin_parity.Half(len(family.name), 2.0, 3.0)
 
     monkeypatch.setattr(dropin_parity, "compare_half", compared)
-    entries = [{"library": family.library, "family": family.name} for family in FAMILIES[:2]]
-    dropin_table._emulated(entries, driver, [80, 90])
-    assert [set(entry["emulated"]) for entry in entries] == [{"sm_80", "sm_90"}] * 2
-    assert entries[1]["emulated"]["sm_90"] == {"ours": len(FAMILIES[1].name), "eager": 2.0, "allowed": 3.0}
-    assert entered[::2] == [{"capability": c, "races": True} for c in (80, 90)] * 2
+    found = dropin_table._emulated(driver, [80, 90])
+    assert [set(one) for one in found] == [{"sm_80", "sm_90"}] * len(FAMILIES)
+    assert found[1]["sm_90"] == {"ours": len(FAMILIES[1].name), "eager": 2.0, "allowed": 3.0}
+    assert entered[::2] == [{"capability": c, "races": True} for c in (80, 90)] * len(FAMILIES)
 
 
-def test_a_driver_that_is_none_is_named_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["measure", "--driver", "nowhere"], "argument --driver: driver must be written MODULE:CONTEXTMANAGER"),
+        (["emulated"], "emulated: name the driver"),
+    ],
+)
+def test_a_driver_that_is_none_is_named_before_anything_is_measured(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        dropin_table.main(["measure", "--driver", "nowhere", "--readme", str(ROOT / "README.md")])
-    assert ended.value.code == 2 and "--driver: driver must be written MODULE:CONTEXTMANAGER" in capsys.readouterr().err
+        dropin_table.main([*arguments, "--readme", str(ROOT / "README.md")])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_check_fails_for_another_table_and_writing_repairs_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
