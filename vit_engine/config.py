@@ -139,7 +139,7 @@ class ViTConfig:
         for name in ("qkv_bias", "class_token", "no_embed_class"):
             if not isinstance(getattr(self, name), bool):
                 raise _refuse(name, getattr(self, name), "True or False")
-        if self.fc_norm not in (None, True, False) or _is_int(self.fc_norm):
+        if not (self.fc_norm is None or isinstance(self.fc_norm, bool)):
             raise _refuse("fc_norm", self.fc_norm, "True, False or None")
         for name, allowed in (
             ("global_pool", POOLS),
@@ -147,7 +147,8 @@ class ViTConfig:
             ("head", HEADS),
             ("position_interpolation", INTERPOLATIONS),
         ):
-            if getattr(self, name) not in allowed:
+            # An array of numpy's compares by element, and such an answer is neither true nor false.
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in allowed:
                 raise _refuse(name, getattr(self, name), "one of " + ", ".join(map(repr, allowed)))
         for name in ("hidden_dim", "representation_size"):
             value = getattr(self, name)
@@ -270,9 +271,11 @@ class ViTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ViTConfig:
-        """A config from field values. Raises TypeError naming every unknown field."""
+        """A config from field values. Raises TypeError naming every unknown field, or for what is no mapping."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"ViTConfig.from_dict: values must map fields to values, got {type(values).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known, key=str)
         if unknown:
             raise TypeError(
                 f"ViTConfig has no field {', '.join(map(repr, unknown))}; its fields are {', '.join(sorted(known))}"

@@ -2,6 +2,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -66,6 +67,9 @@ def test_is_frozen() -> None:
         ({"num_register_tokens": 1.5}, "num_register_tokens must be an int of 0 or more, got 1.5"),
         ({"global_pool": "max"}, "global_pool must be one of 'token', 'avg', 'map', got 'max'"),
         ({"fc_norm": 1}, "fc_norm must be True, False or None, got 1"),
+        ({"fc_norm": 1.0}, "fc_norm must be True, False or None, got 1.0"),
+        ({"fc_norm": np.True_}, "fc_norm must be True, False or None, got "),
+        ({"head": np.array(["finetune", "pretrain"])}, "head must be one of 'finetune', 'pretrain', got array("),
         ({"layer_scale": 0.0}, "layer_scale must be a number other than 0, or None for no LayerScale, got 0.0"),
         ({"mlp_ratio": 1e308}, "mlp_ratio must be such that embed_dim 768 times it is finite, got 1e+308"),
         ({"embed_dim": 12 * 10**400}, "mlp_ratio must be such that embed_dim 12000"),
@@ -108,6 +112,16 @@ def test_unknown_preset_lists_near_names() -> None:
 def test_unknown_field_is_named() -> None:
     with pytest.raises(TypeError, match="no field 'drop', 'img_size'; its fields are activation,"):
         ViTConfig.preset("vit_tiny_patch16_224", img_size=64, drop=0.1)
+    fields: Any = {"drop": 0.1, 3: None}
+    with pytest.raises(TypeError, match="no field 3, 'drop'; its fields are activation,"):
+        ViTConfig.from_dict(fields)
+
+
+@pytest.mark.parametrize("values", [None, 3, ["depth"], ViTConfig()], ids=lambda value: type(value).__name__)
+def test_what_is_no_mapping_of_fields_is_named(values: Any) -> None:
+    text = f"ViTConfig.from_dict: values must map fields to values, got {type(values).__name__}"
+    with pytest.raises(TypeError, match=text):
+        ViTConfig.from_dict(values)
 
 
 def test_preset_overrides() -> None:
