@@ -15,9 +15,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ def load_image(
     resize: str = "crop",
     crop_fraction: float = 1.0,
     background: int | Sequence[int] = 255,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: float = MAX_PIXELS,
 ) -> DecodedImage:
     """Decode one file to a uint8 tensor ``[channels, H, W]``.
 
@@ -149,7 +149,7 @@ def load_image(
         grey value or (R, G, B), 0..255, that transparent pixels are composited on, and that ``"pad"`` fills with.
         White unless told otherwise.
     ``max_pixels``
-        largest width x height in the header that is decoded.
+        largest width x height in the header that is decoded; ``math.inf`` for no limit.
 
     What is done to the pixels: EXIF orientation is applied. CMYK, YCCK, palettes, bilevel and greyscale become RGB (or
     grey); embedded colour profiles are ignored, as torchvision and timm ignore them. 16-bit samples are scaled to 8
@@ -158,8 +158,8 @@ def load_image(
 
     Raises :class:`ImageError`; ValueError or TypeError for arguments that no file could satisfy.
     """
-    height, width = _check_arguments(image_size, channels, resize, crop_fraction)
-    fill = _background(background)
+    height, width = _check_arguments(image_size, channels, resize, crop_fraction, max_pixels)
+    channels, crop_fraction, fill = int(channels), float(crop_fraction), _background(background)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError(path, "not a regular file")
@@ -193,28 +193,40 @@ def load_image(
 
 
 def _check_arguments(
-    image_size: int | tuple[int, int], channels: int, resize: str, crop_fraction: float
+    image_size: int | tuple[int, int], channels: int, resize: str, crop_fraction: float, max_pixels: float
 ) -> tuple[int, int]:
     pair = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(pair) != 2 or not all(isinstance(v, Integral) and not isinstance(v, bool) for v in pair):
+    if len(pair) != 2 or not all(_is(Integral, v) for v in pair):
         raise TypeError(f"image_size must be an int or (H, W), got {image_size!r}")
     height, width = map(int, pair)
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be positive, got {image_size}")
+    if not (1 <= height < 2**31 and 1 <= width < 2**31):  # what Pillow can count to
+        raise ValueError(f"image_size must be positive and below 2^31, got {image_size}")
+    if not _is(Integral, channels):
+        raise TypeError(f"channels must be the int 1 or 3, got {channels!r}")
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}: image files have no other layout")
-    if resize not in RESIZE_MODES:
+    if not isinstance(resize, str) or resize not in RESIZE_MODES:
         raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, got {resize!r}")
+    for name, value in (("crop_fraction", crop_fraction), ("max_pixels", max_pixels)):
+        if not _is(Real, value):
+            raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1], got {crop_fraction}")
+    if not max_pixels > 0:  # NaN would be no limit
+        raise ValueError(f"max_pixels must be positive, got {max_pixels}")
     return height, width
 
 
 def _background(background: int | Sequence[int]) -> tuple[int, int, int]:
-    values = (background,) * 3 if isinstance(background, int) else tuple(background)
-    if len(values) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in values):
+    values: tuple[Any, ...] = tuple(background) if isinstance(background, (tuple, list)) else (background,) * 3
+    if len(values) != 3 or not all(_is(Integral, v) and 0 <= v <= 255 for v in values):
         raise ValueError(f"background must be a grey value or (R, G, B) in 0..255, got {background!r}")
-    return values[0], values[1], values[2]
+    return int(values[0]), int(values[1]), int(values[2])
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether it is such a number, numpy's too; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _known_formats() -> list[str]:

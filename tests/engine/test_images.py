@@ -315,7 +315,7 @@ def test_an_image_of_the_right_size_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"image_size": 0}, "image_size must be positive, got 0"),
+        ({"image_size": 0}, "image_size must be positive and below 2.31, got 0"),
         ({"image_size": 8, "channels": 4}, "channels must be 1 or 3, got 4"),
         ({"image_size": 8, "resize": "stretch"}, "resize must be one of crop, squash, pad, got 'stretch'"),
         ({"image_size": 8, "crop_fraction": 0.0}, r"crop_fraction must be in \(0, 1\], got 0.0"),
