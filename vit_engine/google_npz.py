@@ -29,11 +29,13 @@ def read_google_npz(path: str | Path, num_heads: int) -> GoogleFile:
     no such archive, or holds Python objects.
     """
     try:
-        archive: Any = np.load(path, allow_pickle=False)
-        if not hasattr(archive, "files"):
-            raise ValueError("it is a single array")
-        with archive:
-            tensors, left, heads = from_google({name: archive[name] for name in archive.files})
+        # Opened here, for numpy leaves a file open in which it finds no archive.
+        with open(path, "rb") as file:
+            archive: Any = np.load(file, allow_pickle=False)
+            if not hasattr(archive, "files"):
+                raise ValueError("it is a single array")
+            with archive:
+                tensors, left, heads = from_google({name: archive[name] for name in archive.files})
     except OSError:
         raise
     # numpy raises whatever its zip, zlib and header parsers come upon.

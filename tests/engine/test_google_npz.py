@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,16 @@ def test_google_file_that_does_not_fit(tmp_path: Path) -> None:
         "  unexpected in the file: pre_logits.fc.bias",
     ]
     assert equal(model, blank())
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_file_is_closed(tmp_path: Path) -> None:
+    np.savez(tmp_path / "google.npz", **google_arrays(small_vit()))
+    content = (tmp_path / "google.npz").read_bytes()
+    (tmp_path / "google.npz").write_bytes(content[:-100])
+    with pytest.raises(CheckpointError, match=r"cannot be read as an \.npz archive"):
+        load_checkpoint(blank(), tmp_path / "google.npz")
+    gc.collect()
 
 
 def test_google_file_with_other_heads(tmp_path: Path) -> None:
