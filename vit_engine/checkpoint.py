@@ -10,18 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ViTConfig
 from .google_npz import read_google_npz
 from .layouts.dinov2 import from_dinov2, is_dinov2
 from .position import resample_position, square_grid
+from .saving import CONFIG_KEY, save_checkpoint
 from .vit import ViT
 
 __all__ = ["CheckpointError", "LoadReport", "load_checkpoint", "load_model", "read_metadata", "save_checkpoint"]
 
-CONFIG_KEY = "vit_engine.config"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 
 # Fields that change what a model computes without changing the shape of any tensor.
@@ -144,44 +143,6 @@ def _unusable(tensor: Tensor) -> str | None:
     if tensor.is_meta:
         return "on the meta device: it has no values"
     return None if tensor.layout is torch.strided and not tensor.is_nested else "sparse or nested, expected dense"
-
-
-def save_checkpoint(model: ViT, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the model's weights and its ViTConfig to one *.safetensors file, which load_model() turns back into the
-    model.
-
-    metadata: further strings to keep in the file's header, such as class names as JSON; read_metadata() returns them.
-    An existing file is replaced once the new one is complete. Raises ValueError or TypeError naming the argument.
-    """
-    if not isinstance(model, ViT):
-        raise TypeError(f"save_checkpoint: model must be a vit_engine.ViT, got {type(model).__name__}")
-    if meta := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
-        raise ValueError(f"save_checkpoint: model has no values to save: {', '.join(meta)} on the meta device")
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"save_checkpoint: path must end in .safetensors, got {path.name!r}")
-    header = {"format": "pt"}
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"save_checkpoint: metadata must map str to str, got {key!r}: {type(value).__name__}")
-        if key in (CONFIG_KEY, "format"):
-            raise ValueError(f"save_checkpoint: metadata key {key!r} is reserved")
-        header[key] = value
-    header[CONFIG_KEY] = json.dumps(model.config.to_dict())
-    tensors: dict[str, Tensor] = {}
-    written: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        # A file has no shared memory: of parameters that are one and the same it gets copies.
-        tensors[name] = plain.clone() if storage in written else plain
-        written.add(storage)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata=header)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_model(

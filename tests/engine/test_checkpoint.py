@@ -182,7 +182,7 @@ def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         Path(path).write_bytes(b"half a file")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("vit_engine.checkpoint.save_file", disk_full)
+    monkeypatch.setattr("vit_engine.saving.save_file", disk_full)
     with pytest.raises(OSError, match="no space left"):
         save_checkpoint(blank(), tmp_path / "m.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
