@@ -44,8 +44,9 @@ class ViT(nn.Module):
         "auto": "triton" while the parameters are on a CUDA device, "torch" anywhere else.
     A backend that cannot run raises RuntimeError with the reason and the way out; none is replaced by another. The
     kernels call none of the model's parts, so they refuse by name whatever they would leave out: hooks, adapters, other
-    layers, other code (see plain_parts.py). Hooks on the model itself run; global ones see the model alone. The mean
-    over the patches is PyTorch's operator on every backend, and so is all of `forward_head()` when it is called alone.
+    layers, other code (see plain_parts.py). Hooks on the model itself run; global ones see the model alone. The
+    kernels compute in the parameters' dtype, under torch.autocast too: convert the model instead. The mean over the
+    patches is PyTorch's operator on every backend, and so is all of `forward_head()` when it is called alone.
     """
 
     def __init__(self, config: ViTConfig, backend: str = "auto") -> None:
@@ -138,7 +139,16 @@ class ViT(nn.Module):
 
         head: whether the classifier is part of it.
         """
-        from vit_kernels import launch
+        try:
+            from vit_kernels import launch
+            from vit_kernels.attention_checks import MAX_HEAD_DIM
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise RuntimeError(
+                f"backend {name!r} needs Triton, which is not installed (it is published for Linux): install it, or "
+                "use model.set_backend('torch')"
+            ) from error
 
         device = self.pos_embed.device
         interpreting = launch.interpreting()
@@ -167,6 +177,11 @@ class ViT(nn.Module):
                 "model.set_backend('torch')"
             )
         config = self.config
+        if config.head_dim > MAX_HEAD_DIM:
+            raise RuntimeError(
+                f"backend {name!r} cannot run with attention heads {config.head_dim} wide: the kernels take up to "
+                f"{MAX_HEAD_DIM}; use model.set_backend('torch')"
+            )
         rates = (config.dropout, config.attention_dropout, config.stochastic_depth, config.head_dropout if head else 0)
         if self.training and any(rates):
             raise RuntimeError(
@@ -279,7 +294,12 @@ class ViT(nn.Module):
         return self.norm(self.blocks(self.pos_drop(z)))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """tokens [B, T, D] -> [B, D]: the class token, or the patch tokens' mean or attention pooling."""
+        """tokens [B, T, D] -> [B, D]: the class token, or the patch tokens' mean or attention pooling.
+
+        Raises ValueError for another number of dimensions: of pooled features one element would be taken for a token.
+        """
+        if tokens.dim() != 3:
+            raise ValueError(f"tokens must be [B, T, {self.config.embed_dim}], got {list(tokens.shape)}")
         if self.config.global_pool == "token":
             return tokens[:, 0]
         patches = tokens[:, self.config.num_prefix_tokens :]

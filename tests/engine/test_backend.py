@@ -103,6 +103,40 @@ def test_backend_that_cannot_run_says_why(kernels, backend, accepts, interpretin
     assert kernels.calls == []
 
 
+@pytest.mark.parametrize("backend", ["triton", "interpret"])
+def test_heads_too_wide_for_the_kernels_are_named(kernels, backend: str) -> None:
+    model = small_vit(embed_dim=132, num_heads=1, depth=1)
+    assert model(images(1, 3, 32, 32)).shape == (1, 7)
+    kernels.monkeypatch.setattr(launch, "interpreting", lambda: backend == "interpret")
+    for call in (model.set_backend(backend), model.forward_features):
+        with pytest.raises(RuntimeError) as error:
+            call(images(1, 3, 32, 32))
+        text = f"backend {backend!r} cannot run with attention heads 132 wide: the kernels take up to 128; use"
+        assert text in str(error.value)
+    assert kernels.calls == []
+
+
+@pytest.mark.parametrize("backend", ["triton", "interpret"])
+def test_without_triton_the_kernels_say_what_is_missing(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """As on systems that Triton is not published for: there vit_kernels cannot be imported."""
+
+    class Missing:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name.partition(".")[0] == "triton":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("triton", "vit_kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    model = small_vit(depth=1)
+    assert model(images(1, 3, 32, 32)).shape == (1, 7)
+    for call in (model.set_backend(backend), model.forward_features):
+        with pytest.raises(RuntimeError) as error:
+            call(images(1, 3, 32, 32))
+        assert f"backend {backend!r} needs Triton, which is not installed" in str(error.value)
+        assert "use model.set_backend('torch')" in str(error.value)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_interpreter_is_asked_for_no_bfloat16(kernels, dtype: torch.dtype) -> None:
     kernels.monkeypatch.setattr(launch, "interpreting", lambda: True)

@@ -239,3 +239,13 @@ def test_import_is_light() -> None:
         check=False,
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "map"])
+def test_a_head_takes_tokens_alone(pool: str) -> None:
+    model = small_vit(global_pool=pool)
+    tokens = model.forward_features(images(2, 3, 32, 32))
+    assert model.forward_head(tokens).shape == (2, 7)
+    for call in (model.pool, model.forward_head):
+        with pytest.raises(ValueError, match=r"tokens must be \[B, T, 48\], got \[2, 48\]"):
+            call(tokens[:, 0])
