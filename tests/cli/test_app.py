@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vit_engine
-from vit_engine.cli.app import app
+from vit_engine.cli.app import app, main
 
 
 def test_version_and_help():
@@ -42,3 +42,22 @@ def test_verify_passes_its_options_on(monkeypatch):
     result = CliRunner().invoke(app, ["verify", "--model", "vit_tiny", "--as-json"])
     assert (result.exit_code, seen) == (5, [("vit_tiny", True)])
     assert "--model" in CliRunner().invoke(app, ["verify", "--help"]).stdout
+
+
+def test_without_triton_a_command_that_needs_it_says_so(monkeypatch, capsys):
+    def inspecting():
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr("vit_engine.cli.app.app", inspecting)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert "needs Triton, which is not installed" in said.err
+
+    def broken():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("vit_engine.cli.app.app", broken)
+    with pytest.raises(ModuleNotFoundError, match="torch"):
+        main()

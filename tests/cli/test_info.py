@@ -117,7 +117,9 @@ def test_without_triton(machine, monkeypatch):
     found = json.loads(shown("--json"))
     assert found["versions"]["triton"] is None
     assert found["interpreter"] == {"usable": False, "why": "not usable: triton is not installed"}
-    assert "triton       not installed" in shown()
+    text = shown()
+    assert "triton       not installed" in text
+    assert text.endswith("PyTorch's own operators.\n")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import vit_engine
 from tests.cli.support import fake_interpret, only_object
 from vit_engine import digits, load_model, save_checkpoint
-from vit_engine.cli import child, classify, pipeline
+from vit_engine.cli import child, classify, pipeline, report
 from vit_engine.cli.app import main
 
 KEYS = {
@@ -203,6 +203,23 @@ def test_a_failing_child_costs_the_comparison_alone(run, some, monkeypatch):
         {"file": None, "reason": "kernels and PyTorch could not be compared: ended by signal 9"}
     ]
     assert "ended by signal 9" in run(some, "--backend", "interpret", code=2).stderr
+
+
+def test_without_triton_there_is_nothing_to_compare(run, some, monkeypatch):
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
+    monkeypatch.setattr(classify, "interpret", None)
+    monkeypatch.setattr(report, "version", _version_without_triton)
+    found = run(some)
+    assert found.stderr == "vit-engine run: no kernels to compare PyTorch with: triton is not installed\n"
+    assert "triton not installed" in found.stdout
+    assert "agreement" not in found.stdout
+    assert only_object(run(some, "--json"))["errors"] == []
+
+
+def _version_without_triton(name):
+    if name == "triton":
+        raise report.PackageNotFoundError(name)
+    return "1.0"
 
 
 def test_everything_in_the_interpreter(run, some, monkeypatch):

@@ -75,7 +75,18 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A file name that the terminal's encoding lacks is printed with escapes instead of ending the run.
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        # Not a requirement where it is not published; what needs no kernels does without.
+        if error.name != "triton":
+            raise
+        print(
+            "vit-engine: this command needs Triton, which is not installed (it is published for Linux): "
+            "pip install triton",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

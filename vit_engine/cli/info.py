@@ -119,10 +119,9 @@ def _interpreter() -> dict[str, Any]:
 def _choice(gpus: list[dict[str, Any]]) -> tuple[str, str]:
     """The backend that "auto" means on the device that ``run`` would choose, and the reason."""
     if not gpus:
-        why = (
-            "Without a GPU, models live on the CPU, where the backend is 'torch': PyTorch's own operators. "
-            "The kernels can be checked here in Triton's interpreter."
-        )
+        why = "Without a GPU, models live on the CPU, where the backend is 'torch': PyTorch's own operators."
+        if _interpreter()["usable"]:
+            why += " The kernels can be checked here in Triton's interpreter."
         return "torch", why
     first = gpus[0]
     if first["refused"] is None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,9 @@ def _labels_for(model: ViT, options: Options, labels: Sequence[str] | None) -> S
 def _sample_size(options: Options, device: torch.device) -> int:
     if options.check is not None:
         return options.check
+    if find_spec("triton") is None:
+        print("vit-engine run: no kernels to compare PyTorch with: triton is not installed", file=sys.stderr)
+        return 0
     # A large model takes minutes per image in the interpreter; the bundled one takes about a second.
     slow = device.type != "cuda" and options.checkpoint is not None
     return _CHECKED_IN_INTERPRETER if slow else _CHECKED

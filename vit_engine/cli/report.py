@@ -148,7 +148,6 @@ def summary(result: dict[str, Any]) -> list[str]:
             f"largest logit error {largest}"
         )
     installed = result["versions"]
-    lines.append(
-        "versions    " + ", ".join(f"{name} {installed[name]}" for name in ("vit_engine", "torch", "triton", "python"))
-    )
+    shown = (f"{name} {installed[name] or 'not installed'}" for name in ("vit_engine", "torch", "triton", "python"))
+    lines.append("versions    " + ", ".join(shown))
     return lines

@@ -77,7 +77,7 @@ def run_command(
         typer.Option(
             min=0,
             help="Images on which kernels and PyTorch are compared; 0 for none. Default: 8, but 1 in the interpreter "
-            "with a checkpoint of your own, because that can take minutes for a large model.",
+            "with a checkpoint of your own, because that can take minutes for a large model, and 0 without Triton.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
