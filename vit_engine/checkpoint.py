@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,8 @@ class CheckpointError(ValueError):
 
 
 class LoadReport(NamedTuple):
-    """What load_checkpoint did beyond plain copying. Names are those of the model's state_dict.
+    """What load_checkpoint did beyond plain copying. Names are those of the model's state_dict, but of tensors for
+    which it has none.
 
     missing: tensors of the model that the file lacks, left as they were (only with strict=False).
     unexpected: tensors of the file that the model lacks, left out (only with strict=False).
@@ -80,11 +81,14 @@ def load_checkpoint(
     skip: prefixes of tensor names to leave alone in model and file, such as ("head.",) to fine-tune on other classes.
 
     Raises CheckpointError (a ValueError) that names every missing, unexpected, mis-shaped and contradicting tensor at
-    once, or says why the file is refused; the model is then unchanged. FileNotFoundError if there is no such file.
+    once, or says why the file is refused; the model is then unchanged. FileNotFoundError if there is no such file,
+    TypeError for a model that is no ViT and a skip that is no prefixes.
     """
     if not isinstance(model, ViT):
         raise TypeError(f"load_checkpoint: model must be a vit_engine.ViT, got {type(model).__name__}")
-    prefixes = (skip,) if isinstance(skip, str) else tuple(skip)
+    prefixes = (skip,) if isinstance(skip, str) else tuple(skip) if isinstance(skip, Iterable) else (skip,)
+    if not all(isinstance(prefix, str) for prefix in prefixes):
+        raise TypeError(f"load_checkpoint: skip must be prefixes of tensor names, got {skip!r}")
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefixes)}
     if any(tensor.is_meta for tensor in wanted.values()):
         raise CheckpointError("load_checkpoint: the model is on the meta device; call model.to_empty(device=...) first")
@@ -206,6 +210,7 @@ def describes_itself(path: Path) -> bool:
 
 
 def _read(path: Path, config: ViTConfig, allow_pickle: bool) -> _Source:
+    _require_file(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         _, described = _description(path)
@@ -241,9 +246,13 @@ def _under_timms_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], d
     return from_dinov2(tensors) if is_dinov2(tensors) else (tensors, {})
 
 
-def _open_safetensors(path: Path) -> Any:
+def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
+        raise FileNotFoundError(f"no such checkpoint: {path}{' is a folder' if path.is_dir() else ''}")
+
+
+def _open_safetensors(path: Path) -> Any:
+    _require_file(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:

@@ -85,3 +85,11 @@ def test_metadata_that_maps_nothing_is_named(tmp_path: Path, metadata: object) -
     text = f"metadata must map str to str, got {type(metadata).__name__}"
     with pytest.raises(TypeError, match=text):
         save_checkpoint(small_vit(), tmp_path / "m.safetensors", metadata)  # type: ignore[arg-type]
+
+
+def test_parameters_that_share_memory_are_written_one_by_one(tmp_path: Path) -> None:
+    model = small_vit()
+    model.blocks[1].norm1.weight = model.blocks[0].norm1.weight  # type: ignore[union-attr]
+    model.blocks[1].mlp.fc1.bias.data = model.blocks[0].mlp.fc1.bias.data[:]  # type: ignore[union-attr]
+    save_checkpoint(model, tmp_path / "tied.safetensors")
+    assert equal(load_model(tmp_path / "tied.safetensors"), model)
