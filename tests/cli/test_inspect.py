@@ -49,7 +49,7 @@ def test_the_child_compiles_with_the_same_options_and_its_answer_is_passed_on(mo
         return subprocess.CompletedProcess(arguments, 3, stdout="the answer\n", stderr="a warning\n")
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(command.subprocess, "run", child)
+    monkeypatch.setattr(subprocess, "run", child)
     result = invoke("--json")
     options = ["--model", "vit_tiny_patch16_224", "--gpu", "H100", "--batch", "64", "--dtype", "fp16", "--json"]
     assert seen == [(["-m", "vit_engine.cli", "inspect", *options], None)]

@@ -21,7 +21,6 @@ from vit_bench.profiling import attention, attention_gpu, model, model_gpu, runs
 from vit_bench.profiling.model import Step
 from vit_bench.results import OURS, Row, Spread
 from vit_bench.timed.contenders import Contender
-from vit_engine.cli import inspect
 from vit_engine.cli.app import app
 from vit_kernels.device import A100
 
@@ -290,7 +289,7 @@ def test_a_child_takes_over_where_triton_interprets(monkeypatch):
         return subprocess.CompletedProcess(arguments, 3, stdout="the answer\n", stderr="")
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(inspect.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     words = ["--model", "m", "--tokens", "50:60", "--heads", "2", "--batch", "4", "--dtype", "fp16", "--gpu", "a100"]
     words += ["--out", "o.json", "--resume", "--csv", "c.csv", "--trace", "t.json"]
     assert invoke("attention", *words, code=3) == "the answer"

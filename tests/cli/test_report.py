@@ -16,7 +16,6 @@ from tests.rung import RUNG
 from vit_bench.report import compiled as making
 from vit_bench.report import facts
 from vit_bench.results import Results, save
-from vit_engine.cli import inspect
 from vit_engine.cli.app import app
 
 pytestmark = pytest.mark.skipif(RUNG == "sanitized", reason="a report runs no kernel")
@@ -106,7 +105,7 @@ def test_a_child_compiles_where_triton_interprets(monkeypatch):
         return subprocess.CompletedProcess(arguments, 3, stdout="", stderr="")
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(inspect.subprocess, "run", ran)
+    monkeypatch.setattr(subprocess, "run", ran)
     invoke("--out", "a.html", "--gpu", "a100", code=3)
     options = ["--model", "vit_base_patch16_224", "--gpu", "a100", "--dtype", "bf16"]
     assert seen == [(["report", "--out", "a.html", *options], None)]

@@ -170,7 +170,7 @@ def test_the_child_gets_the_same_options(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return subprocess.CompletedProcess(arguments, 3, stdout="the answer\n", stderr="a warning\n")
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(command.subprocess, "run", child)
+    monkeypatch.setattr(subprocess, "run", child)
     result = invoke(tmp_path / "a", "--json")
     words = ["--model", "vit_tiny_patch16_224", "--gpu", "h100", "--into", str(tmp_path / "a"), "--dtype", "bf16"]
     words += ["--batch", "1", "--batch", "8"]

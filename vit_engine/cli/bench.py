@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inspect import compile_in_child
+from .in_child import compile_in_child
 from .interrupt import INTERRUPTED, termination_as_interrupt
 from .outputs import check_file
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .in_child import compile_in_child
 from .tables import plain_console, print_table
 
 if TYPE_CHECKING:
@@ -70,19 +69,6 @@ def check_batches(model: str, batches: list[int]) -> None:
             check_batch(ViTConfig.preset(model), batch)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--batch") from error
-
-
-def compile_in_child(arguments: list[str]) -> int:
-    """Runs a command of vit-engine in a process where Triton compiles; its exit status."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "vit_engine.cli", *arguments]
-    # Its output goes through this process's own streams, which need not be the ones that a child would inherit.
-    done = subprocess.run(
-        command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
-    sys.stdout.write(done.stdout)
-    sys.stderr.write(done.stderr)
-    return done.returncode
 
 
 def _print(found: Inspection) -> None:

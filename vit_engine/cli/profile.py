@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inspect import check_batches, compile_in_child
+from .in_child import compile_in_child
+from .inspect import check_batches
 from .outputs import check_file
 from .tables import plain_console
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inspect import compile_in_child
+from .in_child import compile_in_child
 from .outputs import check_file
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inspect import check_batches, compile_in_child
+from .in_child import compile_in_child
+from .inspect import check_batches
 
 if TYPE_CHECKING:
     import torch

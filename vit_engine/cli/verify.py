@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .in_child import run_in_child
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -84,8 +84,7 @@ def _dispatch(model: str | None, kernels: list[str], dtypes: list[str], as_json:
     arguments = ["--json"] * as_json + ([] if model is None else ["--model", model])
     arguments += [word for name in kernels for word in ("--kernel", name)]
     arguments += [word for name in dtypes for word in ("--dtype", name)]
-    command = [sys.executable, "-m", "vit_engine.cli", "verify", *arguments]
-    return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
+    return run_in_child(["verify", *arguments], {**os.environ, "TRITON_INTERPRET": "1"})
 
 
 def _verify(model: str | None, kernels: list[str], dtypes: list[str], as_json: bool) -> int:

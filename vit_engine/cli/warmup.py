@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .in_child import compile_in_child
 
 _DTYPES = ("fp32", "fp16", "bf16")
 
@@ -45,7 +45,7 @@ def warmup_command(
         words = ["--model", model, "--gpu", gpu, "--into", str(into), "--dtype", dtype]
         words += [word for size in batches for word in ("--batch", str(size))]
         words += ["--tuned", str(tuned)] if tuned is not None else []
-        raise typer.Exit(_in_child([*words, *["--json"] * as_json]))
+        raise typer.Exit(compile_in_child(["warmup", *words, *["--json"] * as_json]))
     from vit_bench import recording, warmup
 
     with _named("--model"):
@@ -93,15 +93,3 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} cannot be made: {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{folder}: no permission to write in {there}")
-
-
-def _in_child(words: list[str]) -> int:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "vit_engine.cli", "warmup", *words]
-    # Its output goes through this process's own streams, which need not be the ones that a child would inherit.
-    done = subprocess.run(
-        command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
-    sys.stdout.write(done.stdout)
-    sys.stderr.write(done.stderr)
-    return done.returncode
