@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +210,37 @@ def test_what_was_measured_is_kept_and_gone_on_with(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(attention_gpu, "measured_rows", again)
     invoke(*words, "--resume")
     assert again.points == []
+
+
+def test_what_ends_a_profile_leaves_the_points_before_it_in_the_file(gpu, monkeypatch, tmp_path):
+    """An error of the GPU is no Ctrl-C: nothing is printed but the error."""
+
+    def broken(points: Any, *rest: Any) -> Any:
+        yield from Clock()(points[:2], *rest)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(attention_gpu, "measured_rows", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        invoke("attention", "--tokens", "64:128", "--heads", "12", "--out", str(out))
+    assert [row.shape["tokens"] for row in results.load(out).rows if row.contender == OURS] == [64]
+
+
+def test_a_terminated_profile_keeps_what_was_measured(gpu, monkeypatch, tmp_path):
+    def terminated(points: Any, *rest: Any) -> Any:
+        yield from Clock()(points[:2], *rest)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal came late")
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        out = tmp_path / "out.json"
+        monkeypatch.setattr(attention_gpu, "measured_rows", terminated)
+        printed = invoke("attention", "--tokens", "64:128", "--heads", "12", "--out", str(out), code=130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "Interrupted" in printed and f"{SDPA} 128 96 12 5.0" in printed
+    assert [row.shape["tokens"] for row in results.load(out).rows if row.contender == OURS] == [64, 96]
 
 
 def test_another_dtype_is_not_done(gpu, monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 
 from .in_child import compile_in_child
 from .inspect import check_batches
+from .interrupt import INTERRUPTED, termination_as_interrupt
 from .outputs import check_file
 from .tables import plain_console
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from vit_bench.profiling.sweep import Point
     from vit_bench.profiling.trace import Range
-    from vit_bench.results import Row
+    from vit_bench.results import Row, Run
     from vit_engine.config import ViTConfig
     from vit_kernels.device import Device
 
@@ -98,10 +99,15 @@ def attention_command(
         raise typer.BadParameter(str(error)) from error
     left = _left(found, out, where) if resume else found
     rows, ended = list(rows_not_run(dtype, where.name, 0, model, gpu=where.gpu is not None)), False
-    with _kept(), _bar(left) as step:
+    run = _run_of(where)
+    keep = _kept_in(out, run)
+    with _kept(out), _bar(left) as step:
         for row in _attention_rows(left, where, model, step):
-            rows.append(row)  # noqa: PERF402 (an interrupt keeps what came before it)
+            if rows and row.case != rows[-1].case:
+                keep(rows)  # whatever ends the run, the points before this one are in the file
+            rows.append(row)
         ended = True
+    keep(rows)
     from .profile_tables import print_attention
 
     modelled = any(row.modelled_s is not None for row in rows)
@@ -110,9 +116,9 @@ def attention_command(
     _print_if(where.how_far_off(modelled))
     if trace is not None:
         _write_trace(trace, ranges(rows), times, {"model": model, "dtype": dtype})
-    _write(rows, where, out, csv)
+    _say_written(run, rows, out, csv)
     if not ended:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 @profile_app.command("model")
@@ -151,7 +157,9 @@ def model_command(
     _print_if(where.how_far_off(modelled))
     if trace is not None:
         _write_trace(trace, planning.ranges(steps), times, {"model": model, "batch": batch, "dtype": dtype})
-    _write([planning.row(steps, where.name, model, batch, dtype, forward)], where, out, csv)
+    run, rows = _run_of(where), [planning.row(steps, where.name, model, batch, dtype, forward)]
+    _kept_in(out, run)(rows)
+    _say_written(run, rows, out, csv)
 
 
 def _print_if(line: str) -> None:
@@ -244,12 +252,14 @@ def _left(points: list[Point], out: Path | None, where: _Where) -> list[Point]:
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
-    """Ctrl-C ends this block alone."""
+def _kept(out: Path | None) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal end this block alone."""
     try:
-        yield
+        with termination_as_interrupt():
+            yield
     except KeyboardInterrupt:
-        typer.echo("Interrupted: what follows is what was done until then. --resume goes on.", err=True)
+        on = "" if out is None else " --resume goes on."
+        typer.echo(f"Interrupted: what follows is what was done until then.{on}", err=True)
 
 
 @contextmanager
@@ -279,13 +289,26 @@ def _write_trace(path: Path, ranges: list[Range], times: str, about: dict[str, A
     typer.echo(f"{path}: open it in ui.perfetto.dev or chrome://tracing; times are {times}")
 
 
-def _write(rows: list[Row], where: _Where, out: Path | None, csv: Path | None) -> None:
-    from vit_bench.profiling.runs import append, this_run
+def _run_of(where: _Where) -> Run:
+    from vit_bench.profiling.runs import this_run
+
+    return this_run(" ".join(["vit-engine", *sys.argv[1:]]), where.name, where.device)
+
+
+def _kept_in(out: Path | None, run: Run) -> Callable[[Sequence[Row]], None]:
+    """What writes rows of this run to the file of --out, if there is one."""
+    if out is None:
+        return lambda rows: None
+    from vit_bench.profiling.runs import kept_in
+
+    return kept_in(out, run)
+
+
+def _say_written(run: Run, rows: list[Row], out: Path | None, csv: Path | None) -> None:
+    """Says what --out has now, and writes the table of --csv."""
     from vit_bench.results import Results, write_csv
 
-    run = this_run(" ".join(["vit-engine", *sys.argv[1:]]), where.name, where.device)
     if out is not None:
-        append(out, run, rows)
         typer.echo(f"{out}: {len(rows)} rows added. vit-engine report {out} --out report.html")
     if csv is not None:
         write_csv(Results([run], rows), rows, csv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,14 @@ def this_run(command: str, label: str, device: Device | None) -> Run:
     return Run(started, command, environment(label), datasheet=datasheet(device))
 
 
-def append(path: Path, run: Run, rows: list[Row]) -> None:
-    """Adds a run to a file of results, which is made if it is not there."""
+def kept_in(path: Path, run: Run) -> Callable[[Sequence[Row]], None]:
+    """What writes the file: its content now, which is nothing if it is not there, and this run with the rows given."""
     found = results.load(path) if path.exists() else Results()
-    number = len(found.runs)
+    number, before = len(found.runs), tuple(found.rows)
     found.runs.append(run)
-    found.rows += [replace(row, run=number) for row in rows]
-    results.save(found, path)
+
+    def keep(rows: Sequence[Row]) -> None:
+        found.rows = [*before, *(replace(row, run=number) for row in rows)]
+        results.save(found, path)
+
+    return keep
