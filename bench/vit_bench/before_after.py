@@ -88,6 +88,13 @@ def report(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], ti
     return "\n\n".join([f"## {title}", NOTE, *tables]) + "\n"
 
 
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # the last for brackets in brackets without end
+        raise ValueError(f"{path}: no JSON: {error}") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vit_bench.before_after", description=(__doc__ or "").split("\n")[0]
@@ -100,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="file to write; by default the terminal")
     options = parser.parse_args(arguments)
     try:
-        before, after = ([json.loads(path.read_text()) for path in paths] for paths in (options.before, options.after))
+        before, after = ([_read(path) for path in paths] for paths in (options.before, options.after))
         text = report(before, after, options.title)
     except (OSError, ValueError) as error:
         print(f"cannot compare: {error}", file=sys.stderr)
@@ -110,9 +117,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.out is None:
         print(text, end="")
-    else:
+        return 0
+    try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text)
+    except OSError as error:
+        print(f"--out {options.out} cannot be written: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

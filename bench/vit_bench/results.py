@@ -155,8 +155,8 @@ def load(path: Path) -> Results:
     Raises ValueError, naming the file, for one that is none, or of another version, or whose values cannot be.
     """
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # the last for brackets in brackets without end
         raise ValueError(f"{path}: cannot be read as benchmark results: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path}: is no file of benchmark results ('format' must be {FORMAT!r})")
@@ -195,7 +195,7 @@ def save(results: Results, path: Path) -> None:
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(data, indent=1) + "\n")
+        beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ COLUMNS = (
 
 def write_csv(results: Results, rows: Iterable[Row], path: Path) -> None:
     """The same as a table with one line a row; what a row does not have is empty."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         for row in rows:

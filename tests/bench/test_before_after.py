@@ -102,3 +102,16 @@ def test_the_command_writes_a_file(tmp_path: Path) -> None:
     assert before_after.main([*arguments, "--title", "Smaller tiles"]) == 0
     text = out.read_text()
     assert text.startswith("## Smaller tiles\n") and "compiled only" in text and row(text, "qkv")[2] == "128 -> 77"
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, cut, deep = (tmp_path / name for name in ("a.json", "cut.json", "deep.json"))
+    good.write_text(json.dumps(INSPECTION))
+    cut.write_text("{")
+    deep.write_text("[" * 100_000)
+    for bad in (cut, deep):
+        assert before_after.main(["--before", str(good), "--after", str(bad)]) == 2
+        assert f"{bad}: no JSON" in capsys.readouterr().err
+    for out in (tmp_path, good / "under"):
+        assert before_after.main(["--before", str(good), "--after", str(good), "--out", str(out)]) == 2
+        assert f"--out {out} cannot be written" in capsys.readouterr().err

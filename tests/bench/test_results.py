@@ -70,6 +70,7 @@ def _changed(change: Any) -> str:
     ("text", "words"),
     [
         ("no json", "cannot be read as benchmark results"),
+        ("[" * 100_000, "cannot be read as benchmark results"),
         ("[]", "is no file of benchmark results"),
         (_changed(lambda d: d | {"format": "other"}), "'format' must be 'vit-engine benchmark results'"),
         (_changed(lambda d: d | {"version": 2}), "version must be 1; got 2"),
@@ -80,7 +81,7 @@ def _changed(change: Any) -> str:
             "model/some/b8 belongs to run 0 of 0",
         ),
     ],
-    ids=["text", "list", "format", "version", "run", "rows", "place"],
+    ids=["text", "deep", "list", "format", "version", "run", "rows", "place"],
 )  # fmt: skip
 def test_other_files_are_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "other.json"
