@@ -133,6 +133,7 @@ def test_names_of_cases_are_listed():
         (["--csv", "/no/such/folder/r.csv"], "Invalid value for --csv: /no/such/folder/r.csv: its folder does not"),
         (["--out", "/"], "Invalid value for --out: /: is a folder, and a file is to be written"),
         (["--csv", "/"], "Invalid value for --csv: /: is a folder, and a file is to be written"),
+        (["--out", "r.json", "--csv", "./r.json"], "Invalid value for --csv: r.json: is the file of --out, too"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_option(words: Sequence[str], message: str):

@@ -307,6 +307,8 @@ def test_a_forward_pass_on_a_gpu(gpu, monkeypatch, tmp_path):
         (("model", "--trace", "/"), ("--trace", "/: is a folder, and a file is to be written")),
         (("attention", "--csv", "/"), ("--csv", "/: is a folder, and a file is to be written")),
         (("model", "--out", __file__), ("--out", "cannot be read as benchmark results")),
+        (("model", "--out", "a.json", "--trace", "a.json"), ("--trace", "a.json: is the file of --out, too")),
+        (("attention", "--csv", "a", "--trace", "a"), ("--trace", "a: is the file of --csv, too")),
     ],
 )
 def test_wrong_options_are_refused(compiling, words, said):

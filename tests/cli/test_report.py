@@ -49,6 +49,14 @@ def test_several_files_become_one_page(tmp_path, out):
     assert "from b" in html and "timm, eager" in html and f"{len(results().rows) + 1} rows" in printed
 
 
+def test_a_file_of_results_is_not_overwritten(tmp_path):
+    path = tmp_path / "a.json"
+    save(results(), path)
+    before = path.read_bytes()
+    assert f"--out: {path}: is a file that is read, too" in invoke(str(path), "--out", str(path), code=2)
+    assert path.read_bytes() == before
+
+
 def test_without_files_it_compiles_and_says_so(out, monkeypatch):
     asked: list[Any] = []
 

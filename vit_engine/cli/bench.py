@@ -14,7 +14,7 @@ import typer
 
 from .in_child import compile_in_child
 from .interrupt import INTERRUPTED, termination_as_interrupt
-from .outputs import check_file
+from .outputs import check_apart, check_file
 
 if TYPE_CHECKING:
     from vit_bench.results import Run
@@ -137,8 +137,9 @@ def _bench(wanted: _Wanted, gpu: str, out: Path | None, csv: Path | None, resume
 
     from .bench_tables import Lines, print_not_run
 
-    check_file("--out", out)
+    check_file("--out", out, replaced=True)
     check_file("--csv", csv)
+    check_apart({"--out": out, "--csv": csv})
     results = Results()
     if out is not None and out.exists():
         try:

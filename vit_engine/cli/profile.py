@@ -15,7 +15,7 @@ import typer
 from .in_child import compile_in_child
 from .inspect import check_batches
 from .interrupt import INTERRUPTED, termination_as_interrupt
-from .outputs import check_file
+from .outputs import check_apart, check_file
 from .tables import plain_console
 
 if TYPE_CHECKING:
@@ -190,7 +190,8 @@ def _check_files(options: dict[str, Any]) -> None:
     from vit_bench.results import load
 
     for name in ("out", "csv", "trace"):
-        check_file(f"--{name}", options.get(name))
+        check_file(f"--{name}", options.get(name), replaced=name == "out")
+    check_apart({f"--{name}": options.get(name) for name in ("out", "csv", "trace")})
     out = options.get("out")
     if out is not None and out.exists():
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .in_child import compile_in_child
-from .outputs import check_file
+from .outputs import check_apart, check_file
 
 if TYPE_CHECKING:
     from vit_bench.results import Results
@@ -34,6 +34,7 @@ def report_command(
     modelled times, on any machine.
     """
     check_file("--out", out)
+    check_apart({"--out": out}, results or ())
     if plots is not None:
         _check_folder(plots)
         _need_matplotlib()
