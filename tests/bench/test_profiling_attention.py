@@ -140,6 +140,31 @@ def _failing(problem: Any) -> Run:
 
 
 @pytest.mark.interpreted_only
+def test_a_point_that_memory_does_not_hold_is_not_run_and_the_next_one_is(timed, monkeypatch):
+    large, small = Point(2**20, 70, 2, 16, "fp16"), Point(1, 70, 2, 16, "fp16")
+    packed_qkv = attention_gpu.packed_qkv
+
+    def made(point: Point, device: Any) -> Any:
+        if point is large:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.75 GiB.")
+        return packed_qkv(point, device)
+
+    monkeypatch.setattr(attention_gpu, "packed_qkv", made)
+    found = list(attention_gpu.measured_rows([large, small], CPU, "a GPU", [OUR, MATH], 0, "any"))
+    assert [(row.contender, row.source) for row in found] == [
+        (OURS, "not run"), (MATH.name, "not run"), (OURS, "gpu"), (MATH.name, "gpu"),
+    ]  # fmt: skip
+    assert "not enough memory for q, k and v" in found[0].reason and "8.75 GiB" in found[0].reason
+
+    def full(runs: Any, device: torch.device) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(attention_gpu, "single_kernels", full)
+    (found,) = attention_gpu.measured_rows([small], CPU, "a GPU", [OUR], 0, "any")
+    assert found.source == "not run" and "not enough memory to time it" in found.reason
+
+
+@pytest.mark.interpreted_only
 def test_what_is_wrong_or_refuses_is_not_timed(timed):
     contenders = [OUR, *(Contender(m.__name__[1:], m) for m in (_half, _refusing, _failing)), MATH]
     begun: list[Point] = []

@@ -295,6 +295,15 @@ def test_a_forward_pass_on_a_gpu(gpu, monkeypatch, tmp_path):
     [
         (("attention", "--tokens", "0:5"), ("--tokens must be", "'0:5'")),
         (("attention", "--heads", "x"), ("--heads must be", "'x'")),
+        (
+            ("attention", "--tokens", "64:99999999999"),
+            ("--tokens must be at most 2147483647", "got 1 x 12 x 201326592"),
+        ),
+        (
+            ("attention", "--heads", "1:99999999"),
+            ("--heads x --tokens must be at most 2147483647", "64 x 99999999 x 197"),
+        ),
+        (("attention", "--batch", "99999999"), ("--batch x --heads", "99999999 x 12 x 50")),
         (("attention", "--dtype", "fp8"), ("--dtype", "fp32, fp16, bf16")),
         (("attention", "--resume"), ("--resume", "--out")),
         (("model", "--model", "vit_bas"), ("--model", "vit_base_patch32_224")),

@@ -55,7 +55,17 @@ def measured_rows(
     known = known_gpu(name)
     for point in points:
         progress(point)
-        q, k, v = packed_qkv(point, gpu)
+        try:
+            q, k, v = packed_qkv(point, gpu)
+        except torch.OutOfMemoryError as error:
+            # Smaller points may follow, and those before are not lost.
+            why = f"not enough memory for q, k and v: {reason(error)}"
+            for contender in contenders:
+                yield Row(
+                    run, "attention", str(point), "attention", contender.name, gpu_label(name), point.dtype, "not run",
+                    model=model, shape=point.shape, settings=contender.labelled(), reason=why,
+                )  # fmt: skip
+            continue
         runs: dict[str, Run] = {}
         errors: dict[str, dict[str, float]] = {}
         refused: dict[str, str] = {}
@@ -65,7 +75,10 @@ def measured_rows(
                 refused[contender.name] = made
             else:
                 runs[contender.name], errors[contender.name] = made
-        times = single_kernels(runs, gpu) if runs else {}
+        try:
+            times = single_kernels(runs, gpu) if runs else {}
+        except torch.OutOfMemoryError as error:
+            times, refused = {}, refused | dict.fromkeys(runs, f"not enough memory to time it: {reason(error)}")
         ours = next(compiled_rows([point], known, run, model)) if known else None
         for contender in contenders:
             found = times.get(contender.name, refused.get(contender.name, ""))

@@ -11,6 +11,7 @@ from vit_engine.config import ViTConfig
 VIT_TOKENS = (50, 197, 257, 577, 1025, 1370, 4096, 16384)
 HEADS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64)  # those of ViT-Ti, S, B, L and H are among them
 TOKENS_AT_ONCE = 16384  # of all images together, unless a batch is given
+MOST_ROWS = 2**31 - 1  # of queries in all heads: kernels and grids number them in 32 bits
 _STEPS = (64, 96)  # and what doubling makes of them
 
 
@@ -69,6 +70,7 @@ def points(
     """A model's attention over sequence lengths with its own heads, then over head counts at its own length.
 
     batch: images of every point; None: as many as `images_for` says, so that all points have about as many tokens.
+    Raises ValueError that names the arguments for a point of more rows than kernels count.
     """
 
     def point(count: int, number: int) -> Point:
@@ -76,4 +78,11 @@ def points(
 
     lengths = [point(count, config.num_heads) for count in token_counts(*tokens)]
     numbers = [point(config.num_tokens, number) for number in head_counts(*heads, config.num_heads)]
-    return list(dict.fromkeys((*lengths, *numbers)))
+    found = list(dict.fromkeys((*lengths, *numbers)))
+    for one in found:
+        if (rows := one.batch * one.heads * one.tokens) > MOST_ROWS:
+            shape = f"{one.batch} x {one.heads} x {one.tokens}"
+            raise ValueError(
+                f"--batch x --heads x --tokens must be at most {MOST_ROWS} at every point; got {shape} = {rows}"
+            )
+    return found
