@@ -156,6 +156,7 @@ def test_modelled_times_stand_beside_bounds_and_what_the_model_is_worth(capsys):
     command._print(Inspection("vit_base_patch16_224", A100, 64, "bf16", launches, forward))
     text = " ".join(capsys.readouterr().out.split())
     assert "Modelled time, not a measurement" in text
+    assert "The time of a product holds what its launch costs" in text and "without what a launch" not in text
     assert "fc1 x48 250.0 26.4 76%" in text and "row-wise x48 no model 26.4" in text
     assert "forward 21300 16000 75%" in text
     ((measured, ratio),) = checks(A100)

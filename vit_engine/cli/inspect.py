@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .in_child import compile_in_child
+from .profile_tables import LAUNCH_COST
 from .tables import plain_console, print_table
 
 if TYPE_CHECKING:
@@ -239,8 +240,8 @@ def _modelled(console: Console, found: Inspection, forward: float) -> None:
     share = f"{found.forward.flops / peak / forward:.0%}"
     rows.append(["forward", "", f"{forward * 1e6:.0f}", f"{found.forward.bound_s * 1e6:.0f}", share])
     note = (
-        "Cycles by which the tiles were chosen, over the clock under load; without what a launch itself costs. A "
-        "launch without a model counts in the forward with its bound. Peak: of the tensor cores."
+        f"Cycles by which the tiles were chosen, over the clock under load. {LAUNCH_COST} A launch without a model "
+        "counts in the forward with its bound. Peak: of the tensor cores."
     )
     heads = ("launch", "times", "modelled, us", "bound, us", "of peak")
     print_table(console, "Modelled time, not a measurement", note, heads, rows)
