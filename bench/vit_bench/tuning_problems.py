@@ -26,6 +26,7 @@ from vit_bench.recording import recording
 from vit_bench.records import KERNELS
 from vit_bench.tile_choices import CHOOSERS
 from vit_bench.tuning_cases import case_of
+from vit_bench.warmup import blank_images
 from vit_engine import ViTConfig
 from vit_kernels.device import Device
 from vit_kernels.tiles import problem_of
@@ -137,11 +138,13 @@ def accelerated_calls(
 ) -> Iterator[LauncherCall]:
     """The launcher calls of an accelerated model on the CPU, for a GPU like `device`.
 
-    run: the model, or another entry point of it; size: channels, height and width of its images.
+    run: the model, or another entry point of it; size: channels, height and width of its images. Raises BatchError
+    for more images than memory holds.
     """
     for batch in batches:
+        images = blank_images(batch, size, dtype)
         with recording(device), noted_calls(f"batch {batch}") as calls:
-            run(torch.empty(batch, *size, dtype=dtype))
+            run(images)
         yield from calls
 
 

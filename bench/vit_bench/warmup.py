@@ -148,12 +148,17 @@ def kernels_of(
         return collected(Path(folder))
 
 
+def blank_images(batch: int, size: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Memory that nobody wrote [batch, *size]; BatchError where there is none."""
+    try:
+        return torch.empty(batch, *size, dtype=dtype)
+    except RuntimeError as error:
+        raise BatchError(f"no memory here for {batch} images of {'x'.join(map(str, size))}") from error
+
+
 def _images(warmed: Warmed, batch: int, dtype: torch.dtype) -> list[Tensor]:
     dtypes = [dtype, torch.uint8] if warmed.raw else [dtype]
-    try:
-        return [torch.empty(batch, *warmed.size, dtype=kind) for kind in dtypes]
-    except RuntimeError as error:
-        raise BatchError(f"no memory here for {batch} images of {'x'.join(map(str, warmed.size))}") from error
+    return [blank_images(batch, warmed.size, kind) for kind in dtypes]
 
 
 def compile_model(

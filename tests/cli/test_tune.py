@@ -71,8 +71,12 @@ def test_interpreted_kernels_are_not_timed(monkeypatch):
         (["--dry-run", "--gpu", "h100", "--model", "timm:resnet18"], ("--model", "no kernels for", "ResNet")),
         (["--batch", "0"], ("--batch",)),
         (["--batch", "99999999", "--dry-run", "--gpu", "h100"], ("--batch", "at most", "99999999")),
+        (
+            ["--dry-run", "--gpu", "h100", "--model", "timm:vit_tiny_patch16_224", "--batch", "99999999999"],
+            ("--batch", "no memory here for 99999999999 images of 3x224x224"),
+        ),
     ],
-    ids=["dtype", "no gpu", "no dry run", "gpu", "preset", "timm", "library", "no ViT", "batch", "rows"],
+    ids=["dtype", "no gpu", "no dry run", "gpu", "preset", "timm", "library", "no ViT", "batch", "rows", "memory"],
 )
 def test_wrong_options_are_refused(compiling, words, expected):
     result = invoke("--model", MODEL, "--batch", "1", *words)

@@ -98,7 +98,7 @@ def _calls(model: str, batches: list[int], dtype: str, device: Device) -> list[L
     """The launcher calls of a preset, or of another library's model, accelerated."""
     from vit_bench.inspection import DTYPES
     from vit_bench.tuning_problems import accelerated_calls, preset_calls
-    from vit_bench.warmup import find
+    from vit_bench.warmup import BatchError, find
     from vit_engine import ViTConfig
 
     try:
@@ -110,7 +110,10 @@ def _calls(model: str, batches: list[int], dtype: str, device: Device) -> list[L
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise typer.BadParameter(f"{model!r}: {error}", param_hint="--model") from error
     calls = (accelerated_calls(run, warmed.size, batches, DTYPES[dtype], device) for run in warmed.runs)
-    return [call for each in calls for call in each]
+    try:
+        return [call for each in calls for call in each]
+    except BatchError as error:
+        raise typer.BadParameter(str(error), param_hint="--batch") from error
 
 
 def _dry_run(model: str, batches: list[int], dtype: str, gpu: str, pytorch: bool, wide: bool) -> None:
