@@ -148,7 +148,11 @@ def test_checkpoints_that_do_not_describe_their_model(run, some, tmp_path):
     assert "no preset 'vit_tinny'" in run(some, "--checkpoint", path, "--model", "vit_tinny", code=2).stderr
     (tmp_path / "w.npz").write_bytes(b"")
     assert "name its architecture with --model" in run(some, "--checkpoint", tmp_path / "w.npz", code=2).stderr
-    assert "no such checkpoint" in run(some, "--checkpoint", tmp_path / "gone.safetensors", code=2).stderr
+    for name in ("gone.safetensors", "gone.pth", "gone.npz"):
+        for model in ([], ["--model", "vit_tiny_patch16_224"]):
+            said = run(some, "--checkpoint", tmp_path / name, *model, code=2).stderr
+            assert f"{name}: no such checkpoint" in said and "does not describe" not in said
+    assert f"{tmp_path}: is no file" in run(some, "--checkpoint", tmp_path, code=2).stderr
 
 
 def test_preset_with_a_bare_checkpoint_takes_its_classes_from_the_labels(run, some, tmp_path):

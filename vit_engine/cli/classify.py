@@ -38,6 +38,9 @@ class Source:
 
     def open(self, *, backend: str, device: torch.device, dtype: torch.dtype) -> ViT:
         """The model in eval mode. Raises CheckpointError, FileNotFoundError, ValueError."""
+        if not self.checkpoint.is_file():
+            what = "is no file" if self.checkpoint.exists() else "no such checkpoint"
+            raise FileNotFoundError(f"{self.checkpoint}: {what}")
         if self.preset is None:
             if not describes_itself(self.checkpoint):
                 raise CheckpointError(
