@@ -190,6 +190,23 @@ def test_an_interrupted_run_goes_on(on_gpu, tmp_path):
     assert len(again) == 17 and again[:3] == first and fake.problems == 14
 
 
+def test_what_is_said_of_a_file_that_is_not_there_yet(on_gpu, tmp_path):
+    text = printed(on_gpu(FakeGpu(interrupt_at=1)))
+    assert "Interrupted. Nothing was measured yet." in text and not (tmp_path / "out.json").exists()
+
+
+def test_a_file_that_cannot_be_written_or_read_is_named_before_anything_is_measured(on_gpu, tmp_path):
+    (tmp_path / "deep").write_text("[" * 100_000)
+    for out, words, resume in (
+        (tmp_path, "is a folder", True),
+        (tmp_path / "none" / "out.json", "its folder does not exist", False),
+        (tmp_path / "deep", "deep is no tuned file", True),
+    ):
+        fake = FakeGpu()
+        result = on_gpu(fake, "--out", str(out), *["--resume"] * resume)
+        assert result.exit_code == 2 and words in printed(result) and not fake.verified, printed(result)
+
+
 def test_a_candidate_that_breaks_the_gpu_is_left_out_afterwards(on_gpu, tmp_path):
     result = on_gpu(FakeGpu(lost="PyTorch"))
     assert result.exit_code == 1 and "it broke the GPU" in printed(result) and "--resume" in printed(result)

@@ -113,6 +113,9 @@ def test_a_tuned_file_is_passed_on_and_one_that_cannot_count_is_refused(
         result = invoke(tmp_path / "b", "--tuned", str(file), gpu=gpu)
         assert result.exit_code == 2 and not (tmp_path / "b").exists()
         assert words in " ".join(result.output.replace("│", " ").split())
+    file.write_text("[" * 100_000)
+    result = invoke(tmp_path / "b", "--tuned", str(file), gpu="a100")
+    assert result.exit_code == 2 and "is no tuned file" in " ".join(result.output.replace("│", " ").split())
     result = invoke(tmp_path / "b", "--tuned", str(tmp_path / "none.json"))
     # A long path is broken wherever the box ends.
     printed = "".join(result.output.replace("│", " ").split())

@@ -13,6 +13,7 @@ import typer
 
 from .in_child import compile_in_child
 from .inspect import check_batches
+from .outputs import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,7 @@ def tune_command(
     if dry_run:
         _dry_run(model, batches, dtype, gpu, pytorch, wide)
     else:
+        check_file("--out", out, replaced=True)
         raise typer.Exit(_tune(model, batches, dtype, out, resume, pytorch, wide))
 
 
@@ -193,7 +195,8 @@ def _tune(model: str, batches: list[int], dtype: str, out: Path, resume: bool, p
         with watch.shown():
             done = tune(problems, table, gpu_bench(here), save, with_pytorch=pytorch, wide=wide, progress=watch)
     except KeyboardInterrupt:
-        console.print(f"Interrupted. {out} has what was measured; go on with --resume.")
+        kept = f"{out} has what was measured; go on with --resume." if out.exists() else "Nothing was measured yet."
+        console.print(f"Interrupted. {kept}", soft_wrap=True)
         return 130
     except GpuLostError as error:
         console.print(f"{error.args[0]}. {out} remembers that; go on with --resume, which leaves it out.")
@@ -215,8 +218,10 @@ def _begin(out: Path, resume: bool, gpu: Gpu) -> Tuned:
         raise _fail(f"{out} exists: --resume adds to it, or name another file with --out")
     try:
         before = read_tuned(out)
-    except TunedFileError as error:
+    except (OSError, TunedFileError) as error:
         raise _fail(str(error)) from error
+    except RecursionError as error:  # brackets in brackets without end
+        raise _fail(f"{out} is no tuned file: {error}") from error
     if (before.gpu, dict(before.versions)) != (gpu, versions_here()):
         raise _fail(
             f"{out} was measured on {before.gpu} with {_listed(before.versions)}; here is {gpu} with "
