@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 Check = Callable[[Any], bool]
+_TOO_LARGE = 10**300
 
 
 def _text(value: Any) -> bool:
@@ -22,8 +23,10 @@ def _table(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    """Also infinity and NaN, which an error may be."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Also infinity and NaN, which an error may be; no whole number that is too large to count with."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < _TOO_LARGE)
 
 
 def _positive(value: Any) -> bool:
@@ -31,7 +34,11 @@ def _positive(value: Any) -> bool:
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and _number(value)
+
+
+def _known(value: Any) -> bool:
+    return value is not None and _amount(value)
 
 
 def _amount(value: Any) -> bool:
@@ -50,7 +57,7 @@ def _rates(value: Any) -> bool:
     return value is None or (_table(value) and all(_positive(one) for one in value.values()))
 
 
-def _matmul(value: Any) -> bool:
+def _sizes(value: Any) -> bool:
     return value is not None and _rates(value)
 
 
@@ -59,11 +66,12 @@ _WORDS: dict[Check, str] = {
     _table: "an object",
     _positive: "a positive number",
     _whole: "a whole number",
+    _known: "a number from 0 on",
     _amount: "null or a number from 0 on",
     _time: "null or a positive number",
     _numbers: "an object of numbers",
     _rates: "null or an object of positive numbers",
-    _matmul: "an object of positive numbers",
+    _sizes: "an object of positive numbers",
 }
 _SPREAD = {"median": _positive, "p20": _positive, "p80": _positive, "timings": _whole}
 _RUN = {"started": _text, "command": _text, "environment": _table, "datasheet": _rates}
@@ -72,10 +80,13 @@ _ROW = {
     **dict.fromkeys(("run", "images"), _whole),
     **dict.fromkeys(("flops", "nbytes", "launches", "peak_bytes"), _amount),
     **dict.fromkeys(("modelled_s", "bound_s"), _time),
-    **dict.fromkeys(("shape", "errors"), _numbers),
+    "shape": _sizes,
+    "errors": _numbers,
     **dict.fromkeys(("settings", "code", "state"), _table),
 }
 _KERNEL = {"seconds": _time, "modelled_s": _time, "bound_s": _time, "spilled_bytes": _amount, "tile": _table}
+_KERNEL |= dict.fromkeys(("flops", "bytes"), _amount) | {"waves": _known}
+_MOVED = {"activations": _known, "weight_bytes": _known}
 _LAUNCH = {"launch": _text, "kernel": _text, "times": _whole}
 
 
@@ -86,7 +97,7 @@ def check_run(run: Any, where: str) -> None:
     """
     _check(run, _RUN, where)
     if run.get("ceilings") is not None:
-        _check(run["ceilings"], {"copy": _positive, "matmul": _matmul}, f"{where}.ceilings")
+        _check(run["ceilings"], {"copy": _positive, "matmul": _sizes}, f"{where}.ceilings")
 
 
 def check_row(row: Any, where: str) -> None:
@@ -95,6 +106,8 @@ def check_row(row: Any, where: str) -> None:
     for name, checks in (("seconds", _SPREAD), ("sustained", {"seconds": _positive, "clock": _positive})):
         if row.get(name) is not None:
             _check(row[name], checks, f"{where}.{name}")
+    if row.get("code", {}).get("block"):
+        _check_block(row["code"]["block"], f"{where}.code.block")
     kernels = row.get("code", {}).get("kernels", [])
     if not isinstance(kernels, list):
         raise ValueError(f"{where}.code.kernels must be a list; got {kernels!r}")
@@ -103,6 +116,16 @@ def check_row(row: Any, where: str) -> None:
         _check(kernel, _KERNEL, place)
         if row.get("suite") == "model":  # reports show these launch by launch
             _check({name: kernel.get(name) for name in _LAUNCH}, _LAUNCH, place)
+
+
+def _check_block(block: Any, where: str) -> None:
+    """What a block of a model moves, ours, eager's and what is quoted of others."""
+    _check(block, {"quoted": _table}, where)
+    moved = {f"{where}.{name}": block.get(name) for name in ("ours", "eager")}
+    moved |= {f"{where}.quoted.{name}": one for name, one in block.get("quoted", {}).items()}
+    for place, one in moved.items():
+        _check(one, _MOVED, place)
+        _check({"activations": one.get("activations")}, _MOVED, place)
 
 
 def _check(values: Any, checks: dict[str, Check], where: str) -> None:

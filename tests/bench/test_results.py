@@ -98,6 +98,7 @@ def _with(row: dict[str, Any] | None = None, run: dict[str, Any] | None = None) 
 
 
 _KERNEL = {"launch": "qkv", "kernel": "k", "times": 1}
+_BLOCK = {"ours": {"activations": 22.25, "weight_bytes": 1}, "eager": {"activations": 38.0}}
 _SPREAD = {"median": 0.002, "p20": 0.001, "p80": 0.004, "timings": 25}
 
 
@@ -115,10 +116,18 @@ _SPREAD = {"median": 0.002, "p20": 0.001, "p80": 0.004, "timings": 25}
         (_with({"modelled_s": 0}), "rows[0].modelled_s must be null or a positive number; got 0"),
         (_with({"flops": "many"}), "rows[0].flops must be null or a number from 0 on; got 'many'"),
         (_with({"code": None}), "rows[0].code must be an object; got None"),
-        (_with({"shape": None}), "rows[0].shape must be an object of numbers; got None"),
+        (_with({"shape": None}), "rows[0].shape must be an object of positive numbers; got None"),
         (_with({"code": {"kernels": {}}}), "rows[0].code.kernels must be a list; got {}"),
         (_with({"code": {"kernels": [_KERNEL | {"bound_s": "1"}]}}), "rows[0].code.kernels[0].bound_s must be null or"),
         (_with({"code": {"kernels": [{"kernel": "k", "times": 1}]}}), "kernels[0].launch must be a string; got None"),
+        (_with({"modelled_s": 10**400}), "rows[0].modelled_s must be null or a positive number; got 1000"),
+        (_with({"shape": {"batch": float("nan")}}), "rows[0].shape must be an object of positive numbers; got"),
+        (_with({"code": {"kernels": [_KERNEL | {"waves": "2"}]}}), "kernels[0].waves must be a number from 0 on; got"),
+        (_with({"code": {"kernels": [_KERNEL | {"bytes": -1}]}}), "kernels[0].bytes must be null or a number from 0"),
+        (_with({"code": {"block": "x"}}), "rows[0].code.block must be an object; got 'x'"),
+        (_with({"code": {"block": {"ours": {}}}}), "block.ours.activations must be a number from 0 on; got None"),
+        (_with({"code": {"block": _BLOCK | {"eager": None}}}), "rows[0].code.block.eager must be an object; got None"),
+        (_with({"code": {"block": _BLOCK | {"quoted": {"a": 1}}}}), "code.block.quoted.a must be an object; got 1"),
         (_with(run={"environment": None}), "runs[0].environment must be an object; got None"),
         (_with(run={"ceilings": {"copy": 0, "matmul": {}}}), "runs[0].ceilings.copy must be a positive number; got 0"),
         (_with(run={"datasheet": {"half": 0}}), "runs[0].datasheet must be null or an object of positive numbers"),

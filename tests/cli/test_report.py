@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def test_a_file_of_results_is_not_overwritten(tmp_path):
     before = path.read_bytes()
     assert f"--out: {path}: is a file that is read, too" in invoke(str(path), "--out", str(path), code=2)
     assert path.read_bytes() == before
+
+
+def test_a_row_that_cannot_be_placed_is_named(tmp_path, out):
+    path = tmp_path / "a.json"
+    save(Results([run()], [replace(row(), suite="model", shape={})]), path)
+    assert "damaged benchmark results: the shape of" in invoke(str(path), "--out", str(out), code=2)
+    assert not out.exists()
+
+
+def test_text_that_utf8_cannot_hold_is_shown_escaped(tmp_path, out):
+    path = tmp_path / "a.json"
+    save(Results([replace(run(), environment={"processor": "odd \ud800"})], results().rows[:0]), path)
+    invoke(str(path), "--out", str(out))
+    assert "odd \\ud800" in out.read_text(encoding="utf-8")
 
 
 def test_without_files_it_compiles_and_says_so(out, monkeypatch):

@@ -69,8 +69,14 @@ def _loaded(paths: list[Path]) -> Results:
     from vit_bench.report.data import merged
     from vit_bench.results import load
 
+    found = []
     try:
-        return merged([load(path) for path in paths])
+        for path in paths:
+            found.append(load(path))
+            for row in found[-1].rows:
+                if row.suite in ("kernels", "model") and row.source != "not run" and "batch" not in row.shape:
+                    raise ValueError(f"{path}: damaged benchmark results: the shape of {row.case} has no batch")
+        return merged(found)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="RESULTS") from error
 
@@ -95,7 +101,8 @@ def _compiled(model: str, gpu: str, dtype: str) -> Results:
 def _write(results: Results, out: Path, plots: Path | None) -> None:
     from vit_bench.report.page import page
 
-    out.write_text(page(results), encoding="utf-8")
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, is shown as an escape.
+    out.write_text(page(results), encoding="utf-8", errors="backslashreplace")
     typer.echo(f"{out}: {out.stat().st_size / 1e3:.0f} kB, {len(results.rows)} rows")
     if plots is not None:
         from vit_bench.report.plots import write_plots
