@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vit_bench.profiling import attention_gpu
-from vit_bench.profiling.attention import ranges, rows_not_run
+from vit_bench.profiling.attention import packed_qkv, ranges, rows_not_run
 from vit_bench.profiling.recorded import tile_waste
 from vit_bench.profiling.sweep import Point, head_counts, images_for, points, span, token_counts
 from vit_bench.profiling.times import evidence_of, seconds_of
@@ -142,7 +142,6 @@ def _failing(problem: Any) -> Run:
 @pytest.mark.interpreted_only
 def test_a_point_that_memory_does_not_hold_is_not_run_and_the_next_one_is(timed, monkeypatch):
     large, small = Point(2**20, 70, 2, 16, "fp16"), Point(1, 70, 2, 16, "fp16")
-    packed_qkv = attention_gpu.packed_qkv
 
     def made(point: Point, device: Any) -> Any:
         if point is large:
