@@ -110,10 +110,7 @@ def find(model: str) -> Callable[[torch.dtype], Warmed]:
 
 def tuned_for(path: str | Path, gpu_name: str) -> Tuned:
     """A tuned file that will count on that GPU with what is installed here. Raises TunedFileError where it will not."""
-    try:
-        table = read_tuned(path)
-    except RecursionError as error:  # brackets in brackets without end
-        raise TunedFileError(f"{path} is no tuned file: {error}") from error
+    table = read_tuned(path)
     device, here = target(gpu_name), versions_here()
     if (table.gpu.capability, table.gpu.sm_count) != (device.capability, device.sm_count):
         wanted = f"sm_{device.capability}, {device.sm_count} SMs"

@@ -154,7 +154,10 @@ def gpus_here() -> dict[Where, Gpu]:
 
 
 def read_tuned(path: str | os.PathLike[str]) -> Tuned:
-    """A tuned file. Raises TunedFileError for what is no such file, OSError for one that cannot be read."""
+    """A tuned file. Raises TypeError for what is no path, TunedFileError for what is no such file, OSError for one that
+    cannot be read."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be that of a tuned file; got {path!r}")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -165,7 +168,7 @@ def read_tuned(path: str | os.PathLike[str]) -> Tuned:
         return Tuned(Gpu(**content["gpu"]), dict(content["versions"]), str(content["date"]), entries, lost)
     except TunedFileError:
         raise
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise TunedFileError(f"{path} is no tuned file: {type(error).__name__}: {error}") from error
 
 

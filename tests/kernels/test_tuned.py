@@ -98,9 +98,15 @@ def test_what_is_no_tuned_file_is_refused(tmp_path: Path, change: Callable[[Any]
     with pytest.raises(TunedFileError) as refusal:
         use_tuned(path)
     assert all(word in str(refusal.value) for word in words)
-    path.write_text("{")
-    with pytest.raises(TunedFileError, match="no tuned file"):
-        read_tuned(path)
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(TunedFileError, match="no tuned file"):
+            read_tuned(path)
+
+
+def test_what_is_no_path_is_named() -> None:
+    with pytest.raises(TypeError, match="path must be that of a tuned file; got 3"):
+        use_tuned(3)  # type: ignore[arg-type]
 
 
 def test_a_file_of_another_gpu_is_refused(tmp_path: Path) -> None:

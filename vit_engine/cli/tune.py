@@ -220,8 +220,6 @@ def _begin(out: Path, resume: bool, gpu: Gpu) -> Tuned:
         before = read_tuned(out)
     except (OSError, TunedFileError) as error:
         raise _fail(str(error)) from error
-    except RecursionError as error:  # brackets in brackets without end
-        raise _fail(f"{out} is no tuned file: {error}") from error
     if (before.gpu, dict(before.versions)) != (gpu, versions_here()):
         raise _fail(
             f"{out} was measured on {before.gpu} with {_listed(before.versions)}; here is {gpu} with "
