@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -36,7 +36,7 @@ def run_in_child(arguments: Sequence[str], environment: Mapping[str, str]) -> in
         return done.returncode
     sys.stdout.flush()
     sys.stderr.flush()
-    with subprocess.Popen(command, env=environment, stdout=out, stderr=err) as process, _passed_on(process):
+    with _signals_for_child(lambda: subprocess.Popen(command, env=environment, stdout=out, stderr=err)) as process:
         status = process.wait()
     return status if status >= 0 else 128 - status
 
@@ -49,27 +49,35 @@ def _descriptor(stream: Any) -> int | None:
 
 
 @contextmanager
-def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """What ends this process is for the child to answer.
+def _signals_for_child(start: Callable[[], subprocess.Popen[bytes]]) -> Iterator[subprocess.Popen[bytes]]:
+    """A child, and what ends this process is for it to answer, from before it is there.
 
     A terminal's Ctrl-C reaches both: passed on, it would interrupt the child while it saves, so the first is left to
     the terminal and only those after it end the child, whatever it does.
     """
     interrupts = 0
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += 1
-        if interrupts > 1:
+        if interrupts > 1 and process is not None:
             process.terminate()
 
     handlers = {signal.SIGTERM: pass_on, signal.SIGHUP: pass_on, signal.SIGINT: interrupt}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        with start() as process:
+            for number in early:
+                process.send_signal(number)
+            yield process
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
