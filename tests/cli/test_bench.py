@@ -337,6 +337,17 @@ def test_unusable_files_are_exit_code_2(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.exit_code == 2 and message in printed(result)
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--csv", "rows.csv"], "--csv"), (["kernels", "--batch", "8", "--resume"], "SUITE, --batch, --resume")],
+)
+def test_a_comparison_refuses_what_it_would_leave_out(tmp_path: Path, words: list[str], named: str):
+    path = saved(tmp_path / "a.json", 0.010)
+    result = invoke(*words, "--compare", str(path), str(path))
+    assert result.exit_code == 2
+    assert f"--compare: it compares whole files, and has no use for {named}" in printed(result)
+
+
 def test_what_ours_does_not_do_any_more_is_a_regression(tmp_path: Path):
     before, after = saved(tmp_path / "a.json", 0.010), tmp_path / "b.json"
     missing = replace(ROW, source="not run", seconds=None, reason="wrong result, not timed")

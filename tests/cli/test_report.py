@@ -58,6 +58,14 @@ def test_a_file_of_results_is_not_overwritten(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_page_of_files_refuses_what_only_a_compiled_one_has_a_use_for(tmp_path, out):
+    path = tmp_path / "a.json"
+    save(results(), path)
+    printed = invoke(str(path), "--out", str(out), "--gpu", "h100", "--dtype", "fp16", code=2)
+    assert "RESULTS: the page is made from these files, and has no use for --gpu, --dtype" in printed
+    assert not out.exists()
+
+
 def test_a_row_that_cannot_be_placed_is_named(tmp_path, out):
     path = tmp_path / "a.json"
     save(Results([run()], [replace(row(), suite="model", shape={})]), path)

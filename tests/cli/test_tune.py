@@ -64,6 +64,8 @@ def test_interpreted_kernels_are_not_timed(monkeypatch):
         (["--dtype", "fp64"], ("--dtype", "'fp64'", "fp32, fp16, bf16")),
         (["--dry-run"], ("--dry-run --gpu h100",)),
         (["--gpu", "h100"], ("--dry-run --gpu h100",)),
+        (["--dry-run", "--gpu", "h100", "--out", "x.json"], ("--dry-run", "no use for --out")),
+        (["--dry-run", "--gpu", "h100", "--resume"], ("--dry-run", "no use for --resume")),
         (["--dry-run", "--gpu", "voodoo"], ("--gpu", "sm_80", "H100 SXM", "'voodoo'")),
         (["--dry-run", "--gpu", "h100", "--model", "vit_bas"], ("--model", "'vit_bas'", "vit_base_patch32_224")),
         (["--dry-run", "--gpu", "h100", "--model", "timm:vit_bas"], ("--model", "'timm:vit_bas'")),
@@ -76,7 +78,10 @@ def test_interpreted_kernels_are_not_timed(monkeypatch):
             ("--batch", "no memory here for 99999999999 images of 3x224x224"),
         ),
     ],
-    ids=["dtype", "no gpu", "no dry run", "gpu", "preset", "timm", "library", "no ViT", "batch", "rows", "memory"],
+    ids=[
+        "dtype", "no gpu", "no dry run", "out", "resume", "gpu", "preset", "timm", "library", "no ViT", "batch", "rows",
+        "memory",
+    ],  # fmt: skip
 )
 def test_wrong_options_are_refused(compiling, words, expected):
     result = invoke("--model", MODEL, "--batch", "1", *words)

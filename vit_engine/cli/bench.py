@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .given import refuse_beside
 from .in_child import compile_in_child
 from .interrupt import INTERRUPTED, termination_as_interrupt
 from .outputs import check_apart, check_file
@@ -37,6 +38,7 @@ class _Wanted:
 
 
 def bench_command(
+    context: typer.Context,
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="SUITE", help="kernels, model, attention, or several; all by default."),
@@ -73,6 +75,7 @@ def bench_command(
     if compare is not None:
         from .bench_tables import compare_command
 
+        refuse_beside(context, "--compare", "it compares whole files, and has no use for", but=("compare",))
         raise typer.Exit(compare_command(*compare))
     suites, more = _taken_apart(words or ())
     if more and not batch:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .given import refuse_beside
 from .in_child import compile_in_child
 from .outputs import check_apart, check_file
 
@@ -19,6 +20,7 @@ _DTYPES = ("fp32", "fp16", "bf16")
 
 
 def report_command(
+    context: typer.Context,
     results: Annotated[
         list[Path] | None, typer.Argument(help="Files of vit-engine bench and profile; none: compiled here.")
     ] = None,
@@ -33,6 +35,9 @@ def report_command(
     Every figure says whether it was measured or modelled. Without files the page is made from compiled code, bounds and
     modelled times, on any machine.
     """
+    if results:
+        why = "the page is made from these files, and has no use for"
+        refuse_beside(context, "RESULTS", why, but=("results", "out", "plots"))
     check_file("--out", out)
     check_apart({"--out": out}, results or ())
     if plots is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .given import refuse_beside
 from .in_child import compile_in_child
 from .inspect import check_batches
 from .outputs import check_file
@@ -30,6 +31,7 @@ _WIDTH = 100
 
 
 def tune_command(
+    context: typer.Context,
     model: Annotated[str, typer.Option("--model", help="A preset, or timm:NAME, torchvision:NAME, transformers:NAME.")],
     batch: Annotated[list[int], typer.Option("--batch", min=1, help="Images per forward pass.")],
     more: Annotated[
@@ -59,6 +61,9 @@ def tune_command(
         raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(_DTYPES)}", param_hint="--dtype")
     if dry_run != bool(gpu):
         raise typer.BadParameter("--dry-run and --gpu belong together: --dry-run --gpu h100", param_hint="--gpu")
+    if dry_run:
+        listed = ("model", "batch", "more", "dtype", "pytorch", "wide", "dry_run", "gpu")
+        refuse_beside(context, "--dry-run", "nothing is measured or written, so there is no use for", but=listed)
     batches = sorted({*batch, *(more or ())})
     if os.environ.get("TRITON_INTERPRET"):
         _need_no_interpreter(dry_run)
