@@ -79,9 +79,20 @@ def test_interpreted_kernels_are_not_timed(monkeypatch):
         ),
     ],
     ids=[
-        "dtype", "no gpu", "no dry run", "out", "resume", "gpu", "preset", "timm", "library", "no ViT", "batch", "rows",
+        "dtype",
+        "no gpu",
+        "no dry run",
+        "out",
+        "resume",
+        "gpu",
+        "preset",
+        "timm",
+        "library",
+        "no ViT",
+        "batch",
+        "rows",
         "memory",
-    ],  # fmt: skip
+    ],
 )
 def test_wrong_options_are_refused(compiling, words, expected):
     result = invoke("--model", MODEL, "--batch", "1", *words)
