@@ -207,7 +207,7 @@ def test_where_triton_interprets_nothing_can_be_compiled():
     ("arguments", "words"),
     [
         (("vit_tiny", "h100", 1, "fp16"), "vit_tiny_patch16_224"),
-        (("vit_tiny_patch16_224", "h200", 1, "fp16"), "or A100, RTX 3090, .*; got 'h200'"),
+        (("vit_tiny_patch16_224", "h300", 1, "fp16"), "or A100, RTX 3090, .*; got 'h300'"),
         (("vit_tiny_patch16_224", "h100", 0, "fp16"), "batch must be at least 1; got 0"),
         (("vit_tiny_patch16_224", "h100", 1, "fp64"), "one of fp32, fp16, bf16; got 'fp64'"),
     ],
