@@ -20,8 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,13 @@ from typing import Any
 import torch
 
 import vit_engine
-from vit_bench.evidence import load_driver
+from vit_bench.evidence import Driver, load_driver
 from vit_bench.records import CAPABILITIES, tree_text, without_docstrings
 from vit_bench.support_table import replaced
 
 BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
 END = "<!-- end of drop-in table -->"
 _BESIDE = ("encoder_block", "derived", "replay", "ops")
-Driver = Callable[..., AbstractContextManager[Any]]
 _COLUMNS = (
     "library", "family", "models", "fp32 error", "fp16 error (eager's)", "bf16 error (eager's)",
     "launches, and operators left", "eager",
@@ -201,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))  # before minutes of measuring
     if options.what == "measure":
         measure(options.evidence, options.driver, options.capability)
+        before = options.readme.read_text(encoding="utf-8")  # it may have been edited meanwhile
     try:
         content = json.loads(options.evidence.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -43,10 +43,11 @@ from vit_engine.config import PRESETS
 from vit_kernels.device import interpreting
 
 Session = Callable[[], AbstractContextManager[Any]]
+Driver = Callable[..., AbstractContextManager[Any]]
 Work = tuple[Case, AbstractContextManager[None]]
 
 
-def load_driver(name: str) -> Callable[..., AbstractContextManager[Any]]:
+def load_driver(name: str) -> Driver:
     """What gives context managers behind "module:attribute", called with capability and races. Raises ValueError where
     there is no such thing: entered by every case, it would be a failure of every kernel."""
     module, separator, attribute = name.partition(":")

@@ -104,6 +104,21 @@ def test_check_fails_for_another_table_and_writing_repairs_it(tmp_path: Path, ca
     assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
 
 
+def test_what_is_written_into_the_readme_while_it_measures_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme, evidence = tmp_path / "README.md", tmp_path / "dropin.json"
+    readme.write_text(f"{dropin_table.BEGIN}\n{dropin_table.END}\n")
+
+    def measure(file: Path, *_: Any) -> None:
+        file.write_text(json.dumps(CONTENT))
+        readme.write_text(readme.read_text() + "new\n")
+
+    monkeypatch.setattr(dropin_table, "measure", measure)
+    assert dropin_table.main(["measure", "--readme", str(readme), "--evidence", str(evidence)]) == 0
+    assert readme.read_text().endswith("new\n") and "| timm | ViT |" in readme.read_text()
+
+
 # Behind a norm of 3072 columns (48 partials of row statistics) B200's fc2 is a few registers short.
 KNOWN_SPILLS = {("BEiT-3: norms inside the branches", "sm_100"): ["linear_kernel: 8 bytes spilled per thread"]}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.rung import child_environment
+from vit_engine.cli import in_child
 
 
 def started(tmp_path: Path, on_signal: str) -> subprocess.Popen[str]:
@@ -56,6 +57,15 @@ def test_a_second_interrupt_ends_a_child_that_was_not_reached(tmp_path):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 3
+
+
+def test_a_signal_that_comes_while_the_child_begins_reaches_it():
+    def start() -> subprocess.Popen[bytes]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    with in_child._signals_for_child(start) as process:
+        assert process.wait(timeout=20) == -signal.SIGTERM
 
 
 def test_a_child_ended_by_a_signal_gives_the_status_of_a_shell(tmp_path):
