@@ -29,8 +29,9 @@ import torch
 
 import vit_engine
 from vit_bench.evidence import Driver, load_driver
-from vit_bench.records import CAPABILITIES, tree_text, without_docstrings
+from vit_bench.records import CAPABILITIES
 from vit_bench.support_table import replaced
+from vit_bench.trees import tree_text, without_docstrings
 
 BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
 END = "<!-- end of drop-in table -->"

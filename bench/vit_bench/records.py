@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vit_bench.trees import tree_text, without_docstrings, without_refusals
+
 KERNELS = ("patch_embed", "attention", "linear", "row_stats", "layer_norm", "mlp", "qk_rope")
 # Launchers beside the one of the same name that run its kernel, and whose cases are among its own.
 _ALSO = {"attention": ("attention_packed",)}
@@ -74,31 +76,6 @@ def _imported_modules(tree: ast.Module) -> set[str]:
     return names
 
 
-def without_docstrings(tree: ast.Module) -> ast.Module:
-    """The same code, so that a change of its documentation alone is none."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
-    return tree
-
-
-def tree_text(node: Any) -> str:
-    """A syntax tree as text that is the same under every version of Python: without fields that hold nothing, of which
-    newer ones have more. (`ast.dump` shows them, or not, as its version likes.)"""
-    if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
-        return f"{type(node).__name__}({', '.join(f'{name}={tree_text(value)}' for name, value in fields)})"
-    if isinstance(node, list):
-        return f"[{', '.join(tree_text(member) for member in node)}]"
-    return repr(node)
-
-
 def operation_module(kernel: str, folder: Path) -> str:
     """Name of the module whose top level defines the launcher `kernel`."""
     for path in sorted(folder.glob("*.py")):
@@ -112,7 +89,7 @@ def source_hash(kernel: str, folder: Path | None = None) -> str:
     """SHA-256 over the syntax trees of a kernel's launchers' modules and of all that these import, transitively,
     without what only decides among tiles.
 
-    Comments, layout and docstrings do not enter: only what can change a result does.
+    Comments, layout, docstrings and refusals of arguments do not enter: only what can change a result does.
     """
     folder = kernel_folder() if folder is None else folder
     waiting = [operation_module(launcher, folder) for launcher in (kernel, *_ALSO.get(kernel, ()))]
@@ -124,7 +101,7 @@ def source_hash(kernel: str, folder: Path | None = None) -> str:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         waiting.extend(_imported_modules(tree))
-        trees[name] = tree_text(without_docstrings(tree))
+        trees[name] = tree_text(without_refusals(without_docstrings(tree)))
     digest = hashlib.sha256()
     for name in sorted(trees):
         digest.update(f"{name}\n{trees[name]}\n".encode())

@@ -18,6 +18,7 @@ from .attention_block import LOG2_E, attend_block
 from .attention_checks import check_attention, expand_mask
 from .attention_roles import attention_roles_kernel
 from .attention_whole import attention_whole_kernel
+from .checks import check_flag
 from .device import device_of
 from .launch import allocate, describable, describe_in_gluon, launch
 from .primitives import follow, tiles_over
@@ -282,6 +283,7 @@ def attention(
     Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the kernels cannot reach.
     Source: arXiv 1706.03762 equation 1, computed as arXiv 2205.14135 algorithm 1.
     """
+    check_flag("return_lse", return_lse)
     precision, scale = check_attention(q, k, v, scale, causal, key_lengths, mask, tf32)
     batch, queries, heads, width = q.shape
     keys = k.shape[1]

@@ -6,7 +6,17 @@ import math
 
 import torch
 
-from .checks import check_floating, check_same_device, check_same_dtype, check_shape, check_tf32, short
+from .checks import (
+    check_flag,
+    check_floating,
+    check_number,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_tensor,
+    check_tf32,
+    short,
+)
 
 MAX_HEAD_DIM = 128
 
@@ -34,15 +44,16 @@ def check_attention(
     heads_k = k.shape[2]
     if heads and (heads_k == 0 or heads % heads_k):
         raise ValueError(f"k must have a number of heads that divides q's {heads}; got {heads_k}")
-    if not isinstance(causal, bool):
-        raise TypeError(f"causal must be True or False; got {causal!r}")
+    check_flag("causal", causal)
     if key_lengths is not None:
+        check_tensor("key_lengths", key_lengths)
         if key_lengths.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"key_lengths must have dtype int32 or int64; got {short(key_lengths.dtype)}")
         check_shape("key_lengths", key_lengths, (batch,), "one length per image")
         if not key_lengths.is_contiguous():
             raise ValueError("key_lengths must be contiguous; call .contiguous() on it")
     if mask is not None:
+        check_tensor("mask", mask)
         if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
             raise TypeError(f"mask must be boolean or floating point; got {short(mask.dtype)}")
         if mask.dtype == torch.float64:
@@ -51,6 +62,8 @@ def check_attention(
         if mask.ndim > 4 or any(m not in (1, w) for m, w in zip(reversed(mask.shape), reversed(wanted), strict=False)):
             raise ValueError(f"mask must be broadcastable to (B, H, Nq, Nk) = {wanted}; got {tuple(mask.shape)}")
     check_same_device("q", q, {"k": k, "v": v, "key_lengths": key_lengths, "mask": mask})
+    if scale is not None:
+        check_number("scale", scale)
     factor = 1 / math.sqrt(width) if scale is None else float(scale)
     if not (factor > 0 and math.isfinite(factor)):
         raise ValueError(f"scale must be a positive finite number; got {scale}")
@@ -72,6 +85,7 @@ def check_packing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens:
         check_floating(name, tensor, 3)
         if tensor.shape[0] != q.shape[0]:
             raise ValueError(f"{name} must have as many rows as q, {q.shape[0]}; got shape {tuple(tensor.shape)}")
+    check_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu_seqlens must have dtype int32 or int64; got {short(cu_seqlens.dtype)}")
     if cu_seqlens.ndim != 1 or cu_seqlens.numel() == 0 or not cu_seqlens.is_contiguous():

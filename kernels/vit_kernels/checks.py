@@ -18,10 +18,19 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
-def check_floating(name: str, tensor: torch.Tensor, ndim: int) -> None:
-    """A tensor of one of the three supported dtypes with this many dimensions."""
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """A tensor whose values lie in memory as they are: kernels read addresses and strides."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense (torch.strided); got {tensor.layout}: call .to_dense() on it")
+    if not torch.compiler.is_compiling() and tensor.is_neg():
+        raise ValueError(f"{name} must not be a view that is yet to be negated; call .resolve_neg() on it")
+
+
+def check_floating(name: str, tensor: torch.Tensor, ndim: int) -> None:
+    """A tensor of one of the three supported dtypes with this many dimensions."""
+    check_tensor(name, tensor)
     if tensor.dtype not in FLOAT_DTYPES:
         allowed = ", ".join(short(d) for d in FLOAT_DTYPES)
         raise TypeError(f"{name} must have dtype {allowed}; got {short(tensor.dtype)}")
@@ -52,13 +61,23 @@ def check_vector(name: str, vector: torch.Tensor | None, length: int, meaning: s
         check_shape(name, vector, (length,), meaning)
 
 
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+
+
+def check_number(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+
+
 def check_eps(eps: float) -> None:
+    check_number("eps", eps)
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps must be a finite number >= 0; got {eps}")
 
 
 def check_tf32(tf32: bool, dtype: torch.dtype) -> str:
     """The `input_precision` of every dot: fp32 runs at IEEE precision unless tf32 is asked for."""
-    if not isinstance(tf32, bool):
-        raise TypeError(f"tf32 must be True or False; got {tf32!r}")
+    check_flag("tf32", tf32)
     return "tf32" if tf32 and dtype == torch.float32 else "ieee"

@@ -18,10 +18,12 @@ from .ahead import fetchable
 from .checks import (
     check_choice,
     check_eps,
+    check_flag,
     check_floating,
     check_same_device,
     check_same_dtype,
     check_shape,
+    check_tensor,
     check_tf32,
     check_vector,
 )
@@ -71,6 +73,7 @@ def check_norm(
     if stats is None and not stats_optional:
         raise ValueError(f"stats is needed for norm={norm!r}: pass row_stats(x) or what the producer of x emitted")
     if stats is not None:
+        check_tensor("stats", stats)
         allowed = {1, stats_partials(columns)}
         if stats.dtype != torch.float32 or stats.ndim != 3 or not stats.is_contiguous():
             raise ValueError(
@@ -127,6 +130,7 @@ def linear(
     check_same_dtype("weight", weight, "x", x.dtype)
     check_choice("activation", activation, ACTIVATIONS)
     check_eps(eps)
+    check_flag("emit_stats", emit_stats)
     precision = check_tf32(tf32, x.dtype)
     m, k = x.shape
     outputs = weight.shape[0]

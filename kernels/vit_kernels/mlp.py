@@ -16,6 +16,7 @@ from . import mlp_tiles, tiles
 from .checks import (
     check_choice,
     check_eps,
+    check_flag,
     check_floating,
     check_same_device,
     check_same_dtype,
@@ -262,6 +263,7 @@ def mlp(
     Raises TypeError or ValueError that names the argument, UnsupportedDeviceError for tensors the kernels cannot reach.
     Source: arXiv 2010.11929, equation 3 and appendix; SwiGLU: arXiv 2002.05202, equation 6.
     """
+    check_flag("emit_stats", emit_stats)
     precision = _check_mlp(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm, stats, column_sum, eps, activation, layer_scale, residual,
         fused, tf32,
@@ -345,6 +347,8 @@ def _check_mlp(
         check_same_dtype(name, weight, "x", x.dtype)
     check_choice("activation", activation, ACTIVATIONS)
     check_eps(eps)
+    if fused is not None:
+        check_flag("fused", fused)
     hidden = fc2_weight.shape[1]
     outputs = 2 * hidden if activation == "swiglu" else hidden
     check_shape("fc2_weight", fc2_weight, (width, hidden), "D x hidden, D the columns of x")

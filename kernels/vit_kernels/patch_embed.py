@@ -16,7 +16,17 @@ import triton.language as tl
 
 from . import gemm_tiles, tiles
 from .ahead import fetch_ahead, fetchable
-from .checks import check_floating, check_same_device, check_same_dtype, check_shape, check_tf32, check_vector, short
+from .checks import (
+    check_flag,
+    check_floating,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_tensor,
+    check_tf32,
+    check_vector,
+    short,
+)
 from .device import device_of
 from .launch import allocate, describable, describe_in_gluon, launch
 from .linear import stats_partials
@@ -137,8 +147,9 @@ def patch_embed_kernel(
 
 def _check_images(images: torch.Tensor, weight: torch.Tensor) -> None:
     check_floating("weight", weight, 4)
-    if not isinstance(images, torch.Tensor) or images.ndim != 4:
-        raise ValueError(f"images must be a tensor [B, C, H, W]; got shape {tuple(getattr(images, 'shape', ()))}")
+    check_tensor("images", images)
+    if images.ndim != 4:
+        raise ValueError(f"images must be a tensor [B, C, H, W]; got shape {tuple(images.shape)}")
     if images.dtype != torch.uint8:
         check_floating("images", images, 4)
         check_same_dtype("images", images, "weight (or be uint8)", weight.dtype)
@@ -245,6 +256,7 @@ def patch_embed(
     argument; UnsupportedDeviceError for tensors the kernels cannot reach. Source: arXiv 2010.11929, equation 1.
     """
     _check_images(images, weight)
+    check_flag("emit_stats", emit_stats)
     precision = check_tf32(tf32, weight.dtype)
     dtype = weight.dtype
     features, channels, ph, pw = weight.shape

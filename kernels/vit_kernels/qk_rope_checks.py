@@ -7,6 +7,7 @@ import torch
 from .checks import (
     check_choice,
     check_eps,
+    check_flag,
     check_floating,
     check_same_device,
     check_same_dtype,
@@ -48,8 +49,7 @@ def check_qk_rope(
         if norm == "none" and vector is not None:
             raise ValueError(f"{name} belongs to norm='layer' or 'rms'; got it with norm='none'")
         check_vector(name, vector, width, "D, the head width")
-    if not isinstance(interleaved, bool):
-        raise TypeError(f"interleaved must be True or False; got {interleaved!r}")
+    check_flag("interleaved", interleaved)
     if not isinstance(prefix, int) or isinstance(prefix, bool):
         raise TypeError(f"prefix must be an integer; got {prefix!r}")
     if not 0 <= prefix <= tokens:

@@ -121,6 +121,7 @@ def test_rows_of_no_sequence_are_left_alone(monkeypatch):
 BAD: list[tuple[str, Any, type[Exception], str]] = [
     ("q", torch.ones(10, 32), ValueError, "q must have 3 dimensions"),
     ("k", torch.ones(9, 1, 32), ValueError, "k must have as many rows as q, 10"),
+    ("cu_seqlens", [0, 10], TypeError, "cu_seqlens must be a torch.Tensor; got list"),
     ("cu_seqlens", torch.tensor([0.0, 10.0]), TypeError, "cu_seqlens must have dtype int32 or int64; got float32"),
     ("cu_seqlens", torch.zeros(0, dtype=torch.int32), ValueError, "cu_seqlens must be contiguous, with the shape"),
     ("cu_seqlens", torch.arange(4, dtype=torch.int32)[::2], ValueError, "cu_seqlens must be contiguous"),

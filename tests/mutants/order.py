@@ -9,6 +9,7 @@ LARGE = f"{KERNELS}/test_large_offsets.py"
 QUICK: dict[str, tuple[str, ...]] = {
     "attention": (
         f"{KERNELS}/test_attention.py", f"{KERNELS}/test_attention_packed.py", f"{KERNELS}/test_launching.py",
+        f"{KERNELS}/test_attention_errors.py",
         f"{LARGE}::test_attention_reads", f"{LARGE}::test_attention_packed_reads",
         f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
     ),
@@ -17,10 +18,13 @@ QUICK: dict[str, tuple[str, ...]] = {
         f"{LARGE}::test_attention_reads_mask", f"{LARGE}::test_attention_writes",
     ),
     "attention_checks": (
-        f"{KERNELS}/test_errors.py", f"{KERNELS}/test_attention.py", f"{KERNELS}/test_attention_packed.py",
+        f"{KERNELS}/test_attention_errors.py", f"{KERNELS}/test_attention.py", f"{KERNELS}/test_attention_packed.py",
     ),
     "attention_tiles": (f"{KERNELS}/test_attention.py",),
-    "checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_linear.py"),
+    "checks": (
+        f"{KERNELS}/test_errors.py", f"{KERNELS}/test_attention_errors.py", f"{KERNELS}/test_launching.py",
+        f"{KERNELS}/test_linear.py",
+    ),
     "folding": (f"{KERNELS}/test_folding.py", f"{KERNELS}/test_errors.py", f"{KERNELS}/test_linear.py"),
     "launch": (f"{KERNELS}/test_launching.py", f"{KERNELS}/test_norm.py", "tests/engine/test_replay.py"),
     "linear": (
@@ -52,10 +56,10 @@ QUICK: dict[str, tuple[str, ...]] = {
         f"{LARGE}::test_linear_reads_statistics", f"{LARGE}::test_linear_writes_statistics",
     ),
     "qk_rope": (
-        f"{KERNELS}/test_qk_rope.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_errors.py",
+        f"{KERNELS}/test_qk_rope.py", f"{KERNELS}/test_launching.py", f"{KERNELS}/test_attention_errors.py",
         f"{LARGE}::test_qk_rope_reads", f"{LARGE}::test_qk_rope_writes",
     ),
-    "qk_rope_checks": (f"{KERNELS}/test_errors.py", f"{KERNELS}/test_qk_rope.py"),
+    "qk_rope_checks": (f"{KERNELS}/test_attention_errors.py", f"{KERNELS}/test_qk_rope.py"),
     "fused": ("tests/engine/test_fused.py",),
     "encoder_block": ("tests/engine/test_fused.py", "tests/dropin/test_parity.py"),
     "attached": ("tests/dropin/test_modes.py",),
