@@ -26,15 +26,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vit_kernels.launch import launching_on
 
+from .fingerprint import Fingerprint
 from .graph_keys import described, key_of
+from .passes import PLAIN
 from .reads import Reads
-from .replay import Fingerprint, repeatable
+from .replay import repeatable
 
 __all__ = ["GRAPHS", "GraphCache", "graph_limit"]
 
 GRAPHS = 8  # shapes kept where nobody says how many
 WARM_UPS = 2  # the first may compile and fold
-_PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device)
 # PyTorch allows one capture at a time in a process.
 _capturing = threading.Lock()
 
@@ -258,7 +259,7 @@ class GraphCache:
         if reads.elsewhere:
             raise _Refused(f"it reads tensors on {', '.join(sorted(reads.elsewhere))} beside its own device")
         for leaf in tree_leaves(results):
-            if not isinstance(leaf, (Tensor, *_PLAIN)):
+            if not isinstance(leaf, (Tensor, *PLAIN)):
                 raise _Refused(f"it returns a {type(leaf).__name__}")
         return _Captured(graph, inputs, results, list(reads.kept.values()), self._note())
 
@@ -285,7 +286,7 @@ class GraphCache:
 def _unfit(inputs: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """Why no pass like this goes through a graph, if so."""
     for value in (*args, *kwargs.values()):
-        if not isinstance(value, (Tensor, *_PLAIN)):
+        if not isinstance(value, (Tensor, *PLAIN)):
             return f"an argument is a {type(value).__name__}"
     if not inputs:
         return "no argument is a tensor"

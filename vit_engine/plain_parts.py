@@ -17,7 +17,7 @@ from .layers import Attention, Block, DropPath, LayerScale, Mlp, PatchEmbed
 from .pooling import AttentionPool
 
 if TYPE_CHECKING:
-    from .replay import Fingerprint
+    from .fingerprint import Fingerprint
     from .vit import ViT
 
 __all__ = ["PlainParts", "changed_methods"]
@@ -80,7 +80,7 @@ class PlainParts:
 
         head: whether what stands behind the final norm is part of the pass.
         """
-        from .replay import Fingerprint
+        from .fingerprint import Fingerprint
 
         # Before what is remembered, which knows the parts of the model and no methods but forward().
         if head and (method := next(_overridden(model, _METHODS), None)) is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Reads"]
+__all__ = ["Reads", "is_random", "tensors_of", "written_by"]
 
 
 class Reads(TorchDispatchMode):
@@ -30,7 +30,7 @@ class Reads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if _is_random(func, args, kwargs):
+        if is_random(func, args, kwargs):
             self.random.add(str(func))
         for tensor in tensors_of((args, kwargs)):
             # A number on the host goes into the launch itself; more than that would be read while the graph runs.
@@ -44,7 +44,7 @@ class Reads(TorchDispatchMode):
         return result
 
 
-def _is_random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def is_random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call of an operator draws random numbers. Dropout and attention do unless they are told not to."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
@@ -53,6 +53,14 @@ def _is_random(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
             default = args[place] if place < len(args) else argument.default_value
             return bool(kwargs.get(argument.name, default))
     return True
+
+
+def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments that it writes to."""
+    named = zip((argument.name for argument in func._schema.arguments), args, strict=False)
+    given = {**dict(named), **kwargs}
+    written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return tensors_of([given.get(name) for name in written])
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

@@ -65,6 +65,15 @@ _CONFIG: dict[str, Any] = {
 }
 
 
+def _timm_rotary() -> nn.Module:
+    from timm.models.eva import Eva
+
+    return Eva(
+        img_size=16, patch_size=16, embed_dim=32, depth=DEPTH, num_heads=2, num_classes=10, use_rot_pos_emb=True,
+        swiglu_mlp=True, scale_mlp=True, mlp_ratio=2.0,
+    )  # fmt: skip
+
+
 def _transformers() -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
@@ -77,11 +86,19 @@ def _transformers_rotary() -> nn.Module:
     return DINOv3ViTModel(DINOv3ViTConfig(**_CONFIG))
 
 
+def _transformers_pooled() -> nn.Module:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    return SiglipVisionModel(SiglipVisionConfig(**_CONFIG))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "timm VisionTransformer": _timm,
+    "timm Eva": _timm_rotary,
     "torchvision VisionTransformer": _torchvision,
     "transformers ViTModel": _transformers,
     "transformers DINOv3ViTModel": _transformers_rotary,
+    "transformers SiglipVisionModel": _transformers_pooled,
 }
 
 

@@ -35,7 +35,7 @@ from vit_bench.trees import tree_text, without_docstrings
 
 BEGIN = "<!-- drop-in table: written by `python -m vit_bench.dropin_table`; do not edit -->"
 END = "<!-- end of drop-in table -->"
-_BESIDE = ("encoder_block", "derived", "replay", "ops")
+_BESIDE = ("derived", "encoder_block", "fingerprint", "launches", "noted", "ops", "passes", "reads", "replay")
 _COLUMNS = (
     "library", "family", "models", "fp32 error", "fp16 error (eager's)", "bf16 error (eager's)",
     "launches, and operators left", "eager",

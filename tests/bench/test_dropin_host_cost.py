@@ -10,13 +10,12 @@ pytestmark = pytest.mark.compiled
 
 
 def test_host_time_is_below_that_of_eager_dispatch() -> None:
-    """Measured 0.3 of it for timm and torchvision, 0.7 to 0.8 for transformers, whose own loop stays."""
+    """Measured 0.2 to 0.4 of it, where this test had a core for itself."""
     costs = run("""
         import json
         from vit_bench.dropin_host_cost import MODELS, measure
         print(json.dumps({name: [measure(name, rounds=15).ratio, measure(name, rounds=3).launches] for name in MODELS}))
     """)
-    assert costs["timm VisionTransformer"][0] < 0.5 and costs["timm VisionTransformer"][1] == 62
-    assert costs["torchvision VisionTransformer"][0] < 0.5
-    assert costs["transformers ViTModel"][0] < 1 and costs["transformers ViTModel"][1] == 62
-    assert costs["transformers DINOv3ViTModel"][0] < 1
+    assert costs["timm VisionTransformer"][1] == costs["transformers ViTModel"][1] == 62
+    assert all(ratio < 0.5 for name, (ratio, _) in costs.items() if "Siglip" not in name), costs
+    assert costs["transformers SiglipVisionModel"][0] < 0.6, "its pooling is PyTorch's"

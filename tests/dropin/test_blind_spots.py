@@ -16,7 +16,8 @@ from torch.func import functional_call
 
 import vit_engine
 from tests.bench.child import run
-from vit_engine.replay import Fingerprint, ReplayCache
+from vit_engine.fingerprint import Fingerprint
+from vit_engine.replay import ReplayCache
 
 from .support import close, eva, hf_vit, images, pair, reasons, tensors, timm_model, torchvision_model
 
@@ -232,7 +233,7 @@ def test_what_one_thread_notes_is_not_kept_for_the_weights_of_another(monkeypatc
 
     monkeypatch.setattr(replay, "interpreting", lambda: False)
     monkeypatch.setattr(replay, "active_driver", lambda: None)
-    monkeypatch.setattr(replay, "Replay", lambda *_: "of the old weights")
+    monkeypatch.setattr(replay, "Pass", lambda *_: "of the old weights")
     layer, cache = nn.Linear(2, 2), ReplayCache()
     x = torch.ones(1, 2)
     noting, changed = threading.Event(), threading.Event()

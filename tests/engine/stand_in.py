@@ -18,7 +18,7 @@ import pytest
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vit_engine import replay
+from vit_engine import launches, replay
 
 KERNELS = {
     "patch_embed": ["patch_embed_kernel"],
@@ -26,6 +26,7 @@ KERNELS = {
     "linear": ["linear_kernel", "linear_parts_kernel", "linear_sum_kernel", "linear_tma_kernel"],
     "norm": ["layer_norm_kernel", "row_stats_kernel"],
     "mlp": ["mlp_kernel"],
+    "qk_rope": ["qk_rope_kernel"],
 }
 
 
@@ -99,6 +100,6 @@ def repeated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(replay, "interpreting", lambda: False)
     monkeypatch.setattr(replay, "active_driver", lambda: "stand-in")
-    monkeypatch.setattr(replay, "repeat", repeat)
+    monkeypatch.setattr(launches, "repeat", repeat)
     with torch.no_grad():
         yield names

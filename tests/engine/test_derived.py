@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_engine.derived import SIZES, DerivedCache
-from vit_engine.replay import Fingerprint
+from vit_engine.fingerprint import Fingerprint
 
 
 class Counted:

@@ -20,6 +20,7 @@ from .graphed import Graphed, whole_models
 from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
 from .pools import TIMM_POOL, FusedPool
+from .repeated import TIMM_LOOPS, Repeated, RepeatedFeatures, image_models
 from .transformers_classifiers import TRANSFORMERS_CLASSIFIERS, FusedClassifier
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
 from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTimmLogits, FusedTorchvision
@@ -122,6 +123,8 @@ def accelerate(
     if not any(isinstance(attached, FusedBlock) for attached in attached_to(model)):
         raise TypeError("accelerate: forward() is overridden on every block instance; accelerate before wrapping them")
     _attach_the_rest(model, blocks, state)
+    for name, part in image_models(model, blocks):
+        Repeated(part, name, state).attach()
     for name, part in whole.items():
         Graphed(part, name, state, limit).attach()
     return model
@@ -166,6 +169,8 @@ def _attach_the_rest(model: nn.Module, blocks: dict[str, nn.Module], state: Stat
         if kind in TIMM_MODELS:
             FusedTimmFeatures(part, name, state).attach()
             FusedTimmLogits(part, name, state).attach()
+        elif kind in TIMM_LOOPS:
+            RepeatedFeatures(part, name, state).attach()
         elif kind == _TORCHVISION:
             FusedTorchvision(part, name, state).attach()
         elif kind in TRANSFORMERS_CLASSIFIERS:

@@ -26,7 +26,9 @@ from .describe import (
     source,
 )
 
-__all__ = ["TRANSFORMERS_BLOCKS", "collecting_outputs", "other_outputs_wanted", "outputs_are_collected"]
+__all__ = [
+    "TRANSFORMERS_BLOCKS", "attention_in_use", "collecting_outputs", "other_outputs_wanted", "outputs_are_collected",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,21 @@ def _own_attention(home: str, chosen: str | None) -> bool:
 
     Asked of the function, as somebody may have put theirs under a name of transformers'.
     """
-    contents = vars(sys.modules[home])
-    usual = contents.get("eager_attention_forward") if chosen in (None, "eager") else None
-    function = contents["ALL_ATTENTION_FUNCTIONS"].get(chosen, usual)
+    function = _attention_function(home, chosen)
     # Of its code: functools.wraps() copies the name of a module.
     return getattr(function, "__globals__", {}).get("__name__") not in (home, *_ATTENTIONS)
+
+
+def _attention_function(home: str, chosen: str | None) -> object:
+    contents = vars(sys.modules[home])
+    usual = contents.get("eager_attention_forward") if chosen in (None, "eager") else None
+    return contents["ALL_ATTENTION_FUNCTIONS"].get(chosen, usual)
+
+
+def attention_in_use(model: Any) -> object:
+    """The function that the layers of a model compute their attention with, as things stand now."""
+    home = type(model).__module__
+    return _attention_function(home, model.config._attn_implementation) if hasattr(model, "config") else None
 
 
 def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
