@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import runpy
 import sys
 import types
@@ -19,6 +20,18 @@ def test_version_and_help():
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     assert all(command in result.stdout for command in ("run", "verify", "info"))
+
+
+@pytest.mark.parametrize("command", ["run", "verify", "tune", "bench", "report", "profile attention", "profile model"])
+def test_help_fills_the_width_of_the_terminal(command):
+    """Not with the line breaks of docstrings among its own."""
+    result = CliRunner(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    said = [line.strip() for line in result.stdout.partition("Usage")[2].partition("╭")[0].splitlines()[1:]]
+    assert len(said) > 5
+    for line, following in itertools.pairwise(said):
+        if line and following:
+            assert len(f"{line} {following.split()[0]}") > 78, line
 
 
 @pytest.mark.parametrize("module", ["vit_engine", "vit_engine.cli"])

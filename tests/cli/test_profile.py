@@ -94,7 +94,7 @@ def test_the_table_says_modelled_and_has_the_figures(compiling, monkeypatch):
     second = printed[printed.index("Throughput with 197 tokens") :]
     at = [second.index(f"3 197 {heads} 2.0") for heads in (6, 8, 12)]
     assert at == sorted(at)
-    assert "Not run: PyTorch SDPA, PyTorch SDPA, flash" in printed and "times are measured on a GPU only" in printed
+    assert "Not run: PyTorch SDPA; PyTorch SDPA, flash; " in printed and "times are measured on a GPU only" in printed
     assert how_far_off(A100) in printed
 
 
@@ -283,6 +283,7 @@ def test_a_forward_pass_on_a_gpu(gpu, monkeypatch, tmp_path):
     printed = invoke("model", "--model", "vit_tiny_patch16_224", "--out", str(out))
     assert "batch 64, bf16; measured: NVIDIA X1" in printed
     assert "A pass without the profiler: 6.0 us, median." in printed and "without a model" not in printed
+    assert "out.json: 1 row added. " in printed
     forward = results.load(out).rows[0]
     assert (forward.source, forward.launches) == ("gpu", 3)
 

@@ -64,9 +64,9 @@ def test_what_is_compiled_and_what_it_says(compiled: list[tuple[Any, ...]], tmp_
         ({"model": "keras:vit"}, "timm, torchvision, transformers"),
         ({"gpu": "v100"}, "gpu must be one of"),
         ({"gpu": "sm_70:80"}, "with a number of SMs behind it"),
-        ({"batch": "1 x"}, "Invalid value for '[BATCH]...'"),
+        ({"batch": "1 x"}, "Invalid value for 'BATCH'"),
         ({"batch": "0"}, "Invalid value for '--batch'"),
-        ({"batch": "1 0"}, "Invalid value for '[BATCH]...'"),
+        ({"batch": "1 0"}, "Invalid value for 'BATCH'"),
         ({"dtype": "int8"}, "is not one of"),
     ],
 )

@@ -26,6 +26,8 @@ app = typer.Typer(
     help="Vision Transformer forward passes through fused Triton kernels.",
     no_args_is_help=True,
     add_completion=False,
+    # Paragraphs of docstrings are filled anew for the width of the terminal.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 app.command("run")(run_command)
@@ -47,7 +49,7 @@ def verify(context: typer.Context) -> None:
     """Compare every kernel and a whole model with float64 references on this machine (see verify --help)."""
     from .verify import verify_command
 
-    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
     command.command("verify")(verify_command)
     command(context.args, prog_name="vit-engine verify")
 

@@ -26,7 +26,7 @@ _PIPE_NAMES = {"exponential": "exp", "conversion": "conv", "load_store": "ld/st"
 
 def inspect_command(
     model: Annotated[str, typer.Option("--model", help="A preset's name, such as vit_base_patch16_224.")],
-    gpu: Annotated[str, typer.Option("--gpu", help="h100, a100, rtx4090, rtx3090, b200, rtx5090, or sm_90 etc.")],
+    gpu: Annotated[str, typer.Option("--gpu", help="h100, h200, a100, rtx4090, rtx3090, b200, rtx5090, or sm_90 etc.")],
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per forward pass.")] = 1,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "bf16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

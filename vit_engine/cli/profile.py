@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 _DTYPES = ("fp32", "fp16", "bf16")
 _WITHOUT = "h100"  # modelled where there is no GPU and none was named
 
-profile_app = typer.Typer(no_args_is_help=True, help="Where time goes: measured on a GPU, modelled without one.")
+profile_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Where time goes: measured on a GPU, modelled without one.",
+)
 
 Model = Annotated[str, typer.Option("--model", help="A preset's name, such as vit_base_patch16_224.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")]
@@ -310,7 +314,11 @@ def _say_written(run: Run, rows: list[Row], out: Path | None, csv: Path | None) 
     from vit_bench.results import Results, write_csv
 
     if out is not None:
-        typer.echo(f"{out}: {len(rows)} rows added. vit-engine report {out} --out report.html")
+        typer.echo(f"{out}: {_count(rows)} added. vit-engine report {out} --out report.html")
     if csv is not None:
         write_csv(Results([run], rows), rows, csv)
-        typer.echo(f"{csv}: {len(rows)} rows")
+        typer.echo(f"{csv}: {_count(rows)}")
+
+
+def _count(rows: list[Row]) -> str:
+    return f"{len(rows)} row{'' if len(rows) == 1 else 's'}"

@@ -31,7 +31,7 @@ def print_attention(console: Console, rows: Sequence[Row], times: str, config: V
         if row.source == "not run":
             reasons.setdefault(row.reason, []).append(f"{row.contender}{_at(row)}")
     for reason, names in reasons.items():
-        console.print(Text(f"Not run: {', '.join(names)}: {reason}"))
+        console.print(Text(f"Not run: {'; '.join(names)}: {reason}"))
 
 
 def _at(row: Row) -> str:

@@ -35,7 +35,7 @@ def tune_command(
     model: Annotated[str, typer.Option("--model", help="A preset, or timm:NAME, torchvision:NAME, transformers:NAME.")],
     batch: Annotated[list[int], typer.Option("--batch", min=1, help="Images per forward pass.")],
     more: Annotated[
-        list[int] | None, typer.Argument(metavar="[BATCH]...", min=1, help="More of them: --batch 1 8 64.")
+        list[int] | None, typer.Argument(metavar="BATCH", min=1, help="More of them: --batch 1 8 64.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "bf16",
     out: Annotated[Path, typer.Option("--out", help="The tuned file to write.")] = Path("tuned.json"),

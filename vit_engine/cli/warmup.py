@@ -23,12 +23,12 @@ def warmup_command(
     ],
     gpu: Annotated[
         str,
-        typer.Option("--gpu", help="h100, a100, rtx4090, rtx3090, b200, rtx5090, sm_90 etc., or SMs too: sm_89:58."),
+        typer.Option("--gpu", help="h100, h200, a100, rtx4090, rtx3090, b200, rtx5090, sm_90 etc., or sm_89:58."),
     ],
     into: Annotated[Path, typer.Option("--into", help="Folder to write; new, or empty.")],
     batch: Annotated[list[int], typer.Option("--batch", min=1, help="Images per forward pass.")],
     more: Annotated[
-        list[int] | None, typer.Argument(metavar="[BATCH]...", min=1, help="More of them: --batch 1 8 64.")
+        list[int] | None, typer.Argument(metavar="BATCH", min=1, help="More of them: --batch 1 8 64.")
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, fp16 or bf16.")] = "bf16",
     tuned: Annotated[
