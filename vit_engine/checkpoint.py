@@ -26,6 +26,8 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 # Fields that change what a model computes without changing the shape of any tensor.
 _SHAPELESS = ("num_heads", "activation", "norm_eps")
 _STEM = "patch_embed.proj.weight"
+# What only the names of these have in them.
+_OTHERS = {"embeddings.patch_embeddings.projection.": "transformers", "conv_proj.": "torchvision"}
 
 
 class CheckpointError(ValueError):
@@ -70,7 +72,8 @@ def load_checkpoint(
     path: *.safetensors with timm's names, or *.npz in a layout of google-research/vision_transformer or big_vision
         (SigLIP; blocks apart or stacked). Position embeddings for another grid of patches are interpolated: bicubic (as
         timm) from PyTorch's files, bilinear (as Google's code) from npz. The old grid is read from the file's metadata
-        (save_checkpoint writes it) and taken as square without.
+        (save_checkpoint writes it). Without, it is taken as the model's own where that has as many patches, and as
+        square where it has not. Files with the names of other libraries go through vit_engine.convert first.
     allow_pickle: also read PyTorch pickles (.pth, .pt, .bin, .ckpt, ...), with torch.load(weights_only=True) and
         nothing laxer; weights may lie below a "state_dict" or "model" key.
     The names of facebookresearch/dinov2 are recognised by their mask_token or register_tokens and read as
@@ -136,8 +139,19 @@ def _fitting(
         problems += [f"contradiction: {text}" for text in source.conflicts]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
-        raise CheckpointError(f"{path} does not fit the model, which is left unchanged:\n{lines}")
+        raise CheckpointError(f"{path} does not fit the model, which is left unchanged{_whose(given)}:\n{lines}")
     return {name: usable[name] for name in shared}, LoadReport(tuple(missing), tuple(unexpected), tuple(resized))
+
+
+def _whose(names: Iterable[str]) -> str:
+    """Of which library's layout these names are and what to do about it; nothing if they are of none that is known."""
+    found = next((theirs for name in names for part, theirs in _OTHERS.items() if part in name), None)
+    if found is None:
+        return ""
+    return (
+        f"; its names are those of {found}: load what safetensors.torch.save_file writes of "
+        f"vit_engine.convert(tensors, {found!r}, 'timm')"
+    )
 
 
 def _unusable(tensor: Tensor) -> str | None:
@@ -284,7 +298,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise
     # A damaged file makes the unpickler raise nearly anything.
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read with torch.load(weights_only=True): {error}") from error
+        raise CheckpointError(f"{path} cannot be read with torch.load(weights_only=True): {_gist(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -298,6 +312,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         if unusable:
             raise CheckpointError(f"{path} holds tensors that are not usable: {', '.join(unusable)}")
     return content
+
+
+def _gist(error: Exception) -> str:
+    """What torch.load says is wrong, without its advice to read the file in a way that may run code."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return text.partition("\n")[0] or f"{type(error).__name__}, as of a file that ends too early"
 
 
 def _fit_position(position: Tensor, config: ViTConfig, source: _Source) -> Tensor:

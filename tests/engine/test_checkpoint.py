@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.engine.redraw import SMALL, blank, equal, images, relative, small_vit, timm_model
-from vit_engine import ViT, ViTConfig, load_checkpoint, load_model, save_checkpoint
+from vit_engine import ViT, ViTConfig, convert, load_checkpoint, load_model, save_checkpoint
 from vit_engine.checkpoint import CheckpointError, read_metadata
 from vit_engine.position import resample_position
 
@@ -93,6 +93,19 @@ def test_one_error_names_everything_and_nothing_is_loaded(tmp_path: Path) -> Non
     assert equal(model, blank())
 
 
+@pytest.mark.parametrize("library", ["torchvision", "transformers"])
+def test_names_of_another_library_are_told_and_how_to_load_them(tmp_path: Path, library: str) -> None:
+    theirs = convert(small_vit().state_dict(), "timm", library)
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    said = rf"names are those of {library}: .*vit_engine\.convert\(tensors, '{library}', 'timm'\):\n  missing"
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(blank(), tmp_path / "theirs.safetensors")
+    model = blank()
+    save_file(convert(theirs, library, "timm"), tmp_path / "timms.safetensors")
+    load_checkpoint(model, tmp_path / "timms.safetensors")
+    assert equal(model, small_vit())
+
+
 def test_not_strict_reports_what_it_left(tmp_path: Path) -> None:
     tensors = {name: tensor.clone() for name, tensor in small_vit().state_dict().items()}
     del tensors["cls_token"]
@@ -153,6 +166,10 @@ def test_oblong_grid_is_read_from_the_description(tmp_path: Path) -> None:
     save_file(small_vit(image_size=(16, 40)).state_dict(), tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match=r"mis-shaped pos_embed: \[1, 11, 48\] in the file, \[1, 17, 48\]"):
         load_checkpoint(model, tmp_path / "plain.safetensors")
+    # As many patches as the model has are taken for its own.
+    save_file(source.state_dict(), tmp_path / "plain.safetensors")
+    assert load_checkpoint(model, tmp_path / "plain.safetensors").resized == ()
+    assert torch.equal(model.pos_embed, source.pos_embed)
 
 
 def test_model_on_meta_is_refused(tmp_path: Path) -> None:
@@ -300,9 +317,17 @@ def test_pickles_never_run_code(tmp_path: Path) -> None:
     torch.save(payload, tmp_path / "zip.pth")
     torch.save(payload, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Exploit(mark), protocol=2))
-    for name in ("zip.pth", "legacy.pth", "plain.pkl"):
-        with pytest.raises(CheckpointError, match=r"cannot be read with torch\.load"):
+    (tmp_path / "empty.pt").touch()
+    for name, why in (
+        ("zip.pth", "Unsupported global"),
+        ("legacy.pth", "Unsupported global"),
+        ("plain.pkl", "[A-Z]"),
+        ("empty.pt", "EOFError, as of a file that ends too early"),
+    ):
+        said = rf"cannot be read with torch\.load\(weights_only=True\): {why}.*$"
+        with pytest.raises(CheckpointError, match=said) as error:
             load_checkpoint(blank(), tmp_path / name, allow_pickle=True)
+        assert "set to `False`" not in str(error.value) and "\n" not in str(error.value)
     np.savez(tmp_path / "objects.npz", cls=np.array([Exploit(mark)], dtype=object))
     with pytest.raises(CheckpointError, match=r"objects\.npz cannot be read as an \.npz archive of plain arrays"):
         load_checkpoint(blank(), tmp_path / "objects.npz", allow_pickle=True)
