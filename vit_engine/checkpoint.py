@@ -172,8 +172,11 @@ def load_model(
 ) -> ViT:
     """The model that save_checkpoint() wrote, in eval mode.
 
-    dtype: of the parameters; None keeps the file's. Raises CheckpointError if the file does not describe its model
-        (build ViT(config) and call load_checkpoint() for such files), or describes another one than its tensors are of.
+    backend: as ViT takes it. device: where the model goes. dtype: of the parameters; None keeps the file's.
+
+    Raises CheckpointError if the file cannot be read, does not describe its model (build ViT(config) and call
+    load_checkpoint() for such files), or describes another one than its tensors are of; FileNotFoundError if there is
+    no such file, TypeError for a dtype that is none, ValueError for an unknown backend.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"load_model: dtype must be a floating point torch.dtype or None, got {dtype!r}")
@@ -213,7 +216,10 @@ def load_model(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The strings in the header of a *.safetensors file that save_checkpoint(metadata=...) put there."""
+    """The strings in the header of a *.safetensors file that save_checkpoint(metadata=...) put there.
+
+    Raises CheckpointError for a file that cannot be read as that, FileNotFoundError if there is none.
+    """
     metadata, _ = _description(Path(path))
     return {key: value for key, value in metadata.items() if key not in (CONFIG_KEY, "format")}
 

@@ -1,8 +1,9 @@
 """The kernels as PyTorch custom operators: FakeTensor, torch.compile and torch.export see each launch as one op.
 
 The functions below take the arguments of the launchers of the same name in `vit_kernels`, whose docstrings give
-formula, shapes, dtypes and errors. They are for inference: asking for a gradient through one of them, backward or
-in forward mode, raises.
+formula, shapes, dtypes and errors. An argument of another Python type than the launcher's (a list for a tensor) is
+refused by PyTorch itself, with a RuntimeError that names it. They are for inference: asking for a gradient through one
+of them, backward or in forward mode, raises NotImplementedError.
 """
 
 # No `from __future__ import annotations` here: torch.library reads the schemas from the annotations themselves.

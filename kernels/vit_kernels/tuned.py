@@ -201,7 +201,8 @@ def use_tuned(path: str | os.PathLike[str], *, strict: bool = True) -> Tuned:
 
     Raises TunedFileError when no GPU here is the file's (GPU and file are named), or when it was measured with another
     Triton version or other kernel source. strict=False: then none of its entries is used, with a warning. Another
-    version of PyTorch is only warned of: results stay right, its own operators may be faster or slower now.
+    version of PyTorch is only warned of: results stay right, its own operators may be faster or slower now. Raises
+    TunedFileError for what is no such file, OSError where it cannot be read, TypeError for what is no path.
     """
     table = read_tuned(path)
     if not isinstance(strict, bool):

@@ -77,9 +77,11 @@ def accelerate(
     edits, numpy and dlpack views, collectives, replayed CUDA graphs, parameters made under torch.inference_mode()),
     call refresh(model) after the change. A query that an attention mask leaves no key gives 0, not an average of all.
 
-    Raises TypeError for something that is no such model or has unsupported parts (all of them named), or with graphs
-    for a model without a library's own class around its blocks; ValueError for a model on the meta device, and for a
-    tuned file of another GPU, Triton or kernel source (vit_kernels.TunedFileError, which names both).
+    Raises TypeError for something that is no such model, has unsupported parts (the first four are named, the others
+    counted) or a forward() of its own on every block, for an argument of a wrong type, and with graphs for a model
+    without a library's own class around its blocks; ValueError for a model on the meta device, for graphs below 1, and
+    for a tuned file of another GPU, Triton or kernel source (vit_kernels.TunedFileError, which names both); OSError for
+    a tuned file that cannot be read.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -203,7 +205,9 @@ def _places(model: nn.Module) -> Iterator[tuple[Attached, nn.Module, str]]:
 
 def restore(model: nn.Module) -> nn.Module:
     """Undoes accelerate(): every module gets its own methods back. Returns the model; one that was never accelerated
-    stays as it is. A shallow copy (copy.copy) shares its submodules with the original: those are restored in both."""
+    stays as it is. A shallow copy (copy.copy) shares its submodules with the original: those are restored in both.
+    TypeError for what is no module.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
     for attached, module, place in list(_places(model)):
@@ -215,7 +219,7 @@ def refresh(model: nn.Module) -> nn.Module:
     """Forgets everything that was derived from the model's parameters, so that the next pass makes it anew.
 
     Needed only after changes that leave no trace, see accelerate(). Returns the model; ValueError if it is not
-    accelerated.
+    accelerated, TypeError for what is no module.
     """
     for attached in _accelerated(model, "refresh"):
         attached.state.clear()
@@ -229,7 +233,7 @@ def explain(model: nn.Module) -> Explanation:
 
     As things stand now: parameters where they are, hooks and modes as they are, and, where a part fell back for the
     sake of its arguments, the reason of its last pass. Returns what was printed, with `rows` and `nbytes` to read.
-    ValueError if the model is not accelerated.
+    ValueError if the model is not accelerated, TypeError for what is no module.
     """
     explanation = explanation_of(model, _accelerated(model, "explain"))
     print(explanation)
