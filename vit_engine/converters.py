@@ -8,7 +8,8 @@
 Each docstring has the table of names and shapes. All are strict: a tensor that has no place in the other layout raises
 ValueError, which names all such tensors. dtypes are kept. Tensors that merely change their name are the ones that came
 in; those that are transposed, split or stacked are new. What a model lacks is not noticed here but by
-load_state_dict(strict=True). vit_engine.ViT has timm's layout.
+load_state_dict(strict=True). What no tensor tells (pooling, activation, eps, the number of heads) has to be the same in
+both models. vit_engine.ViT has timm's layout.
 """
 
 from __future__ import annotations
