@@ -311,7 +311,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise CheckpointError(f"{path} holds no mapping of names to tensors")
+        mapping = isinstance(content, dict)
+        found = f"keys {', '.join(map(repr, list(content)[:6]))}" if mapping else type(content).__name__
+        raise CheckpointError(
+            f"{path} holds no mapping of names to tensors, at top level or below 'state_dict' or 'model': got {found}"
+        )
     if is_dinov2(content):
         # These are computed with to get timm's.
         unusable = [f"{name} ({why})" for name, value in content.items() if (why := _unusable(value))]

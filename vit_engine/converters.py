@@ -63,8 +63,9 @@ def convert(state_dict: Mapping[str, Any], source: str, target: str, **options: 
     options: what the function timm_to_<target> takes besides: num_heads, layout, scan and root for "google"; family,
         layout and prefix for "transformers".
 
-    Returns a new dict: tensors, or numpy arrays for "google". Raises what the functions in this module raise, and
-    ValueError for a name that is none of these.
+    Returns a new dict: tensors, or numpy arrays for "google". Raises what the functions in this module raise,
+    ValueError for a name that is none of these, and TypeError for options that timm_to_<target> does not take or, as
+    num_heads of "google", needs.
     """
     for argument, value, known in (("source", source, _TO_TIMM), ("target", target, _FROM_TIMM)):
         if value not in known:

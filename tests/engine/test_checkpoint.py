@@ -337,10 +337,18 @@ def test_pickles_never_run_code(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-@pytest.mark.parametrize("content", [[1, 2], {0: torch.ones(1)}, {"epoch": 3}, {"model": {1: torch.ones(1)}}], ids=str)
-def test_pickle_of_something_else(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ([1, 2], "list"),
+        ({0: torch.ones(1)}, "keys 0"),
+        ({"epoch": 3, "model_ema": {}}, "keys 'epoch', 'model_ema'"),
+        ({"model": {1: torch.ones(1)}}, "keys 1"),
+    ],
+)
+def test_pickle_of_something_else(tmp_path: Path, content: object, found: str) -> None:
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="holds no mapping of names to tensors"):
+    with pytest.raises(CheckpointError, match=f"holds no mapping of names to tensors, .*: got {found}$"):
         load_checkpoint(blank(), tmp_path / "odd.pth", allow_pickle=True)
 
 
