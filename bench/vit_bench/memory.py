@@ -191,7 +191,7 @@ def _refusal(model: str) -> str | None:
     try:
         from timm import is_model
     except ImportError:
-        return "both are timm's model, and timm is not installed: pip install timm"
+        return "it is timm's that is compared, accelerated and eager, and timm is not installed: pip install timm"
     return None if is_model(model) else f"timm has no model {model!r}"
 
 
