@@ -25,18 +25,40 @@ import json
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shortened
+from typing import Any, TypeVar
 
 import torch
 import triton
 
+from .attention_costs import AttentionTile
 from .device import INTERPRETED, Where, attach, interpreting
+from .gemm_tile import GemmTile
+from .mlp_tiles import TWO_PRODUCTS, MlpTile
+from .qk_rope_tiles import QkRopeTile
+from .tiles import TORCH, RowsTile
+from .with_torch import attends
 
 FORMAT = 1
 
 Winner = dict[str, Any] | str
+Kind = TypeVar("Kind")
+
+# By launcher: the class of its tiles, and the names that may stand in a tile's place.
+WINNERS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "patch_embed": (GemmTile, ()),
+    "attention": (AttentionTile, (TORCH.value,)),
+    "linear": (GemmTile, (TORCH.value,)),
+    "row_stats": (RowsTile, ()),
+    "layer_norm": (RowsTile, (TORCH.value,)),
+    "mlp": (MlpTile, (TWO_PRODUCTS,)),
+    "qk_rope": (QkRopeTile, ()),
+}
+_MAY_BE_0 = ("group_m", "tma", "whole", "kept")
+# Kernels in Gluon, which take blocks of other sizes than powers of two.
+_IN_GLUON = ("roles", "columns", "staying", "blocks", "whole")
 
 
 class TunedFileError(ValueError):
@@ -154,31 +176,109 @@ def gpus_here() -> dict[Where, Gpu]:
 
 
 def read_tuned(path: str | os.PathLike[str]) -> Tuned:
-    """A tuned file. Raises TypeError for what is no path, TunedFileError for what is no such file, OSError for one that
-    cannot be read."""
+    """A tuned file. Raises TypeError for what is no path, TunedFileError for what is no such file (it names the entry,
+    and what is wrong with it), OSError for one that cannot be read.
+
+    Winners are checked where they were measured with the kernels that are here; others are not put to use.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be that of a tuned file; got {path!r}")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise TunedFileError(f"{path}: format must be {FORMAT}; got {found!r}")
-        entries = tuple(_entry(entry) for entry in content["entries"])
-        lost = tuple(Lost(**one) for one in content.get("lost", ()))
-        return Tuned(Gpu(**content["gpu"]), dict(content["versions"]), str(content["date"]), entries, lost)
-    except TunedFileError:
-        raise
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        return _table(json.loads(Path(path).read_text(encoding="utf-8")))
+    except IsADirectoryError as error:
+        raise TunedFileError(f"{path} is a folder: name a file that `vit-engine tune` wrote") from error
+    except TunedFileError as error:
+        raise TunedFileError(f"{path}: {error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, ValueError, RecursionError) as error:
         raise TunedFileError(f"{path} is no tuned file: {type(error).__name__}: {error}") from error
 
 
-def _entry(given: Any) -> Entry:
-    entry = Entry(**given)
-    if not isinstance(entry.problem, dict) or "kernel" not in entry.problem:
-        raise TunedFileError(f"problem must be an object with a kernel; got {entry.problem!r}")
+def _table(content: Any) -> Tuned:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise TunedFileError(f"format must be {FORMAT}; got {found!r}")
+    wanted = {"gpu": dict, "versions": dict, "date": str, "entries": list}
+    for name, kind in (wanted | {"lost": list} if "lost" in content else wanted).items():
+        if not isinstance(content.get(name), kind):
+            what = {dict: "an object", list: "a list", str: "text"}[kind]
+            raise TunedFileError(f"{name} must be {what}; got {shortened(content.get(name, 'nothing'))}")
+    versions = content["versions"]
+    # Other kernels have other tiles. Whoever puts the file to use compares versions, so its winners are not followed.
+    known = versions.get("kernels") == source_of_kernels()
+    entries = tuple(_entry(given, f"entries[{i}]", known) for i, given in enumerate(content["entries"]))
+    lost = tuple(_made(Lost, given, f"lost[{i}]") for i, given in enumerate(content.get("lost", ())))
+    for i, one in enumerate(lost):
+        _check_problem(one.problem, f"lost[{i}]")
+    return Tuned(_made(Gpu, content["gpu"], "gpu"), versions, content["date"], entries, lost)
+
+
+def _made(kind: type[Kind], given: Any, where: str) -> Kind:
+    """A dataclass from an object of the file; TunedFileError where its fields are not those of the class."""
+    own: Any = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(given, dict):
+        raise TunedFileError(f"{where} must be an object with {', '.join(own)}; got {shortened(given)}")
+    if unknown := [name for name in given if name not in own]:
+        raise TunedFileError(f"{where} has a field {unknown[0]!r}; the fields are {', '.join(own)}")
+    for name, one in own.items():
+        if name not in given and one.default is MISSING and one.default_factory is MISSING:
+            raise TunedFileError(f"{where} has no {name}; the fields are {', '.join(own)}")
+        # Annotations are text: a field that is no single one of these has its own check.
+        wanted = {"int": int, "bool": bool, "str": str, "dict[str, Any]": dict}.get(one.type)
+        if name in given and wanted is not None and type(given[name]) is not wanted:
+            what = {int: "a whole number", bool: "true or false", str: "text", dict: "an object"}[wanted]
+            raise TunedFileError(f"{where}: {name} must be {what}; got {shortened(given[name])}")
+    return kind(**given)
+
+
+def _check_problem(problem: dict[str, Any], where: str) -> None:
+    if not isinstance(problem.get("kernel"), str):
+        raise TunedFileError(f"{where}: problem must name a kernel; got {shortened(problem)}")
+    for name, value in problem.items():
+        if not isinstance(value, (str, int)):
+            raise TunedFileError(f"{where}: {name} of the problem must be a whole number, text, true or false; got "
+                                 f"{shortened(value)}")  # fmt: skip
+
+
+def _entry(given: Any, where: str, known: bool) -> Entry:
+    entry = _made(Entry, given, where)
+    _check_problem(entry.problem, where)
     if not isinstance(entry.winner, (dict, str)):
-        raise TunedFileError(f"winner must be the fields of a tile or a name; got {entry.winner!r}")
+        raise TunedFileError(f"{where}: winner must be the fields of a tile or a name; got {shortened(entry.winner)}")
+    if known:
+        _check_winner(entry, f"{where} ({entry.problem['kernel']})")
     return entry
+
+
+def _check_winner(entry: Entry, where: str) -> None:
+    """Raises TunedFileError for a winner that no launch could follow."""
+    problem, winner = entry.problem, entry.winner
+    if problem["kernel"] not in WINNERS:
+        raise TunedFileError(f"{where}: kernel must be one of {', '.join(WINNERS)}")
+    kind, names = WINNERS[problem["kernel"]]
+    if isinstance(winner, str):
+        if winner not in names:
+            allowed = " or ".join(["the fields of a tile", *map(repr, names)])
+            raise TunedFileError(f"{where}: winner must be {allowed}; got {winner!r}")
+        if problem["kernel"] == "attention" and not _attends(problem):
+            raise TunedFileError(
+                f"{where}: winner must be the fields of a tile: {winner!r} has no mask, key lengths or log-sum, and is "
+                "causal for as many queries as keys only"
+            )
+        return
+    tile = asdict(_made(kind, winner, f"{where}: winner"))
+    in_gluon = any(tile.get(name) for name in _IN_GLUON)
+    for name, value in tile.items():
+        least = 0 if name in _MAY_BE_0 else 1
+        if value < least and not isinstance(value, bool):
+            raise TunedFileError(f"{where}: {name} of the winner must be {least} or more; got {value}")
+        if (name.startswith("block_") or name == "num_warps") and value & (value - 1) and not in_gluon:
+            raise TunedFileError(f"{where}: {name} of the winner must be a power of two; got {value}")
+
+
+def _attends(problem: Mapping[str, Any]) -> bool:
+    queries, keys = problem.get("queries", 0), problem.get("keys", 0)
+    causal, lengths, lse = (bool(problem.get(name)) for name in ("causal", "key_lengths", "return_lse"))
+    return attends(queries, keys, causal=causal, lengths=lengths, mask=problem.get("mask", "none"), lse=lse)
 
 
 def write_tuned(path: str | os.PathLike[str], table: Tuned) -> None:

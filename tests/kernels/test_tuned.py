@@ -7,13 +7,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import vit_kernels
-from vit_kernels import fold_norm, forget_tuned, gemm_tiles, mlp_tiles, qk_rope_tiles, tiles, use_tuned
+from vit_bench.tile_choices import CHOOSERS
+from vit_bench.tuning_candidates import as_winner, candidates
+from vit_kernels import fold_norm, forget_tuned, gemm_tiles, mlp_tiles, qk_rope_tiles, tiles, tuned, use_tuned
 from vit_kernels.device import H100, INTERPRETED, attach, device_of
 from vit_kernels.tuned import Entry, Gpu, Tuned, TunedFileError, gpus_here, read_tuned, versions_here, write_tuned
 
@@ -27,9 +30,8 @@ __all__ = ["launches"]
 DRAW = Draw(torch.float16, seed=1)
 HERE = Gpu(INTERPRETED.name, INTERPRETED.capability, INTERPRETED.sm_count)
 EMPTY = Tuned(HERE, versions_here(), "2026-01-01")
-ENTRY = Entry(
-    {"kernel": "layer_norm", "m": 3, "dtype": "float16"}, {"block_m": 1}, {"times": {"1x64 w1": [1.0, 2.0, 3.0]}}
-)
+WON = {"block_m": 1, "block_n": 64, "num_warps": 1}
+ENTRY = Entry({"kernel": "layer_norm", "m": 3, "dtype": "float16"}, WON, {"times": {"1x64 w1": [1.0, 2.0, 3.0]}})
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (again.gpu, again.versions, again.date) == (HERE, versions_here(), "2026-01-01")
     assert again.entries == (ENTRY,) and again.lost == table.lost
     assert again.lost_of({"kernel": "linear"}) == {"16x64x32 w4 s3": "an illegal address"}
-    assert again.winner({"dtype": "float16", "m": 3, "kernel": "layer_norm"}) == {"block_m": 1}
+    assert again.winner({"dtype": "float16", "m": 3, "kernel": "layer_norm"}) == WON
     assert again.winner({"dtype": "bfloat16", "m": 3, "kernel": "layer_norm"}) is None
     assert again.winner({"dtype": "float16", "m": 3}) is None
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.json"]
@@ -79,34 +81,94 @@ def without_entries(content: dict[str, Any]) -> Any:
     return {name: value for name, value in content.items() if name != "entries"}
 
 
+def of_one(problem: Any, winner: Any = None) -> Callable[[dict[str, Any]], Any]:
+    """The file's content with one entry, of this problem and winner."""
+    return lambda content: content | {"entries": [{"problem": problem, "winner": winner or WON}]}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda content: content | {"format": 2}, ("format must be 1", "got 2")),
         (lambda content: [content], ("format must be 1", "list")),
-        (without_entries, ("no tuned file", "entries")),
-        (lambda content: content | {"gpu": {"name": "H100"}}, ("no tuned file", "capability")),
+        (without_entries, ("entries must be a list", "nothing")),
+        (lambda content: content | {"entries": [3]}, ("entries[0] must be an object", "got 3")),
+        (lambda content: content | {"gpu": {"name": "H100"}}, ("gpu has no capability",)),
+        (lambda content: content | {"gpu": content["gpu"] | {"capability": "90"}}, ("capability", "number", "'90'")),
+        (lambda content: content | {"versions": "3.8"}, ("versions must be an object", "'3.8'")),
+        (lambda content: content | {"lost": [{"problem": {"kernel": "mlp"}}]}, ("lost[0] has no candidate",)),
         (lambda content: content | {"entries": content["entries"] * 2}, ("two entries", "layer_norm")),
-        (lambda content: content | {"entries": [{"problem": {"m": 3}, "winner": "torch"}]}, ("problem", "kernel")),
-        (lambda content: content | {"entries": [{"problem": {"kernel": "x"}, "winner": 3}]}, ("winner", "3")),
+        (of_one({"m": 3}), ("entries[0]: problem", "kernel")),
+        (of_one({"kernel": "mlp", "m": [3]}), ("entries[0]: m of the problem", "[3]")),
+        (of_one({"kernel": "x"}, 3), ("entries[0]: winner", "3")),
     ],
-    ids=["format", "no object", "no entries", "gpu", "twice", "no kernel", "winner"],
 )
 def test_what_is_no_tuned_file_is_refused(tmp_path: Path, change: Callable[[Any], Any], words: tuple[str, ...]) -> None:
     path = written(tmp_path)
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(TunedFileError) as refusal:
         use_tuned(path)
-    assert all(word in str(refusal.value) for word in words)
+    assert all(word in str(refusal.value) for word in (*words, f"{path}: "))
     for text in ("{", "[" * 100_000):
         path.write_text(text)
         with pytest.raises(TunedFileError, match="no tuned file"):
             read_tuned(path)
 
 
+MASKED = {"kernel": "attention", "mask": "batch", "queries": 9, "keys": 9}
+
+
+@pytest.mark.parametrize(
+    ("problem", "winner", "words"),
+    [
+        ({"kernel": "x"}, WON, ("kernel must be one of patch_embed, attention",)),
+        (ENTRY.problem, {"block_m": 1}, ("winner has no block_n", "num_warps")),
+        (ENTRY.problem, WON | {"block_k": 16}, ("has a field 'block_k'",)),
+        (ENTRY.problem, WON | {"block_m": "16"}, ("block_m must be a whole number; got '16'",)),
+        (ENTRY.problem, WON | {"block_m": True}, ("block_m must be a whole number; got True",)),
+        (ENTRY.problem, WON | {"num_warps": 0}, ("num_warps of the winner must be 1 or more; got 0",)),
+        (ENTRY.problem, WON | {"block_m": 48}, ("block_m of the winner must be a power of two; got 48",)),
+        (ENTRY.problem, "two_products", ("must be the fields of a tile or 'torch'; got 'two_products'",)),
+        ({"kernel": "mlp"}, "torch", ("must be the fields of a tile or 'two_products'; got 'torch'",)),
+        ({"kernel": "linear"}, asdict(GEMM) | {"roles": 1}, ("roles must be true or false; got 1",)),
+        (MASKED, "torch", ("must be the fields of a tile: 'torch' has no mask",)),
+    ],
+)
+def test_a_winner_that_no_launch_could_follow_is_named(
+    tmp_path: Path, problem: dict[str, Any], winner: Any, words: tuple[str, ...]
+) -> None:
+    path = written(tmp_path)
+    path.write_text(json.dumps(of_one(problem, winner)(json.loads(path.read_text()))))
+    with pytest.raises(TunedFileError) as refusal:
+        use_tuned(path)
+    assert all(word in str(refusal.value) for word in (*words, f"{path}: entries[0] ({problem['kernel']})"))
+
+
+def test_winners_of_other_kernels_may_have_other_fields(tmp_path: Path) -> None:
+    path = written(tmp_path, versions=versions_here() | {"kernels": "other"})
+    path.write_text(json.dumps(of_one({"kernel": "x"}, {"block_q": 3})(json.loads(path.read_text()))))
+    with pytest.raises(TunedFileError, match="measured with kernel source other"):
+        use_tuned(path)
+    with pytest.warns(UserWarning, match="none of its entries"):
+        use_tuned(path, strict=False)
+
+
+def test_every_tile_of_the_tables_may_win(tmp_path: Path) -> None:
+    assert tuned.WINNERS.keys() == CHOOSERS.keys()
+    shape = {"m": 64, "n": 64, "k": 64, "heads": 4, "tf32": False}
+    for kernel in ("linear", "patch_embed", "attention", "mlp", "layer_norm", "qk_rope"):
+        problem: Any = SimpleNamespace(kernel=kernel, fields=shape, default=ROWS, device=H100)
+        choices = candidates(problem, with_pytorch=False, wide=True)[1:]
+        entries = [Entry({"kernel": kernel, "m": m}, as_winner(choice)) for m, choice in enumerate(choices)]
+        write_tuned(tmp_path / "tuned.json", replace(EMPTY, entries=tuple(entries)))
+        assert len(read_tuned(tmp_path / "tuned.json").entries) == len(choices) > 5
+
+
 def test_what_is_no_path_is_named() -> None:
     with pytest.raises(TypeError, match="path must be that of a tuned file; got 3"):
         use_tuned(3)  # type: ignore[arg-type]
+    with pytest.raises(TunedFileError, match=r"^\. is a folder: name a file"):
+        use_tuned(".")
 
 
 def test_a_file_of_another_gpu_is_refused(tmp_path: Path) -> None:
@@ -141,8 +203,6 @@ def test_another_pytorch_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_the_source_of_the_kernels_is_known_by_its_bytes(monkeypatch, tmp_path):
-    from vit_kernels import tuned
-
     (tmp_path / "a.py").write_text("1")
     monkeypatch.setattr(tuned, "__file__", str(tmp_path / "tuned.py"))
     found = {tuned.source_of_kernels.__wrapped__()}
