@@ -188,3 +188,44 @@ def test_asking_for_the_interpreter_too_late_is_refused():
             print(error)
     """
     assert "TRITON_INTERPRET was changed after triton had been imported" in run(code)
+
+
+def test_without_triton_what_stands_on_the_kernels_says_so():
+    """As on systems that Triton is not published for; what needs no kernels is there."""
+    code = """
+        import sys
+
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == "triton":
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, Missing())
+        import vit_engine
+
+        model = vit_engine.ViT(vit_engine.ViTConfig(embed_dim=64, depth=1, num_heads=1, image_size=32, patch_size=16))
+        asked = [lambda name=name: getattr(vit_engine, name)("folder") for name in vit_engine.__all__]
+        for ask in [*asked, model.set_graphs]:
+            try:
+                ask()
+            except ModuleNotFoundError as error:
+                print(error.name, error)
+            except Exception:
+                pass
+    """
+    said = run(code).splitlines()
+    assert [line.partition(" needs ")[0] for line in said] == [
+        f"triton {name}"
+        for name in (
+            "vit_engine.accelerate",
+            "vit_engine.explain",
+            "load_kernels",
+            "vit_engine.refresh",
+            "vit_engine.register_attention",
+            "vit_engine.restore",
+            "vit_engine.use_tuned",
+            "set_graphs",
+        )
+    ]
+    for line in said:
+        assert "which is not installed" in line and "pip install triton" in line and "backend 'torch'" in line

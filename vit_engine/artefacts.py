@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .triton_needed import triton_needed
+
 __all__ = ["ArtefactError", "Manifest", "load_kernels", "save_kernels", "versions_here"]
 
 FORMAT = 1
@@ -107,8 +109,9 @@ def load_kernels(folder: str | Path) -> Manifest:
     Raises ArtefactError for a folder that is incomplete, was changed, or was made for another GPU or by other versions
     than are here, naming what differs; vit_kernels.UnsupportedDeviceError where no GPU runs the kernels.
     """
-    from vit_kernels import interpreting
-    from vit_kernels.kernel_cache import gpu_here, put
+    with triton_needed("load_kernels"):
+        from vit_kernels import interpreting
+        from vit_kernels.kernel_cache import gpu_here, put
 
     folder = Path(folder)
     manifest = _read(folder / MANIFEST)

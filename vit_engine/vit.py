@@ -18,6 +18,7 @@ from .plain_parts import PlainParts, changed_methods
 from .pooling import AttentionPool
 from .position import PositionCache
 from .tangents import any_tangent
+from .triton_needed import triton_needed
 
 if TYPE_CHECKING:
     from .graphs import GraphCache
@@ -128,7 +129,8 @@ class ViT(nn.Module):
             kernels in eval mode on a GPU without gradients; any other pass runs as without, and `model.graphs.why` says
             why the last one did. See vit_engine/graphs.py and `accelerate`. TypeError or ValueError for anything else.
         """
-        from .graphs import GraphCache, graph_limit
+        with triton_needed("set_graphs"):
+            from .graphs import GraphCache, graph_limit
 
         limit = graph_limit(graphs, "set_graphs")
         self.graphs = GraphCache(limit) if limit else None
