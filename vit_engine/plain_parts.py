@@ -63,6 +63,9 @@ _HEAD: dict[str, tuple[type, ...]] = {
     "head": (nn.Linear, nn.Identity),
 }
 _HIDDEN: dict[str, tuple[type, ...]] = {"fc": (nn.Linear,), "act": (nn.Tanh,)}
+# What has parameters, in front of and behind the pooling.
+_FRONT = ("cls_token", "reg_token", "pos_embed", "patch_embed", "blocks", "norm")
+_BEHIND = ("attn_pool", "fc_norm", "pre_logits", "head")
 # Methods of a ViT that passes on the kernels do not call; a class made from it may have others.
 _METHODS = ("forward_features", "forward_head", "pool")
 # Those that they do call, though not when they are made again.
@@ -76,12 +79,22 @@ class PlainParts:
         self._known: list[Fingerprint | None] = [None, None]
 
     def objection(self, model: ViT, head: bool) -> str | None:
-        """What in the model the kernels would leave out: the part, what it is and what is allowed; None for nothing.
+        """What a backend of kernels cannot do with the model, and the way out, as the end of a sentence that begins
+        with the backend; None for nothing.
 
         head: whether what stands behind the final norm is part of the pass.
         """
-        from .fingerprint import Fingerprint
+        found = self._left_out(model, head)
+        if found is None:
+            return None if self._known[head] is not None else self._unreadable(model, head)
+        behind = head and self._left_out(model, head=False) is None
+        apart = ", or model.forward_head(model.forward_features(images)), which runs any head" if behind else ""
+        return (
+            f"would leave out what is in the model: {found}; take it out, or use model.set_backend('torch'){apart}"
+        )
 
+    def _left_out(self, model: ViT, head: bool) -> str | None:
+        """The part, what it is and what is allowed."""
         # Before what is remembered, which knows the parts of the model and no methods but forward().
         if head and (method := next(_overridden(model, _METHODS), None)) is not None:
             return method
@@ -89,10 +102,16 @@ class PlainParts:
         if known is not None and known.holds():
             return None
         self._known[head] = None
-        found = next(_objections(model, head), None)
+        return next(_objections(model, head), None)
+
+    def _unreadable(self, model: ViT, head: bool) -> str | None:
+        from .fingerprint import Fingerprint
+
+        found = next(_unread(model, head), None)
         if found is None:
             self._known[head] = Fingerprint(model)
-        return found
+            return None
+        return f"{found}, or use model.set_backend('torch')"
 
     def __getstate__(self) -> dict[str, object]:
         return {}
@@ -122,6 +141,27 @@ def _objections(model: ViT, head: bool) -> Iterator[str]:
         if inside != list(_HIDDEN):
             yield f"pre_logits is a Sequential of {inside}, expected {list(_HIDDEN)} or Identity"
         yield from _of_parts(model.pre_logits, "pre_logits", _HIDDEN)
+
+
+def _unread(model: ViT, head: bool) -> Iterator[str]:
+    """Parameters that the launchers would refuse under names of their own, or that have no values to read."""
+    from vit_kernels.checks import FLOAT_DTYPES
+
+    first = model.patch_embed.proj.weight
+    way_out = "model.float(), model.half() or model.bfloat16()"
+    allowed = f"the kernels take float32, float16 and bfloat16: use {way_out}"
+    if first.dtype not in FLOAT_DTYPES:
+        yield f"cannot run a model in {first.dtype}; {allowed}"
+    for name, tensor in model.named_parameters():
+        if name.partition(".")[0] not in (*_FRONT, *_BEHIND[: len(_BEHIND) * head]):
+            continue
+        if tensor.dtype not in FLOAT_DTYPES:
+            yield f"cannot read {name}, which is {tensor.dtype}; {allowed}"
+        if name.endswith("weight") and tensor.dim() > 1 and tensor.dtype != first.dtype:
+            both = f"{name} is {tensor.dtype}, and patch_embed.proj.weight {first.dtype}"
+            yield f"needs weights of one dtype: {both}; use {way_out}"
+        if tensor.device.type == "meta" and first.device.type != "meta":
+            yield f"cannot read {name}, which is on the meta device and has no values: load them"
 
 
 def changed_methods(model: ViT, head: bool) -> str | None:

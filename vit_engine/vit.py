@@ -202,18 +202,14 @@ class ViT(nn.Module):
             )
 
     def require_plain_parts(self, head: bool) -> None:
-        """Raises RuntimeError that names the part if the kernels would leave out what is in the model.
+        """Raises RuntimeError that names the part if the kernels would leave out what is in the model, or the parameter
+        that they cannot read.
 
         head: whether the pass goes on behind the final norm.
         """
         found = self._objection(head)
         if found is not None:
-            behind = head and self._objection(head=False) is None
-            apart = ", or model.forward_head(model.forward_features(images)), which runs any head" if behind else ""
-            raise RuntimeError(
-                f"backend {self.backend!r} would leave out what is in the model: {found}; take it out, or use "
-                f"model.set_backend('torch'){apart}"
-            )
+            raise RuntimeError(f"backend {self.backend!r} {found}")
 
     # A graph keeps the answer of the moment when it was traced.
     @constant_in_graphs

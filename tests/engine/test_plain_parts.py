@@ -302,6 +302,31 @@ def test_what_the_kernels_compute_is_allowed(name: str) -> None:
     assert relative(vit(images()), expected) < 1e-4
 
 
+UNREADABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "float64": (lambda vit: vit.double(), r"cannot run a model in torch.float64; .*: use model.float\(\), "),
+    "8 bits": (lambda vit: vit.to(torch.float8_e4m3fn), "cannot run a model in torch.float8_e4m3fn"),
+    "a norm": (on("norm", nn.Module.double), "cannot read norm.weight, which is torch.float64"),
+    "blocks": (on("blocks", nn.Module.half), "blocks.0.attn.qkv.weight is torch.float16, and patch_embed.proj.weight"),
+    "no values": (on("head", lambda head: head.to("meta")), "cannot read head.weight, which is on the meta device"),
+}
+
+
+@pytest.mark.parametrize("name", list(UNREADABLE))
+@torch.no_grad()
+def test_parameters_that_the_kernels_cannot_read_are_named(name: str) -> None:
+    change, words = UNREADABLE[name]
+    vit = model()
+    vit(images())
+    change(vit)
+    given = images().to(vit.patch_embed.proj.weight.dtype)
+    with pytest.raises(RuntimeError, match=f"backend 'interpret' .*{words}.*set_backend"):
+        vit(given)
+    if name != "no values":
+        vit.float()(images())
+    else:
+        vit.forward_features(images())  # reads no head
+
+
 @torch.no_grad()
 def test_a_traced_graph_is_asked_too() -> None:
     vit = model()
