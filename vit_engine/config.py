@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,14 @@ def _is_finite(number: Callable[[], float]) -> bool:
         return False
 
 
+def _in_float32(value: float) -> float:
+    """A finite number as kernels and parameters hold it: 0 and infinity for what is too small and too large."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.inf
+
+
 def _size(name: str, value: Any) -> int | tuple[int, int]:
     """A positive int or a (height, width) pair; a square pair becomes the int, so that equal configs compare equal."""
     if _is_int(value) and value > 0:
@@ -57,8 +66,11 @@ def _channels(name: str, value: Any, channels: int, positive: bool) -> tuple[flo
     if value is None:
         return None
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    wanted = f"{'positive' if positive else 'finite'} numbers, one or one per channel ({channels})"
-    if len(values) not in (1, channels) or not all(_is_number(v) and (v > 0 or not positive) for v in values):
+    wanted = f"{'positive' if positive else 'finite'} numbers in float32, one or one per channel ({channels})"
+    if len(values) not in (1, channels) or not all(map(_is_number, values)):
+        raise _refuse(name, value, wanted)
+    held = [_in_float32(v) for v in values]
+    if not all(math.isfinite(v) and (v > 0 or not positive) for v in held):
         raise _refuse(name, value, wanted)
     return tuple(float(v) for v in (values * channels if len(values) == 1 else values))
 
@@ -154,16 +166,17 @@ class ViTConfig:
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 1):
                 raise _refuse(name, value, "a positive int or None")
-        for name in ("mlp_ratio", "norm_eps"):
-            value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
-                raise _refuse(name, value, "a positive number")
+        if not _is_number(self.mlp_ratio) or self.mlp_ratio <= 0:
+            raise _refuse("mlp_ratio", self.mlp_ratio, "a positive number")
+        if not _is_number(self.norm_eps) or not 0 < _in_float32(self.norm_eps) < math.inf:
+            raise _refuse("norm_eps", self.norm_eps, "a positive number in float32")
         for name in ("dropout", "attention_dropout", "head_dropout", "stochastic_depth"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value < 1:
                 raise _refuse(name, value, "a number in [0, 1)")
-        if self.layer_scale is not None and (not _is_number(self.layer_scale) or self.layer_scale == 0):
-            raise _refuse("layer_scale", self.layer_scale, "a number other than 0, or None for no LayerScale")
+        scale = self.layer_scale
+        if scale is not None and (not _is_number(scale) or not 0 < abs(_in_float32(scale)) < math.inf):
+            raise _refuse("layer_scale", scale, "a number other than 0 in float32, or None for no LayerScale")
 
         # Frozen: normalised values are written once, here, past the dataclass's own __setattr__.
         for name in ("image_size", "patch_size"):

@@ -14,6 +14,7 @@ both models. vit_engine.ViT has timm's layout.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,6 +69,9 @@ def convert(state_dict: Mapping[str, Any], source: str, target: str, **options: 
     num_heads of "google", needs.
     """
     for argument, value, known in (("source", source, _TO_TIMM), ("target", target, _FROM_TIMM)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ValueError(f"convert: {argument} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    taken = [*inspect.signature(_FROM_TIMM[target]).parameters][1:]
+    if unknown := [name for name in options if name not in taken]:
+        raise TypeError(f"convert: the options of target {target!r} are {', '.join(taken) or 'none'}, got {unknown[0]}")
     return _FROM_TIMM[target](_TO_TIMM[source](state_dict), **options)

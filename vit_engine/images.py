@@ -81,11 +81,13 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], li
     A path to a file is taken as it is, whatever its suffix. A folder is searched with all folders below it for names
     with a suffix of :data:`SUFFIXES`, sorted by name; hidden names (leading dot) are left out. Links are followed, but
     no folder is entered twice, so loops of links end. The order of ``paths`` is kept; a folder without a single image,
-    a missing path and an unreadable folder are reported.
+    a missing path and an unreadable folder are reported. TypeError for what is no path, and for one path alone.
     """
+    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
+        raise TypeError(f"paths must be a list of paths, got {paths!r}")
     found: list[Path] = []
     errors: list[ImageError] = []
-    for path in map(Path, paths):
+    for path in map(_path, paths):
         try:
             is_folder = stat.S_ISDIR(path.stat().st_mode)
         except (OSError, ValueError) as error:
@@ -101,6 +103,12 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], li
         if not inside and not failures:
             errors.append(ImageError(path, f"no image files in this folder (looked for {', '.join(sorted(SUFFIXES))})"))
     return found, errors
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"a path must be a str or an os.PathLike, got {path!r}")
+    return Path(path)
 
 
 def _walk(folder: Path, entered: set[tuple[int, int]], errors: list[ImageError]) -> Iterator[Path]:
@@ -158,6 +166,7 @@ def load_image(
 
     Raises :class:`ImageError`; ValueError or TypeError for arguments that no file could satisfy.
     """
+    path = _path(path)
     height, width = _check_arguments(image_size, channels, resize, crop_fraction, max_pixels)
     channels, crop_fraction, fill = int(channels), float(crop_fraction), _background(background)
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +42,17 @@ def resample_position(
         cells aligned (scipy.ndimage.zoom(order=1), which Google's original code uses).
 
     Returns a tensor of the same rank and dtype with R + new rows * new columns rows; `position` itself if the grid is
-    the same. Computes in float32, in float64 if position is. Raises ValueError naming the argument.
+    the same. Computes in float32, in float64 if position is. Raises ValueError or TypeError naming the argument.
     """
+    if not isinstance(position, Tensor):
+        raise TypeError(f"resample_position: position must be a torch.Tensor, got {type(position).__name__}")
+    if not _is_int(num_prefix):
+        raise TypeError(f"resample_position: num_prefix must be an int, got {num_prefix!r}")
+    for name, grid in (("new_grid", new_grid), ("old_grid", old_grid)):
+        if not isinstance(grid, (tuple, list)) or not all(map(_is_int, grid)):
+            if grid is None and name == "old_grid":
+                continue
+            raise TypeError(f"resample_position: {name} must be two positive ints, got {grid!r}")
     if method not in METHODS:
         raise ValueError(f"resample_position: method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     if position.dim() not in (2, 3) or (position.dim() == 3 and position.shape[0] != 1):
@@ -81,6 +92,11 @@ def resample_position(
         image = F.interpolate(image, size=tuple(new_grid), mode="bilinear", align_corners=True)
     cells = image.permute(0, 2, 3, 1).reshape(-1, width).to(position.dtype)
     return torch.cat([prefix, cells]).reshape(*position.shape[:-2], -1, width)
+
+
+def _is_int(value: Any) -> bool:
+    # In traced graphs sizes may be symbols.
+    return isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool)
 
 
 class PositionCache:

@@ -341,8 +341,17 @@ def test_convert_refuses() -> None:
         convert({}, "keras", "timm")
     with pytest.raises(ValueError, match=r"convert: target must be one of 'timm', .*'google', got 'dinov2'"):
         convert({}, "timm", "dinov2")
+    some: Any = ["timm"]
+    with pytest.raises(ValueError, match=r"convert: source must be one of 'timm', .*, got \['timm'\]"):
+        convert({}, some, "timm")
     with pytest.raises(TypeError, match="num_heads"):
         convert({}, "timm", "google")
+    with pytest.raises(TypeError, match="convert: the options of target 'timm' are none, got num_heads"):
+        convert({}, "timm", "timm", num_heads=3)
+    with pytest.raises(TypeError, match="timm_to_google: root must be a str, got 3"):
+        convert({}, "timm", "google", num_heads=3, root=3)
+    with pytest.raises(TypeError, match="timm_to_transformers: prefix must be a str or None, got 3"):
+        convert({}, "timm", "transformers", prefix=3)
     with pytest.raises(TypeError, match="convert: state_dict must map names to tensors, got 'model': dict"):
         convert({"model": {}}, "timm", "timm")
     model: Any = torch.nn.Linear(2, 2)

@@ -1,6 +1,7 @@
 """Arguments of load_image that no file could satisfy: named as such, whatever the file."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_engine.images import ImageError, load_image
+from vit_engine.images import ImageError, find_images, load_image
 
 
 @pytest.fixture
@@ -49,6 +50,19 @@ def test_what_no_file_could_satisfy_is_named(
     with pytest.raises(error, match=text) as caught:
         load_image(file, **{"image_size": 8, **options})
     assert not isinstance(caught.value, ImageError)
+
+
+@pytest.mark.parametrize("path", [3, None, b"a.png"])
+def test_what_is_no_path_is_named(path: Any) -> None:
+    for call in (lambda: load_image(path, 8), lambda: find_images([path])):
+        with pytest.raises(TypeError, match=f"a path must be a str or an os.PathLike, got {path!r}"):
+            call()
+
+
+@pytest.mark.parametrize("paths", ["a.png", Path("a.png"), b"a.png", None, 3])
+def test_one_path_is_no_list_of_paths(paths: Any) -> None:
+    with pytest.raises(TypeError, match=f"paths must be a list of paths, got {re.escape(repr(paths))}"):
+        find_images(paths)
 
 
 def test_numbers_of_numpy_are_numbers(file: Path) -> None:

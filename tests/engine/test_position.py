@@ -97,6 +97,25 @@ def test_refuses(position: Tensor, arguments: dict, text: str) -> None:
     assert text in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"position": np.zeros((16, 6))}, "position must be a torch.Tensor, got ndarray"),
+        ({"num_prefix": "1"}, "num_prefix must be an int, got '1'"),
+        ({"num_prefix": 1.0}, "num_prefix must be an int, got 1.0"),
+        ({"new_grid": 3}, "new_grid must be two positive ints, got 3"),
+        ({"new_grid": (3.0, 3.0)}, "new_grid must be two positive ints, got (3.0, 3.0)"),
+        ({"new_grid": None}, "new_grid must be two positive ints, got None"),
+        ({"old_grid": "44"}, "old_grid must be two positive ints, got '44'"),
+        ({"old_grid": (True, True)}, "old_grid must be two positive ints, got (True, True)"),
+    ],
+)
+def test_other_types_are_named(arguments: dict, text: str) -> None:
+    with pytest.raises(TypeError) as error:
+        resample_position(**{"position": table(16), "new_grid": (2, 2), **arguments})
+    assert text in str(error.value)
+
+
 # --- the cache ------------------------------------------------------------------------------------
 
 

@@ -255,6 +255,8 @@ def timm_to_google(
         raise ValueError(f"timm_to_google: scan must be False for layout {layout!r}, which never stacks blocks")
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:
         raise ValueError(f"timm_to_google: num_heads must be a positive int, got {num_heads!r}")
+    if not isinstance(root, str):
+        raise TypeError(f"timm_to_google: root must be a str, got {root!r}")
     top = {**_TOP, _POSITION[layout]: Slot("pos_embed")}
     if layout == "vision_transformer":
         top = {name: slot for name, slot in top.items() if not name.startswith(_MAP)}

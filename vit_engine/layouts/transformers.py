@@ -161,6 +161,8 @@ def timm_to_transformers(
         if value not in allowed:
             options = ", ".join(map(repr, allowed))
             raise ValueError(f"timm_to_transformers: {name} must be one of {options}, got {value!r}")
+    if not isinstance(prefix, str | None):
+        raise TypeError(f"timm_to_transformers: prefix must be a str or None, got {prefix!r}")
     tensors = dict(state_dict)
     heads = family != "dinov2" and "head.weight" in tensors
     if prefix is None:
