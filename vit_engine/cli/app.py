@@ -6,7 +6,6 @@ and the interpreter of Triton has to be asked for before anybody imports triton.
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from .inspect import inspect_command
 from .profile import profile_app
 from .report_page import report_command
 from .run import run_command
+from .streams import run_with_streams
 from .tune import tune_command
 from .warmup import warmup_command
 
@@ -73,10 +73,10 @@ def root(
 
 def main() -> None:
     """Run the command line; the exit code is the command's."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A file name that the terminal's encoding lacks is printed with escapes instead of ending the run.
-            stream.reconfigure(errors="backslashreplace")
+    run_with_streams(_main)
+
+
+def _main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
