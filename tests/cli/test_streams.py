@@ -45,7 +45,7 @@ def test_what_cannot_be_written_is_said_in_a_line(words: list[str], redirected: 
 
 
 def test_a_closed_standard_error_is_no_part_of_the_output() -> None:
-    process = started(["run", "missing.png"], "2>&-", stdout=subprocess.PIPE)
+    process = started(["run", "--device", "abacus"], "2>&-", stdout=subprocess.PIPE)
     assert process.communicate(timeout=120)[0] == ""
     assert process.returncode == 2
 
