@@ -6,7 +6,10 @@ import io
 import json
 import math
 import os
+import signal
 import sys
+import time
+from contextlib import closing
 from importlib.metadata import version
 
 import pytest
@@ -83,6 +86,55 @@ def test_batch_size_changes_nothing_but_the_batches(run, some, size):
     assert [p["file"] for p in one] == [p["file"] for p in other] == sorted(p["file"] for p in one)
     assert [p["label"] for p in one] == [p["label"] for p in other]
     assert [p["probability"] for p in one] == pytest.approx([p["probability"] for p in other], abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
+def test_what_was_classified_is_kept_when_it_is_interrupted(run, some, monkeypatch, options):
+    original, calls = classify.Timed.__call__, []
+
+    def third(self, pixels):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, pixels)
+
+    monkeypatch.setattr(classify.Timed, "__call__", third)
+    (some / "00.png").write_text("no image")
+    found = run(some, "--batch-size", 2, *options, code=130)
+    assert found.stderr.splitlines()[-1] == (
+        "vit-engine run: interrupted: 5 of 7 images done, kernels and PyTorch not compared"
+    )
+    if not options:
+        assert sum(f"00{i}.png" in found.stdout for i in range(6)) == 4
+        return
+    result = only_object(found)
+    assert [os.path.basename(p["file"]) for p in result["predictions"]] == [f"00{i}.png" for i in range(4)]
+    assert [error["file"] for error in result["errors"]] == [str(some / "00.png"), None]
+    assert result["agreement"] is None and result["images_per_second"] > 0
+
+
+def test_an_interrupted_comparison_costs_no_prediction(run, some, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "agreement", interrupted)
+    result = only_object(run(some, "--json", code=130))
+    assert len(result["predictions"]) == 6 and "6 of 6 images done" in result["errors"][0]["reason"]
+
+
+def test_nothing_that_has_not_begun_is_decoded_after_an_interruption(some):
+    begun = []
+
+    class Slow(classify.Preparation):
+        def load(self, path):
+            begun.append(path)
+            time.sleep(0.02)
+            raise KeyError
+
+    paths, slow = [some / "000.png"] * 500, Slow((8, 8), 1, "crop", 1.0)
+    with pytest.raises(KeyError), closing(classify.batches(paths, slow, 250, print)) as decoded:
+        next(decoded)
+    assert len(begun) < 100
 
 
 def test_files_that_fail_are_named_and_the_others_go_on(run, some):

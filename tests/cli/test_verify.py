@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+from typing import Any
 
 import pytest
 import torch
@@ -44,12 +47,43 @@ def test_a_kernel_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyPatc
     assert "3 passed, 3 failed" in output
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["lines", "json"])
+def test_what_was_compared_is_kept_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    calls, right = [], vit_kernels.layer_norm
+
+    def third(x: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return right(x, *rest, **more)
+
+    monkeypatch.setattr(vit_kernels, "layer_norm", third)
+    result = CliRunner().invoke(app, ["verify", "--kernel", "layer_norm", "--dtype", "fp32", *options])
+    assert result.exit_code == 130
+    assert re.fullmatch(r"vit-engine verify: interrupted: 2 of [3-9] done\n", result.stderr)
+    if options:
+        report = json.loads(result.stdout)
+        assert report["passed"] == len(report["results"]) == 2 and report["failed"] == 0 < report["not_run"]
+    else:
+        assert re.search(r"2 passed, 0 failed, \d not run", result.stdout) and result.stdout.count("  ok\n") == 2
+
+
+def test_a_kernel_that_raises_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("out of resource: shared memory\nand more")
+
+    monkeypatch.setattr(vit_kernels, "layer_norm", broken)
+    code, output = verify("--kernel", "layer_norm", "--kernel", "row_stats", "--dtype", "fp32")
+    assert code == 1 and "FAILED: RuntimeError: out of resource: shared memory\n" in output
+    assert "3 passed, 3 failed" in output
+
+
 def test_the_whole_model() -> None:
     from vit_bench.whole_model import SMALL
-    from vit_engine.cli.verify import _results
+    from vit_engine.cli.verify import _judged, _planned
 
     backend_device = "cpu" if RUNG == "interpreted" else "cuda"
-    rows = list(_results([], None, False, ["fp32"], backend_device))
+    rows = [_judged(*one) for one in _planned([], None, False, ["fp32"], backend_device)]
     assert [row["name"] for row in rows] == ["whole model: small ViT"]
     assert rows[0]["passed"], rows[0]
     assert SMALL.num_register_tokens and SMALL.layer_scale

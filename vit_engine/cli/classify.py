@@ -6,8 +6,9 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ Reporter = Callable[[ImageError | None], None]
 
 def batches(
     paths: Sequence[Path], preparation: Preparation, batch_size: int, failed: Callable[[ImageError], None]
-) -> Iterator[list[tuple[Path, DecodedImage]]]:
+) -> Generator[list[tuple[Path, DecodedImage]], None, None]:
     """Decoded images in order, ``batch_size`` at a time; threads decode the next batch while one is classified."""
 
     def decode(path: Path) -> DecodedImage | ImageError:
@@ -117,7 +118,8 @@ def batches(
     ready: list[tuple[Path, DecodedImage]] = []
     waiting: deque[tuple[Path, Future[DecodedImage | ImageError]]] = deque()
     remaining = iter(paths)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    try:
         while True:
             while len(waiting) < 2 * batch_size and (path := next(remaining, None)) is not None:
                 waiting.append((path, pool.submit(decode, path)))
@@ -132,6 +134,9 @@ def batches(
             if len(ready) == batch_size:
                 yield ready
                 ready = []
+    finally:
+        # Where the run is interrupted, nobody waits for what has not begun.
+        pool.shutdown(cancel_futures=True)
     if ready:
         yield ready
 
@@ -183,15 +188,17 @@ def classify(
     paths: Sequence[Path],
     preparation: Preparation,
     forward: Timed | Child,
-    backend: str,
+    outcome: Outcome,
     *,
     batch_size: int,
     top_k: int,
     sample_size: int,
     report: Reporter,
-) -> Outcome:
-    """Classify every file that can be decoded; the others become errors of the outcome."""
-    outcome = Outcome(backend)
+) -> None:
+    """Classify every file that can be decoded; the others become errors of the outcome.
+
+    The outcome is added to batch by batch: whatever ends this early, it holds what was done.
+    """
 
     def failed(error: ImageError) -> None:
         outcome.errors.append(error)
@@ -200,25 +207,25 @@ def classify(
     sample: list[torch.Tensor] = []
     sample_logits: list[torch.Tensor] = []
     at_once = _INTERPRETED_AT_ONCE if isinstance(forward, Child) else batch_size
-    for batch in batches(paths, preparation, at_once, failed):
-        pixels = torch.stack([image.pixels for _, image in batch])
-        logits = forward(pixels)
-        wanted = sample_size - sum(map(len, sample))
-        if wanted > 0:
-            sample.append(pixels[:wanted])
-            sample_logits.append(logits[:wanted])
-        probabilities, classes = logits.double().softmax(-1).topk(min(top_k, logits.shape[-1]))
-        for row, (path, image) in enumerate(batch):
-            top = list(zip(classes[row].tolist(), probabilities[row].tolist(), strict=True))
-            if not all(math.isfinite(probability) for _, probability in top):
-                failed(ImageError(path, "the model's output is not finite"))
-                continue
-            outcome.predictions.append(Prediction(path, top, image.note))
-            report(None)
-    outcome.seconds = forward.seconds
+    with closing(batches(paths, preparation, at_once, failed)) as decoded:
+        for batch in decoded:
+            pixels = torch.stack([image.pixels for _, image in batch])
+            logits = forward(pixels)
+            outcome.seconds = forward.seconds
+            wanted = sample_size - sum(map(len, sample))
+            if wanted > 0:
+                sample.append(pixels[:wanted])
+                sample_logits.append(logits[:wanted])
+            probabilities, classes = logits.double().softmax(-1).topk(min(top_k, logits.shape[-1]))
+            for row, (path, image) in enumerate(batch):
+                top = list(zip(classes[row].tolist(), probabilities[row].tolist(), strict=True))
+                if not all(math.isfinite(probability) for _, probability in top):
+                    failed(ImageError(path, "the model's output is not finite"))
+                    continue
+                outcome.predictions.append(Prediction(path, top, image.note))
+                report(None)
     if sample:
         outcome.sample, outcome.sample_logits = torch.cat(sample), torch.cat(sample_logits)
-    return outcome
 
 
 def agreement(source: Source, outcome: Outcome, device: torch.device, dtype: torch.dtype) -> dict[str, Any] | None:

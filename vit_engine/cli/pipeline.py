@@ -20,6 +20,7 @@ from ..vit import ViT
 from . import report
 from .child import ChildError
 from .classify import DTYPES, Child, Outcome, Preparation, Source, Timed, agreement, classify, disagreement
+from .interrupt import INTERRUPTED, termination_as_interrupt
 from .labels import labels_from_json, read_labels, read_truth
 
 ALL_FINE, SOME_FAILED, NOTHING_USABLE = 0, 1, 2
@@ -84,21 +85,31 @@ def _classify_and_compare(
     labels = _labels_for(model, options, labels)
     backend = "interpret" if interpreted else model.backend
     preparation = Preparation(model.config.image_hw, model.config.in_channels, options.resize, options.crop_fraction)
-    with _progress(len(paths), errors) as tick:
-        outcome = classify(
-            paths,
-            preparation,
-            Child(model, dtype) if interpreted else Timed(model),
-            backend,
-            batch_size=options.batch_size,
-            top_k=options.top_k,
-            sample_size=_sample_size(options, device),
-            report=tick,
-        )
+    outcome, interrupted, compared, problems = Outcome(backend), False, None, []
+    try:
+        with termination_as_interrupt():
+            with _progress(len(paths), errors) as tick:
+                classify(
+                    paths,
+                    preparation,
+                    Child(model, dtype) if interpreted else Timed(model),
+                    outcome,
+                    batch_size=options.batch_size,
+                    top_k=options.top_k,
+                    sample_size=_sample_size(options, device),
+                    report=tick,
+                )
+            compared, problems = _compare(source, outcome, device, dtype)
+    except KeyboardInterrupt:
+        interrupted = True
+        done = len(outcome.predictions) + len(outcome.errors)
+        problems = [f"interrupted: {done} of {len(paths)} images done, kernels and PyTorch not compared"]
+        print(f"vit-engine run: {problems[0]}", file=sys.stderr)
     outcome.errors[:0] = errors
-    compared, problems = _compare(source, outcome, device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     result = report.as_json(outcome, labels, truth, compared, problems, name, options.dtype)
+    if interrupted:
+        return INTERRUPTED, result
     if not outcome.predictions:
         return NOTHING_USABLE, result
     return SOME_FAILED if outcome.errors or problems else ALL_FINE, result

@@ -86,7 +86,8 @@ def run_command(
 
     Files that cannot be used are named on stderr and the others are classified.
 
-    Exit code: 0 all fine, 1 some files failed or kernels and PyTorch disagree, 2 wrong usage or nothing usable.
+    Exit code: 0 all fine, 1 some files failed or kernels and PyTorch disagree, 2 wrong usage or nothing usable, 130
+    interrupted (Ctrl-C), which prints the images that were classified before.
     """
     from .pipeline import NOTHING_USABLE, Options, UsageError, execute
 

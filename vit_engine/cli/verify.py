@@ -10,13 +10,15 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .in_child import run_in_child
+from .interrupt import INTERRUPTED, termination_as_interrupt
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -50,6 +52,8 @@ def verify_command(
     ] = False,
 ) -> None:
     """Compare every kernel and a whole model with float64 references; exit code 1 if anything misses its tolerance.
+
+    Ctrl-C ends it with exit code 130 and with what was compared before.
 
     With --full: all kernels, tiles and preset models, sanitizer, graph capture and throughput, as far as this machine
     allows; the rest is marked as not run. Exit code 1 if any check failed, crashed or timed out.
@@ -108,16 +112,25 @@ def _verify(model: str | None, kernels: list[str], dtypes: list[str], as_json: b
         typer.echo(f"rung: {rung}")
         heads = "".join(f"{head:>11}" for head in ("max error", "row error", "allowed", "eager"))
         typer.echo(f"{'what':<52}{'dtype':<7}{heads}{'s':>7}  verdict")
-    rows = []
-    for row in _results(kernels or known, model, bool(kernels), wanted, device):
-        rows.append(row)
-        if not as_json:
-            _print_row(row)
-    failed = sum(not row["passed"] for row in rows)
+    planned = _planned(kernels or known, model, bool(kernels), wanted, device)
+    rows: list[dict[str, Any]] = []
+    try:
+        with termination_as_interrupt():
+            for one in planned:
+                rows.append(_judged(*one))
+                if not as_json:
+                    _print_row(rows[-1])
+    except KeyboardInterrupt:
+        typer.echo(f"vit-engine verify: interrupted: {len(rows)} of {len(planned)} done", err=True)
+    failed, left = sum(not row["passed"] for row in rows), len(planned) - len(rows)
     if as_json:
-        print(json.dumps({"rung": rung, "passed": len(rows) - failed, "failed": failed, "results": rows}))
+        counts = {"passed": len(rows) - failed, "failed": failed, "not_run": left}
+        print(json.dumps({"rung": rung, **counts, "results": rows}))
     else:
-        typer.echo(f"{len(rows) - failed} passed, {failed} failed ({rung})")
+        not_run = f", {left} not run" if left else ""
+        typer.echo(f"{len(rows) - failed} passed, {failed} failed{not_run} ({rung})")
+    if left:
+        return INTERRUPTED
     return 1 if failed else 0
 
 
@@ -145,28 +158,31 @@ def _rung() -> tuple[str, str, list[str]]:
     return f"executed on {torch.cuda.get_device_name()}", "cuda", list(_DTYPES)
 
 
-def _results(
+def _planned(
     kernels: list[str], model: str | None, only_kernels: bool, dtypes: list[str], device: str
-) -> Iterator[dict[str, Any]]:
+) -> list[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """Name, dtype and how to run it, of everything that is to be compared."""
     import torch
 
     from vit_bench.cases import cases_for, run_case
     from vit_bench.whole_model import SMALL, run_model
     from vit_engine import ViTConfig
 
-    for kernel in kernels:
-        for case in cases_for(kernel):
-            for dtype in dtypes:
-                yield _judged(str(case), dtype, lambda c=case, d=dtype: run_case(c, getattr(torch, _DTYPES[d]), device))
+    found: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
+        (str(case), dtype, partial(run_case, case, getattr(torch, _DTYPES[dtype]), device))
+        for kernel in kernels
+        for case in cases_for(kernel)
+        for dtype in dtypes
+    ]
     if not only_kernels:
         config = SMALL if model is None else ViTConfig.preset(model)
         backend = "interpret" if device == "cpu" else "triton"
-        for dtype in dtypes:
-            yield _judged(
-                f"whole model: {model or 'small ViT'}",
-                dtype,
-                lambda d=dtype: {"logits": run_model(config, getattr(torch, _DTYPES[d]), device, backend)},
-            )
+
+        def whole(dtype: str) -> dict[str, Any]:
+            return {"logits": run_model(config, getattr(torch, _DTYPES[dtype]), device, backend)}
+
+        found += [(f"whole model: {model or 'small ViT'}", dtype, partial(whole, dtype)) for dtype in dtypes]
+    return found
 
 
 def _judged(name: str, dtype: str, run: Any) -> dict[str, Any]:
@@ -176,6 +192,9 @@ def _judged(name: str, dtype: str, run: Any) -> dict[str, Any]:
         errors = run()
     except AssertionError as error:
         row |= {"passed": False, "reason": str(error)}
+    except Exception as error:  # a kernel that does not compile must not hide the others
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        row |= {"passed": False, "reason": f"{type(error).__name__}: {first}"}
     else:
         worst = max(errors.values(), key=lambda e: e.row / e.row_allowed if e.row_allowed else 0.0)
         row |= {
