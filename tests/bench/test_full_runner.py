@@ -54,10 +54,11 @@ def test_parts_that_pass() -> None:
     assert 0 < outcome.seconds < 30
 
 
-def test_a_part_that_fails_fails_the_check_and_keeps_its_output() -> None:
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_part_that_fails_fails_the_check_and_keeps_its_output(status: int) -> None:
     outcome = run(
         "plan('a', 'b'); part(0, status='failed', reason='error 2 is over 1'); part(1); note(event='done')\n"
-        "print('why')"
+        f"print('why'); sys.exit({status})"
     )
     assert (outcome.status, outcome.reason, outcome.output) == ("failed", "a: error 2 is over 1", "why")
     assert statuses(outcome) == ["failed", "passed"]
@@ -114,11 +115,24 @@ def test_a_process_that_always_crashes_is_not_started_for_ever() -> None:
         ("print('{}')", "ended with exit status 0, but before its work was done"),
         ("plan('a'); begin(0)", "a: ended with exit status 0, but before its work was done"),
         ("plan('a'); part(0); sys.exit(1)", "ended with exit status 1"),
+        ("plan('a'); part(0); note(event='done'); sys.exit(1)", "ended with exit status 1"),
+        ("plan('a'); part(0, status='failed'); sys.exit(1)", "ended with exit status 1"),
         ("plan('a'); part(0); open(events, 'a').write('[]\\n%%\\n'); note(event='done')", "notes that cannot be read"),
         ("plan('a'); part(5); note(event='done')", "notes that cannot be read"),
         ("note(event='end', part=0)", "notes that cannot be read"),
     ],
-    ids=["before its plan", "killed", "silent", "unfinished", "at its end", "garbage", "no such part", "no plan"],
+    ids=[
+        "before its plan",
+        "killed",
+        "silent",
+        "unfinished",
+        "at its end",
+        "behind its end",
+        "failed, at its end",
+        "garbage",
+        "no such part",
+        "no plan",
+    ],
 )
 def test_a_process_that_does_not_do_its_work_has_crashed(body: str, reason: str) -> None:
     outcome = run(body)

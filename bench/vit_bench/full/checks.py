@@ -24,6 +24,7 @@ BATCHES = (1, 8, 64, 256)
 LIBRARIES = ("timm", "torchvision", "transformers")
 TOOLS = ("memcheck", "racecheck")
 COMPILED_FOR = "sm_90"
+PARTS_FAILED = 1  # the exit status of a process that did its work and found something wrong
 TOOL_FOUND_ERRORS = 9  # the exit status that compute-sanitizer is told to end with
 
 EXECUTED, INTERPRETED, COMPILED, PYTORCH = "executed", "interpreted", "compiled only", "PyTorch"

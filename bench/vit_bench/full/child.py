@@ -7,8 +7,8 @@ With --events FILE the notes go there, one JSON object a line, else to standard 
     {"event": "plan", "parts": [names]}, then for each part {"event": "start", "part": i} and {"event": "end",
     "part": i, "status", "reason", "figures", "seconds"}, and at last {"event": "done"}.
 
-A part that raises does not stop the others. One that leaves the GPU unusable does: the process ends, and the caller
-starts another with --start at the next part.
+A part that raises does not stop the others; the exit status is 1 then. One that leaves the GPU unusable does: the
+process ends with 3, and the caller starts another with --start at the next part.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_bench.full.checks import NAMES
+from vit_bench.full.checks import NAMES, PARTS_FAILED
 from vit_bench.full.parts import CannotRunError, Part, parts_of
 
 GPU_LOST = 3  # exit status
@@ -61,9 +61,12 @@ def run_part(part: Part) -> dict[str, Any]:
 def run(parts: Sequence[Part], start: int, note: Callable[[dict[str, Any]], None]) -> int:
     """Runs the parts from number `start` on; the exit status of the process."""
     note({"event": "plan", "parts": [part.name for part in parts]})
+    status = 0
     for number, part in enumerate(parts[start:], start):
         note({"event": "start", "part": number})
         result = run_part(part)
+        if result["status"] == "failed":
+            status = PARTS_FAILED
         lost = result["status"] == "failed" and gpu_lost()
         if lost:
             result |= {"status": "crashed", "reason": f"the GPU cannot be used any more: {result['reason']}"}
@@ -71,7 +74,7 @@ def run(parts: Sequence[Part], start: int, note: Callable[[dict[str, Any]], None
         if lost:
             return GPU_LOST
     note({"event": "done"})
-    return 0
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_bench.full.checks import INTERPRETED, TOOL_FOUND_ERRORS, Check
+from vit_bench.full.checks import INTERPRETED, PARTS_FAILED, TOOL_FOUND_ERRORS, Check
 
 PASSED, FAILED, CRASHED, TIMED_OUT, NOT_RUN = "passed", "failed", "crashed", "timed out", "not run"
 BAD = (CRASHED, TIMED_OUT, FAILED)  # the worst first
@@ -164,6 +164,11 @@ class _Notes:
             names = self.plan or []
             self._ended.append({"name": names[event["part"]], **{key: event[key] for key in PART_KEYS}})
 
+    @property
+    def failed(self) -> bool:
+        """Whether a part ended so."""
+        return any(ended["status"] == FAILED for ended in self._ended)
+
     def finished(self, problem: tuple[str, str] | None) -> list[dict[str, Any]]:
         """The parts that ended, and the one that was running when the process did."""
         if self.started is None or self.plan is None:
@@ -193,7 +198,8 @@ def _bad_end(check: Check, status: int | None) -> tuple[str, str] | None:
 
 def _problem(check: Check, status: int | None, notes: _Notes) -> tuple[str, str] | None:
     """(status of the check, reason) where a process did not end as it should; None where it did."""
-    bad = _bad_end(check, status)
+    told = status == PARTS_FAILED and notes.done and notes.failed
+    bad = None if told else _bad_end(check, status)
     if bad is not None:
         return bad
     if notes.garbled:
