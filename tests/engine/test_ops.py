@@ -141,6 +141,14 @@ def test_tangents_are_refused(name: str) -> None:
         torch.func.jvp(lambda x: calls_with(name, lambda _: x)[0](), (first,), (first,))
 
 
+@pytest.mark.parametrize("name", sorted({*ops.__all__} - {"row_stats"}))  # which has one tensor
+def test_a_tensor_without_values_is_refused(name: str) -> None:
+    """The operator's fake would answer, with memory that nobody wrote."""
+    for call in calls_with(name, lambda x: x.to("meta")):
+        with pytest.raises(ValueError, match=rf"vit_engine.ops.{name}: \w+ must be on the device of \w+, .*meta"):
+            call()
+
+
 def test_a_traced_graph_holds_one_node_per_launch() -> None:
     """Exported with a dynamic number of rows, without running a kernel."""
 
