@@ -48,11 +48,9 @@ def resample_position(
         raise TypeError(f"resample_position: position must be a torch.Tensor, got {type(position).__name__}")
     if not _is_int(num_prefix):
         raise TypeError(f"resample_position: num_prefix must be an int, got {num_prefix!r}")
-    for name, grid in (("new_grid", new_grid), ("old_grid", old_grid)):
-        if not isinstance(grid, (tuple, list)) or not all(map(_is_int, grid)):
-            if grid is None and name == "old_grid":
-                continue
-            raise TypeError(f"resample_position: {name} must be two positive ints, got {grid!r}")
+    _check_grid("new_grid", new_grid)
+    if old_grid is not None:
+        _check_grid("old_grid", old_grid)
     if method not in METHODS:
         raise ValueError(f"resample_position: method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     if position.dim() not in (2, 3) or (position.dim() == 3 and position.shape[0] != 1):
@@ -99,6 +97,11 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool)
 
 
+def _check_grid(name: str, grid: Any) -> None:
+    if not isinstance(grid, (tuple, list)) or not all(map(_is_int, grid)):
+        raise TypeError(f"resample_position: {name} must be two positive ints, got {grid!r}")
+
+
 class PositionCache:
     """Interpolated position embeddings by grid, rebuilt when the embeddings they came from change.
 
@@ -139,6 +142,7 @@ class PositionCache:
         tensors that are no plain ones (fake or inference tensors have no address or version counter to ask for), and
         while a CUDA graph is captured, as the table is there only once the graph runs: those are computed anew.
         """
+        _check_grid("new_grid", new_grid)
         if tuple(new_grid) == tuple(old_grid):
             return position
         plain = type(position) in PLAIN and not transformed()

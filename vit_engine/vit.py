@@ -296,6 +296,8 @@ class ViT(nn.Module):
 
         Raises ValueError for another number of dimensions: of pooled features one element would be taken for a token.
         """
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens must be a torch.Tensor, got {type(tokens).__name__}")
         if tokens.dim() != 3:
             raise ValueError(f"tokens must be [B, T, {self.config.embed_dim}], got {list(tokens.shape)}")
         if self.config.global_pool == "token":

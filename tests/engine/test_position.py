@@ -2,6 +2,7 @@ import copy
 import io
 import threading
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,12 @@ def test_other_types_are_named(arguments: dict, text: str) -> None:
     with pytest.raises(TypeError) as error:
         resample_position(**{"position": table(16), "new_grid": (2, 2), **arguments})
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize("grid", [3, None, "33"])
+def test_the_model_names_a_grid_of_another_type(grid: Any, model) -> None:
+    with pytest.raises(TypeError, match="new_grid must be two positive ints, got"):
+        model.position_embedding(grid)
 
 
 # --- the cache ------------------------------------------------------------------------------------

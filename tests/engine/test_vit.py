@@ -249,3 +249,5 @@ def test_a_head_takes_tokens_alone(pool: str) -> None:
     for call in (model.pool, model.forward_head):
         with pytest.raises(ValueError, match=r"tokens must be \[B, T, 48\], got \[2, 48\]"):
             call(tokens[:, 0])
+        with pytest.raises(TypeError, match=r"tokens must be a torch\.Tensor, got list"):
+            call([1])  # type: ignore[arg-type]
