@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def triton_needed(what: str) -> Iterator[None]:
-    """Around imports of the kernels: a ModuleNotFoundError for triton names `what` needs it, and what does without."""
+    """Around imports of the kernels: a ModuleNotFoundError for triton names what needs it, and what does without."""
     try:
         yield
     except ModuleNotFoundError as error:
