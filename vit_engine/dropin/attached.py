@@ -23,6 +23,7 @@ from vit_kernels import launch
 from ..class_code import constant_in_graphs
 from ..derived import DerivedCache, transformed
 from ..replay import ReplayCache
+from .describe import dtype_name
 from .structure import listens
 
 __all__ = ["TRACED_BY_FX", "Attached", "State", "counting_changes", "differentiable", "traced_by_fx", "wants_gradient"]
@@ -204,9 +205,9 @@ class Attached:
         if x.device.type == "cpu" and weight.dtype == torch.bfloat16 and launch.interpreting():
             return "Triton's interpreter computes bfloat16 wrongly: use float32 or float16 with it"
         if weight.dtype not in DTYPES:
-            return f"the model is {_short(weight.dtype)}: the kernels take float32, float16 and bfloat16"
+            return f"the model is {dtype_name(weight.dtype)}: the kernels take float32, float16 and bfloat16"
         if x.dtype != weight.dtype:
-            return f"the input is {_short(x.dtype)}, the model {_short(weight.dtype)}"
+            return f"the input is {dtype_name(x.dtype)}, the model {dtype_name(weight.dtype)}"
         if compiling and not exporting and wants_gradient(self.module, x):
             return "gradients are enabled while a graph is compiled; call it under torch.no_grad()"
         return None
@@ -229,10 +230,6 @@ class Attached:
 def traced_by_fx(x: object) -> bool:
     """Whether x stands for a tensor in a graph that torch.fx is making, as timm's and torchvision's extractors do."""
     return isinstance(x, torch.fx.Proxy)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def wants_gradient(module: nn.Module, x: Tensor) -> bool:

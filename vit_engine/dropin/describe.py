@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..encoder_block import AttentionInputs, BlockPlan, Norm, Source, Stack
@@ -21,6 +22,7 @@ __all__ = [
     "check_head_dim",
     "class_name",
     "dropout",
+    "dtype_name",
     "expect",
     "gamma",
     "linear",
@@ -70,6 +72,11 @@ def class_name(module: Any) -> str:
     """Full name of a module's class, as "timm.layers.mlp.Mlp"."""
     kind = type(module)
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As "float16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def expect(parent: nn.Module, name: str, *classes: str) -> Any:

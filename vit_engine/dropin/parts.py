@@ -115,8 +115,9 @@ class FusedBlock(Described):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tokens = args[0] if args else kwargs.get(self._tokens)
-        if not isinstance(tokens, Tensor) or tokens.ndim != 3:
-            return self.instead("the tokens are no tensor of three dimensions", *args, **kwargs)
+        # Of none, too: some libraries' blocks cannot be given an empty batch, and say so.
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3 or not tokens.numel():
+            return self.instead("the tokens are no tensor of three dimensions that holds any", *args, **kwargs)
         why = self.why_not(tokens)
         if why is not None:
             return self.instead(why, *args, **kwargs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..derived import DerivedCache
 from ..encoder_block import Source, read
-from .describe import Unsupported, class_name
+from .describe import Unsupported, class_name, dtype_name
 from .structure import foreign_code, plain
 
 __all__ = ["Stem", "check_images", "patch_convolution", "run_stem", "whole_patches"]
@@ -38,6 +38,9 @@ class Stem:
             if not plain(tensor):
                 kind = type(tensor).__name__
                 raise Unsupported(f"{name} is a {kind}, expected a plain Parameter", changed=True)
+            if tensor.dtype != self.conv.weight.dtype:
+                kinds = dtype_name(tensor.dtype), dtype_name(self.conv.weight.dtype)
+                raise Unsupported(f"{name} is {kinds[0]}, the patch projection {kinds[1]}", changed=True)
 
 
 def patch_convolution(parent: nn.Module, name: str) -> nn.Conv2d:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..class_code import replaced
+from .describe import dtype_name
 
 __all__ = ["Structure", "foreign_code", "listens", "only_listens", "plain"]
 
@@ -37,9 +38,11 @@ def only_listens(hooks: dict[int, Any]) -> bool:
 def foreign_code(root: nn.Module) -> str | None:
     """What somebody put into a module that would not run if its parts were not called: a reason, or None.
 
-    Looks at the parts below root: hooks, forward methods on instances, parametrizations, tensor subclasses. Hooks on
-    root itself run anyway. The classes of all of them, root's too, must have the forward() of their library.
+    Looks at the parts below root: hooks, forward methods on instances, parametrizations, tensor subclasses, parameters
+    of several precisions (of which some libraries' operators promote and most raise). Hooks on root itself run anyway.
+    The classes of all of them, root's too, must have the forward() of their library.
     """
+    precisions: dict[torch.dtype, str] = {}
     for name, part in root.named_modules():
         if part is root:
             tensors = list(part._parameters.items())
@@ -55,8 +58,15 @@ def foreign_code(root: nn.Module) -> str | None:
         if "parametrizations" in part._modules:
             return f"{name or 'it'} has parametrizations"
         for key, value in tensors:
-            if value is not None and not plain(value):
+            if value is None:
+                continue
+            if not plain(value):
                 return f"{key} is a {type(value).__name__}, expected a plain Parameter"
+            if value.is_floating_point():
+                precisions.setdefault(value.dtype, key)
+    if len(precisions) > 1:
+        found = ", ".join(f"{key} is {dtype_name(dtype)}" for dtype, key in precisions.items())
+        return f"its parameters have several dtypes: {found}"
     if torch_module._has_any_global_hook():
         return "global module hooks are installed"
     return None
@@ -69,7 +79,7 @@ def plain(tensor: Tensor) -> bool:
 
 
 class Structure:
-    """The submodules of a module, their classes and these' forward(), settings and hooks, at one moment.
+    """The submodules of a module, their classes and these' forward(), settings, hooks and precisions, at one moment.
 
     Values of parameters are none of its business: they are read anew by every pass.
     """
@@ -80,7 +90,7 @@ class Structure:
         self._entries: list[tuple[dict, str, object]] = []
         self._sizes: list[tuple[dict, int]] = []
         self._hooks: list[tuple[nn.Module, str, tuple[int, ...]]] = []
-        self._tensors: list[tuple[dict, str, type]] = []
+        self._tensors: list[tuple[dict, str, type, torch.dtype | None]] = []
         kinds = {type(part) for part in root.modules()}
         self._forwards = [(kind, kind.forward) for kind in kinds]
         for part in root.modules():
@@ -91,7 +101,8 @@ class Structure:
             self._entries += [(part._modules, name, child) for name, child in part._modules.items()]
             self._hooks += [(part, table, tuple(getattr(part, table))) for table in _HOOKS]
             self._sizes += [(part._modules, len(part._modules)), (vars(part), len(vars(part)))]
-            self._tensors += [(part._parameters, name, type(value)) for name, value in part._parameters.items()]
+            for name, value in part._parameters.items():
+                self._tensors.append((part._parameters, name, type(value), None if value is None else value.dtype))
 
     def holds(self) -> bool:
         """True while nothing has changed."""
@@ -111,7 +122,8 @@ class Structure:
         for table, name, value in self._entries:
             if table.get(name) is not value:
                 return False
-        for table, name, kind in self._tensors:
-            if type(table.get(name)) is not kind:
+        for table, name, kind, dtype in self._tensors:
+            value = table.get(name)
+            if type(value) is not kind or (value is not None and value.dtype is not dtype):
                 return False
         return bool(torch_module._has_any_global_hook()) == self._global_hooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..encoder_block import AttentionInputs, BlockPlan, Norm, Stack
@@ -15,6 +16,7 @@ from .describe import (
     check_head_dim,
     class_name,
     dropout,
+    dtype_name,
     expect,
     gamma,
     linear,
@@ -77,11 +79,25 @@ def _random(block: Any) -> tuple[nn.Module, ...]:
     return (*drops, block.attn) if block.attn.attn_drop in drops else drops
 
 
-def _vit_arguments(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
-    # timm's masks add up with nothing: with both given its code takes one or the other, depending on fused_attn.
-    if attn_mask is not None and is_causal:
+def _mask_refusal(attn: Any, x: Tensor, mask: Tensor | None, causal: bool) -> str | None:
+    """Why a mask needs the original code, if it does: it decides what to raise at, depending on fused_attn."""
+    if mask is None:
+        return None
+    # timm's masks add up with nothing: of the two its code takes one or the other.
+    if causal:
         return "attn_mask and is_causal together"
-    return x, AttentionInputs(mask=attn_mask, causal=bool(is_causal))
+    usual = mask.dtype in (torch.bool, x.dtype) or (mask.dtype == torch.float32 and attn.fused_attn)
+    if mask.ndim not in (2, 3, 4) or not usual:
+        return f"attn_mask has the shape {list(mask.shape)} and dtype {dtype_name(mask.dtype)}"
+    return None
+
+
+def _vit_arguments(attn: Any) -> Any:
+    def arguments(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
+        refusal = _mask_refusal(attn, x, attn_mask, is_causal)
+        return refusal or (x, AttentionInputs(mask=attn_mask, causal=bool(is_causal)))
+
+    return arguments
 
 
 def vit_block(block: Any) -> Block:
@@ -102,7 +118,7 @@ def vit_block(block: Any) -> Block:
         **_mlp(block),
     )
     random = _random(block)
-    return Block(plan, _vit_arguments, random)
+    return Block(plan, _vit_arguments(attn), random)
 
 
 def _packed_or_apart(block: Any) -> Stack:
@@ -116,16 +132,22 @@ def _packed_or_apart(block: Any) -> Stack:
     return Stack(packed.weights, tuple(source(attn, f"{part}_bias") for part in "qkv"))
 
 
-def _eva_arguments(
-    x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Any:
-    if attn_mask is not None and is_causal:
-        return "attn_mask and is_causal together"
-    if rope is None:
-        return x, AttentionInputs(mask=attn_mask, causal=bool(is_causal))
-    # timm keeps sine and cosine side by side: [..., N, 2 head_dim].
-    sin, cos = rope.chunk(2, dim=-1)
-    return x, AttentionInputs(mask=attn_mask, causal=bool(is_causal), cos=cos, sin=sin)
+def _eva_arguments(attn: Any) -> Any:
+    def arguments(
+        x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Any:
+        refusal = _mask_refusal(attn, x, attn_mask, is_causal)
+        if rope is None:
+            return refusal or (x, AttentionInputs(mask=attn_mask, causal=bool(is_causal)))
+        # The kernel turns as many of the last tokens as there are rows; timm those behind a prefix of known length.
+        if x.shape[1] - rope.shape[-2] != attn.num_prefix_tokens:
+            sizes = f"{rope.shape[-2]} of {x.shape[1]} tokens, with num_prefix_tokens={attn.num_prefix_tokens}"
+            return f"rope is for {sizes}"
+        # timm keeps sine and cosine side by side: [..., N, 2 head_dim].
+        sin, cos = rope.chunk(2, dim=-1)
+        return refusal or (x, AttentionInputs(mask=attn_mask, causal=bool(is_causal), cos=cos, sin=sin))
+
+    return arguments
 
 
 def eva_block(block: Any) -> Block:
@@ -150,7 +172,7 @@ def eva_block(block: Any) -> Block:
         **_mlp(block),
     )
     random = _random(block)
-    return Block(plan, _eva_arguments, random, rotary=True)
+    return Block(plan, _eva_arguments(attn), random, rotary=True)
 
 
 def beit_block(block: Any) -> Block:

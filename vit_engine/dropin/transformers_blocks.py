@@ -19,6 +19,7 @@ from .describe import (
     check_head_dim,
     class_name,
     dropout,
+    dtype_name,
     expect,
     gamma,
     linear,
@@ -130,8 +131,7 @@ def _mask_refusal(inputs: AttentionInputs | Made, chosen: str | None) -> str | N
     mask = inputs.mask if isinstance(inputs, AttentionInputs) else None
     if mask is None or mask.dtype in _ADDED or (mask.dtype == torch.bool and chosen not in (None, "eager")):
         return None
-    kind = str(mask.dtype).removeprefix("torch.")
-    return f"attn_implementation is {chosen!r}, with an attention mask in {kind}"
+    return f"attn_implementation is {chosen!r}, with an attention mask in {dtype_name(mask.dtype)}"
 
 
 def _arguments(hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Any:
