@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -145,6 +146,29 @@ def test_what_is_plain_is_accelerated_without_strict() -> None:
     assert "blocks.0" in kernels(ours)
     assert launches_of(lambda: ours(images(1))).count("attention") == 1
     assert "ResPostBlock" in str(vit_engine.explain(ours))
+
+
+@pytest.mark.parametrize(
+    ("build", "change", "message"),
+    [
+        (hf_vit, lambda model: None, r"layers.0: .*ViTLayer of transformers 4.57.1, needed is version 5"),
+        (
+            timm_model,
+            lambda model: [delattr(block.attn, "head_dim") for block in model.blocks],
+            r"blocks.0: .*Block of timm .*, needed is 1.0.24 or newer: 'Attention' object has no attribute 'head_dim'",
+        ),
+    ],
+    ids=["transformers", "timm"],
+)
+def test_older_versions_of_a_library_are_named(
+    build: Any, change: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    change(model)
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
+    for strict in (True, False):
+        with pytest.raises(TypeError, match=message):
+            vit_engine.accelerate(model, strict=strict)
 
 
 def test_a_failed_accelerate_changes_nothing() -> None:

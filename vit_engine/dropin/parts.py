@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,6 +27,8 @@ CLASS_TOKEN_ALONE = "class token alone behind the attention of the last block"
 # The block of whose tokens nobody will read but the first of each image, while a classifier's forward() runs.
 first_token_of: ContextVar[nn.Module | None] = ContextVar("first_token_of", default=None)
 
+# Of the libraries whose older versions build the same classes otherwise.
+_VERSIONS = {"timm": "1.0.24 or newer", "transformers": "version 5"}
 BLOCKS = {**TIMM_BLOCKS, **TORCHVISION_BLOCKS, **TRANSFORMERS_BLOCKS}
 
 
@@ -39,7 +42,16 @@ def describe_block(block: nn.Module) -> Block:
         raise Unsupported(f"{kind} ({REFUSED[kind]})")
     if kind not in BLOCKS:
         raise Unsupported(f"it is {kind}, a class of its own", changed=True)
-    return BLOCKS[kind](block)
+    library = kind.partition(".")[0]
+    version = getattr(sys.modules.get(library), "__version__", "")
+    if library == "transformers" and version.partition(".")[0] in ("3", "4"):
+        # Some of its layers would be recognised, and return something else.
+        raise Unsupported(f"{kind} of transformers {version}, needed is {_VERSIONS[library]}")
+    try:
+        return BLOCKS[kind](block)
+    except AttributeError as missing:
+        needed = _VERSIONS.get(library, "another version")
+        raise Unsupported(f"{kind} of {library} {version}, needed is {needed}: {missing}") from missing
 
 
 def is_block(module: nn.Module) -> bool:

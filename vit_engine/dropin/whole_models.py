@@ -120,18 +120,19 @@ class FusedTimmFeatures(Attached):
             reason = "gradients are enabled: stem and norm run PyTorch's operators; call under torch.no_grad()"
         return reason
 
-    def __call__(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # A mask and a causal order, by the names that this version of timm has for them.
         if traced_by_fx(x):
-            return self.instead(TRACED_BY_FX, x, attn_mask=attn_mask, is_causal=is_causal)
+            return self.instead(TRACED_BY_FX, x, *args, **kwargs)
         stem = self.stem()
         if isinstance(stem, str):
-            return self.instead(stem, x, attn_mask=attn_mask, is_causal=is_causal)
+            return self.instead(stem, x, *args, **kwargs)
         check_timm_images(self.module.patch_embed, stem.conv, x)
         why = self.why_not(x)
-        if why is None and (attn_mask is not None or is_causal):
+        if why is None and any(value is not None and value is not False for value in (*args, *kwargs.values())):
             why = "attn_mask or is_causal was given: blocks are called one by one"
         if why is not None:
-            return self.instead(why, x, attn_mask=attn_mask, is_causal=is_causal)
+            return self.instead(why, x, *args, **kwargs)
         if torch.compiler.is_compiling():
             return self._features(stem, x)
         self.taken(self._parts)
