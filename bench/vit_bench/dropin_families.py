@@ -28,7 +28,7 @@ WIDTH, HEADS = 48, 2
 class Family:
     """library, name: for the table. small, full: builders, the second called on the meta device. covers: the models'
     names, where they are not timm's. more: what forward() needs beside images, from how many of them there are and the
-    model; patches: images come as rows of patches.
+    model; patches: images come as rows of patches; video: several of them at a time.
     """
 
     library: str
@@ -39,6 +39,7 @@ class Family:
     covers: tuple[str, ...] = ()
     more: Callable[[int, Any], dict[str, Tensor]] | None = None
     patches: bool = False
+    video: bool = False
 
     def __str__(self) -> str:
         return f"{self.library}: {self.name}"
@@ -69,7 +70,8 @@ def inputs(family: Family, model: Any, batch: int = 2, seed: int = 1) -> dict[st
         config = model.config
         shape = (batch, config.num_patches, config.num_channels * config.patch_size**2)
     else:
-        shape = (batch, 3, *image_size(model))
+        frames = (model.config.num_frames,) if family.video else ()
+        shape = (batch, *frames, 3, *image_size(model))
     return {"images": torch.randn(shape, generator=generator), **more}
 
 
@@ -185,7 +187,8 @@ _SMALL_CONFIG = {
 
 def _transformers(
     name: str, model: str, config: str, covers: tuple[str, ...], full: dict[str, Any] | None = None,
-    inputs: Callable[[int, Any], dict[str, Tensor]] | None = None, patches: bool = False, **more: Any,
+    inputs: Callable[[int, Any], dict[str, Tensor]] | None = None, patches: bool = False, video: bool = False,
+    **more: Any,
 ) -> Family:  # fmt: skip
     def build(**settings: Any) -> nn.Module:
         import transformers
@@ -201,6 +204,7 @@ def _transformers(
         covers=covers,
         more=inputs,
         patches=patches,
+        video=video,
     )
 
 
@@ -232,6 +236,10 @@ _TRANSFORMERS = [
         hidden_act="silu",
     ),
     _transformers("CLIP vision", "CLIPVisionModel", "CLIPVisionConfig", ("CLIPVisionModel*", "CLIPModel")),
+    _transformers("OWL-ViT vision", "OwlViTVisionModel", "OwlViTVisionConfig", ("OwlViT*",)),
+    _transformers("OWLv2 vision", "Owlv2VisionModel", "Owlv2VisionConfig", ("Owlv2*",)),
+    _transformers("BLIP vision", "BlipVisionModel", "BlipVisionConfig", ("BlipVisionModel", "BlipModel", "BlipFor*")),
+    _transformers("VideoMAE", "VideoMAEModel", "VideoMAEConfig", ("VideoMAE*",), video=True, num_frames=4),
     _transformers("SigLIP vision", "SiglipVisionModel", "SiglipVisionConfig", ("SiglipVisionModel", "SiglipModel")),
     _transformers(
         "SigLIP 2 vision", "Siglip2VisionModel", "Siglip2VisionConfig", ("Siglip2VisionModel", "Siglip2Model"),

@@ -32,7 +32,7 @@ _TORCHVISION = "torchvision.models.vision_transformer.VisionTransformer"
 _NORMS = ("norm", "norm_pre", "fc_norm", "ln", "layernorm", "pre_layrnorm", "post_layernorm", "pre_layernorm")
 SUPPORTED = (
     "timm's vision_transformer, deit, eva and beit models, torchvision's vit_*, and of transformers ViT, DeiT, DINOv2 "
-    "(with registers too), DINOv3 ViT, CLIP, SigLIP, SigLIP 2, ViTMAE and BEiT"
+    "(with registers too), DINOv3 ViT, CLIP, SigLIP, SigLIP 2, ViTMAE, BEiT, OWL-ViT, OWLv2, BLIP and VideoMAE"
 )
 
 

@@ -18,6 +18,7 @@ from .structure import foreign_code, only_listens
 from .timm_blocks import REFUSED, TIMM_BLOCKS
 from .torchvision_blocks import TORCHVISION_BLOCKS
 from .transformers_blocks import TRANSFORMERS_BLOCKS, outputs_are_collected
+from .transformers_more_blocks import MORE_TRANSFORMERS_BLOCKS
 
 __all__ = [
     "BLOCKS", "CLASS_TOKEN_ALONE", "FusedBlock", "FusedNorm", "chain", "describe_block", "first_token_of", "is_block",
@@ -29,7 +30,7 @@ first_token_of: ContextVar[nn.Module | None] = ContextVar("first_token_of", defa
 
 # Of the libraries whose older versions build the same classes otherwise.
 _VERSIONS = {"timm": "1.0.24 or newer", "transformers": "version 5"}
-BLOCKS = {**TIMM_BLOCKS, **TORCHVISION_BLOCKS, **TRANSFORMERS_BLOCKS}
+BLOCKS = {**TIMM_BLOCKS, **TORCHVISION_BLOCKS, **TRANSFORMERS_BLOCKS, **MORE_TRANSFORMERS_BLOCKS}
 
 
 def describe_block(block: nn.Module) -> Block:

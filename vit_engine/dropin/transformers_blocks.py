@@ -28,8 +28,14 @@ from .describe import (
 )
 
 __all__ = [
-    "TRANSFORMERS_BLOCKS", "attention_in_use", "collecting_outputs", "other_outputs_wanted", "outputs_are_collected",
-]  # fmt: skip
+    "TRANSFORMERS_BLOCKS",
+    "attention_in_use",
+    "collecting_outputs",
+    "other_outputs_wanted",
+    "outputs_are_collected",
+    "refusal",
+    "unless_another_attention",
+]
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def _own_attention(home: str, chosen: str | None) -> bool:
 def _attention_function(home: str, chosen: str | None) -> object:
     contents = vars(sys.modules[home])
     usual = contents.get("eager_attention_forward") if chosen in (None, "eager") else None
-    return contents["ALL_ATTENTION_FUNCTIONS"].get(chosen, usual)
+    return contents.get("ALL_ATTENTION_FUNCTIONS", {}).get(chosen, usual)
 
 
 def attention_in_use(model: Any) -> object:
@@ -116,7 +122,7 @@ def attention_in_use(model: Any) -> object:
     return _attention_function(home, model.config._attn_implementation) if hasattr(model, "config") else None
 
 
-def _refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
+def refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
     """Why arguments of a layer need the original code, if they do."""
     for name, value in more.items():
         if value is not None and value is not False and name not in _HARMLESS:
@@ -134,8 +140,23 @@ def _mask_refusal(inputs: AttentionInputs | Made, chosen: str | None) -> str | N
     return f"attn_implementation is {chosen!r}, with an attention mask in {dtype_name(mask.dtype)}"
 
 
+def unless_another_attention(attention: Any, arguments: Any) -> Any:
+    """arguments() of a layer, but for layers whose attention looks up a function of somebody's own."""
+    home = type(attention).__module__
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        # In the configuration, which may change at any time and be shared by all layers.
+        chosen = attention.config._attn_implementation
+        if _own_attention(home, chosen):
+            return f"attn_implementation is {chosen!r}, a function of somebody's own"
+        given = arguments(*args, **kwargs)
+        return given if isinstance(given, str) else _mask_refusal(given[1], chosen) or given
+
+    return asked
+
+
 def _arguments(hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Any:
-    return _refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask))
+    return refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask))
 
 
 def _rotary_arguments(
@@ -147,7 +168,7 @@ def _rotary_arguments(
     if position_embeddings is None:
         return "no position_embeddings"
     cos, sin = position_embeddings
-    return _refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask, cos=cos, sin=sin))
+    return refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask, cos=cos, sin=sin))
 
 
 def _mlp(block: nn.Module, names: _Names) -> dict[str, Any]:
@@ -191,16 +212,6 @@ def _block(
     gamma2: Source | None = None,
 ) -> Block:  # fmt: skip
     attention, random = _attention(block, names)
-    part, home = getattr(block, names.attention), type(block).__module__
-
-    def unless_another_attention(*args: Any, **kwargs: Any) -> Any:
-        # In the configuration, which may change at any time and be shared by all layers.
-        chosen = part.config._attn_implementation
-        if _own_attention(home, chosen):
-            return f"attn_implementation is {chosen!r}, a function of somebody's own"
-        given = arguments(*args, **kwargs)
-        return given if isinstance(given, str) else _mask_refusal(given[1], chosen) or given
-
     plan = BlockPlan(
         norm1=required_norm(block, names.norm1),
         norm2=required_norm(block, names.norm2),
@@ -210,7 +221,8 @@ def _block(
         gamma2=gamma2,
     )
     random += dropout(block, *names.random)
-    return Block(plan, unless_another_attention, random, rotary=arguments is _rotary_arguments)
+    asked = unless_another_attention(getattr(block, names.attention), arguments)
+    return Block(plan, asked, random, rotary=arguments is _rotary_arguments)
 
 
 def _plain(names: _Names) -> Any:
@@ -255,9 +267,9 @@ def _beit(block: Any) -> Block:
             if mask is None:
                 size = window, interpolate, tokens
                 made = Made("relative position bias", [relative.relative_position_bias_table], bias, size)
-                return _refusal(None, more) or (hidden_states, made)
+                return refusal(None, more) or (hidden_states, made)
             mask = bias() + mask
-        return _refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
+        return refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
 
     if block.relative_position_bias is not None:
         # Another class may have parameters whose changes nobody here would see.
@@ -287,6 +299,8 @@ TRANSFORMERS_BLOCKS = {
     _models("dinov2_with_registers", "Dinov2WithRegistersLayer"): _dino("Dinov2WithRegisters"),
     _models("dinov3_vit", "DINOv3ViTLayer"): _dino("DINOv3ViT", _rotary_arguments),
     _models("clip", "CLIPEncoderLayer"): _plain(_clip("CLIP")),
+    _models("owlvit", "OwlViTEncoderLayer"): _plain(_clip("OwlViT")),
+    _models("owlv2", "Owlv2EncoderLayer"): _plain(_clip("Owlv2")),
     _models("siglip", "SiglipEncoderLayer"): _plain(_clip("Siglip")),
     _models("siglip2", "Siglip2EncoderLayer"): _plain(_clip("Siglip2")),
 }

@@ -117,6 +117,8 @@ TRANSFORMERS_STEMS: dict[str, Callable[[Any, bool], Stem]] = {
     _models("dinov2_with_registers", "Dinov2WithRegistersEmbeddings"): _dinov2_registers,
     _models("dinov3_vit", "DINOv3ViTEmbeddings"): _dinov3,
     _models("clip", "CLIPVisionEmbeddings"): _clip,
+    _models("owlvit", "OwlViTVisionEmbeddings"): _clip,
+    _models("owlv2", "Owlv2VisionEmbeddings"): _clip,
     _models("siglip", "SiglipVisionEmbeddings"): _siglip,
 }
 
@@ -189,7 +191,9 @@ class FusedEmbeddings(Attached):
         reason = self.unavailable(images.to(weight.dtype) if images.is_floating_point() else images, weight)
         if reason is not None:
             return reason
-        size = getattr(self.module, "image_size", None)
+        module: Any = self.module
+        settings = module if hasattr(module, "image_size") else getattr(module, "config", None)
+        size = getattr(settings, "image_size", None)
         wanted = (size, size) if isinstance(size, int) else size
         if stem.position is not None and not stem.derive and tuple(images.shape[-2:]) != tuple(wanted or ()):
             (height, width), (ph, pw) = images.shape[-2:], stem.conv.kernel_size
