@@ -88,6 +88,21 @@ def test_other_models_are_refused_by_name(name: str, strict: bool) -> None:
         vit_engine.accelerate(NOT_A_VIT[name](), strict=strict)
 
 
+def test_attention_alone_is_offered_to_models_of_transformers() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    pair = (
+        transformers.IJepaModel(transformers.IJepaConfig(**sizes, num_hidden_layers=1)),
+        transformers.BloomModel(transformers.BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2)),
+    )
+    for model, offered in zip(pair, (True, False), strict=True):
+        with pytest.raises(TypeError, match="no encoder block") as raised:
+            vit_engine.accelerate(model)
+        assert ("vit_engine.register_attention()" in str(raised.value)) is offered
+    with pytest.raises(TypeError) as raised:
+        vit_engine.accelerate(nn.Linear(2, 2))
+    assert "register_attention" not in str(raised.value)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_swin_is_named(strict: bool) -> None:
     for model in (

@@ -21,6 +21,7 @@ from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
 from .pools import TIMM_POOL, FusedPool
 from .repeated import TIMM_LOOPS, Repeated, RepeatedFeatures, image_models
+from .transformers_attention import model_with_own_attention
 from .transformers_classifiers import TRANSFORMERS_CLASSIFIERS, FusedClassifier
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
 from .whole_models import TIMM_MODELS, FusedTimmFeatures, FusedTimmLogits, FusedTorchvision
@@ -104,7 +105,7 @@ def accelerate(
         usable = True
     if not usable:
         found = _some(problems) or f"{class_name(model)}: it has no encoder block among its modules that is known"
-        raise TypeError(f"accelerate: no kernels for {found}. Supported are {SUPPORTED}")
+        raise TypeError(f"accelerate: no kernels for {found}. Supported are {SUPPORTED}{_attention_alone(model)}")
     problems += _unsupported_stems(model)
     if strict and problems:
         raise TypeError(
@@ -130,6 +131,13 @@ def accelerate(
     for name, part in whole.items():
         Graphed(part, name, state, limit).attach()
     return model
+
+
+def _attention_alone(model: Any) -> str:
+    """What there is for models of transformers whose layers are not known."""
+    if not class_name(model).startswith("transformers.models.") or model_with_own_attention(type(model.config)):
+        return ""
+    return ". Attention alone may run on its kernel in this model, too: vit_engine.register_attention()"
 
 
 def _some(problems: list[str]) -> str:

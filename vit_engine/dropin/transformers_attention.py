@@ -150,7 +150,7 @@ def attention_mask_of(
     """
     from transformers.masking_utils import sdpa_mask
 
-    own_code = _model_with_own_attention(type(config))
+    own_code = model_with_own_attention(type(config))
     if own_code:
         raise ValueError(
             f"attn_implementation={NAME!r} is not supported by {own_code}: its attention is code of its own that does "
@@ -169,7 +169,7 @@ def _unsupported(name: str, value: Any) -> str:
 
 # torch.compile takes the answer as it is: traced, the walk over all model classes costs seconds.
 @torch.compiler.assume_constant_result
-def _model_with_own_attention(config_class: type) -> str | None:
+def model_with_own_attention(config_class: type) -> str | None:
     """The name of a model class of this configuration, already imported, that does not use `AttentionInterface`.
 
     Read from its module: it defines an attention layer, and holds no such interface. (A module that defines no
