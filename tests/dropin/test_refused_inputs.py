@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import vit_engine
 from tests.rung import DEVICE
+from vit_engine.dropin.parts import is_block
 
 from . import support
 from .support import close, images, launches_of, reasons
@@ -110,6 +111,18 @@ def test_masks_of_timm(build: Callable[..., Any], mask: Tensor) -> None:
     for model in (theirs, ours):
         model.blocks[0].attn.fused_attn = False
     close(_block(ours, attn_mask=mask), _block(theirs, attn_mask=mask))
+
+
+@pytest.mark.parametrize("name", ["timm vit", "timm eva", "timm beit", "torchvision", "vit"])
+@torch.no_grad()
+def test_arguments_of_no_or_another_version(name: str) -> None:
+    theirs, ours = support.pair(support.ALL[name])
+    tokens = torch.ones(2, 17, 32, device=DEVICE)
+    for model in (theirs, ours):
+        model.layer = next(part for part in model.modules() if is_block(part))
+    _both_raise(ours, theirs, lambda model: model.layer(tokens, *[None] * 4))
+    if name != "vit":  # transformers hands on what it does not know
+        _both_raise(ours, theirs, lambda model: model.layer(tokens, window=3))
 
 
 @torch.no_grad()

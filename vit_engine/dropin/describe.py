@@ -31,6 +31,7 @@ __all__ = [
     "norms_rows",
     "required_norm",
     "source",
+    "unknown_arguments",
 ]
 
 
@@ -221,3 +222,8 @@ def check_head_dim(head_dim: int) -> int:
     if head_dim > 128:
         raise Unsupported(f"attention heads are {head_dim} wide, the kernel takes at most 128")
     return head_dim
+
+
+def unknown_arguments(rest: tuple[Any, ...], more: dict[str, Any]) -> str | None:
+    """Why what forward() was given beside its known arguments needs the original code, which knows it or raises."""
+    return f"arguments that are not known here: {list(more) or len(rest)}" if rest or more else None

@@ -23,6 +23,7 @@ from .describe import (
     norm,
     required_norm,
     source,
+    unknown_arguments,
 )
 
 __all__ = ["REFUSED", "TIMM_BLOCKS", "attention_scale"]
@@ -93,8 +94,10 @@ def _mask_refusal(attn: Any, x: Tensor, mask: Tensor | None, causal: bool) -> st
 
 
 def _vit_arguments(attn: Any) -> Any:
-    def arguments(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
-        refusal = _mask_refusal(attn, x, attn_mask, is_causal)
+    def arguments(
+        x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, *rest: Any, **more: Any
+    ) -> Any:
+        refusal = unknown_arguments(rest, more) or _mask_refusal(attn, x, attn_mask, is_causal)
         return refusal or (x, AttentionInputs(mask=attn_mask, causal=bool(is_causal)))
 
     return arguments
@@ -134,9 +137,10 @@ def _packed_or_apart(block: Any) -> Stack:
 
 def _eva_arguments(attn: Any) -> Any:
     def arguments(
-        x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Any:
-        refusal = _mask_refusal(attn, x, attn_mask, is_causal)
+        x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False, *rest: Any,
+        **more: Any,
+    ) -> Any:  # fmt: skip
+        refusal = unknown_arguments(rest, more) or _mask_refusal(attn, x, attn_mask, is_causal)
         if rope is None:
             return refusal or (x, AttentionInputs(mask=attn_mask, causal=bool(is_causal)))
         # The kernel turns as many of the last tokens as there are rows; timm those behind a prefix of known length.
@@ -196,7 +200,9 @@ def beit_block(block: Any) -> Block:
         **_mlp(block),
     )
 
-    def arguments(x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Any:
+    def arguments(x: Tensor, shared_rel_pos_bias: Tensor | None = None, *rest: Any, **more: Any) -> Any:
+        if rest or more:
+            return unknown_arguments(rest, more)
         table = attn.relative_position_bias_table
         if table is None:
             return x, AttentionInputs(mask=shared_rel_pos_bias)

@@ -7,13 +7,24 @@ from typing import Any
 from torch import Tensor
 
 from ..encoder_block import AttentionInputs, BlockPlan, Stack
-from .describe import Block, Unsupported, activation, check_head_dim, dropout, expect, linear, required_norm, source
+from .describe import (
+    Block,
+    Unsupported,
+    activation,
+    check_head_dim,
+    dropout,
+    expect,
+    linear,
+    required_norm,
+    source,
+    unknown_arguments,
+)
 
 __all__ = ["TORCHVISION_BLOCKS"]
 
 
-def _arguments(input: Tensor) -> tuple[Tensor, AttentionInputs]:
-    return input, AttentionInputs()
+def _arguments(input: Tensor, *rest: Any, **more: Any) -> Any:
+    return unknown_arguments(rest, more) or (input, AttentionInputs())
 
 
 def _encoder_block(block: Any) -> Block:

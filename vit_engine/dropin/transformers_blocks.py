@@ -25,6 +25,7 @@ from .describe import (
     linear,
     required_norm,
     source,
+    unknown_arguments,
 )
 
 __all__ = [
@@ -122,8 +123,10 @@ def attention_in_use(model: Any) -> object:
     return _attention_function(home, model.config._attn_implementation) if hasattr(model, "config") else None
 
 
-def refusal(mask: Tensor | None, more: dict[str, Any]) -> str | None:
-    """Why arguments of a layer need the original code, if they do."""
+def refusal(mask: Tensor | None, rest: tuple[Any, ...], more: dict[str, Any]) -> str | None:
+    """Why arguments of a layer need the original code, if they do. rest, more: those that are not known by name."""
+    if rest:
+        return unknown_arguments(rest, {})
     for name, value in more.items():
         if value is not None and value is not False and name not in _HARMLESS:
             return f"argument {name}={value!r:.40}"
@@ -155,20 +158,22 @@ def unless_another_attention(attention: Any, arguments: Any) -> Any:
     return asked
 
 
-def _arguments(hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Any:
-    return refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask))
+def _arguments(hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **more: Any) -> Any:
+    return refusal(attention_mask, rest, more) or (hidden_states, AttentionInputs(mask=attention_mask))
 
 
 def _rotary_arguments(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
+    *rest: Any,
     **more: Any,
 ) -> Any:
     if position_embeddings is None:
         return "no position_embeddings"
     cos, sin = position_embeddings
-    return refusal(attention_mask, more) or (hidden_states, AttentionInputs(mask=attention_mask, cos=cos, sin=sin))
+    given = hidden_states, AttentionInputs(mask=attention_mask, cos=cos, sin=sin)
+    return refusal(attention_mask, rest, more) or given
 
 
 def _mlp(block: nn.Module, names: _Names) -> dict[str, Any]:
@@ -251,6 +256,7 @@ def _beit(block: Any) -> Block:
         attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         resolution: tuple[int, int] | None = None,
+        *rest: Any,
         **more: Any,
     ) -> Any:
         mask = attention_mask
@@ -267,9 +273,9 @@ def _beit(block: Any) -> Block:
             if mask is None:
                 size = window, interpolate, tokens
                 made = Made("relative position bias", [relative.relative_position_bias_table], bias, size)
-                return refusal(None, more) or (hidden_states, made)
+                return refusal(None, rest, more) or (hidden_states, made)
             mask = bias() + mask
-        return refusal(mask, more) or (hidden_states, AttentionInputs(mask=mask))
+        return refusal(mask, rest, more) or (hidden_states, AttentionInputs(mask=mask))
 
     if block.relative_position_bias is not None:
         # Another class may have parameters whose changes nobody here would see.

@@ -13,9 +13,9 @@ from .transformers_blocks import refusal, unless_another_attention
 __all__ = ["MORE_TRANSFORMERS_BLOCKS"]
 
 
-def _arguments(hidden_states: Tensor, **more: Any) -> Any:
+def _arguments(hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
     """Of layers that take no mask."""
-    return refusal(None, more) or (hidden_states, AttentionInputs())
+    return refusal(None, rest, more) or (hidden_states, AttentionInputs())
 
 
 def _videomae(block: Any) -> Block:
