@@ -128,10 +128,10 @@ def test_other_sizes_of_images(name: str) -> None:
     close(ours(images(1, (16, 64))), theirs(images(1, (16, 64))))  # as many patches: taken as they come
 
 
-def _llava() -> Any:
+def _llava(**text: Any) -> Any:
     towers: dict[str, Any] = {
         "vision_config": transformers.CLIPVisionConfig(**_SMALL),
-        "text_config": transformers.LlamaConfig(**_TEXT, num_key_value_heads=2),
+        "text_config": transformers.LlamaConfig(**{**_TEXT, **text}, num_key_value_heads=2),
     }
     return transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**towers, image_token_index=49))
 
@@ -177,3 +177,17 @@ def test_a_tower_inside_another_model(name: str) -> None:
     close(run(ours), run(theirs))
     assert launches_of(lambda: run(ours)).count("attention") >= blocks
     assert sum(text.startswith("linear (norm folded), attention") for text in kernels(ours).values()) >= blocks
+
+
+def test_explain_is_short_for_a_long_model() -> None:
+    """Layers of a language model have a row for each of their parts, not one for each part of each layer."""
+    layers = 12
+    model: Any = vit_engine.accelerate(ready(_llava(num_hidden_layers=layers)))
+    lines = str(vit_engine.explain(model)).splitlines()
+    assert len(lines) == len(str(vit_engine.explain(vit_engine.accelerate(ready(_llava())))).splitlines()) < 20
+    part = "model.language_model.layers.{}.self_attn.q_proj"
+    assert any(line.startswith(f"{part.format(0)} to {part.format(layers - 1)} ") for line in lines)
+    model.model.language_model.layers[5].self_attn.q_proj.forward = lambda x: x
+    lines = str(vit_engine.explain(model)).splitlines()
+    assert any(line.startswith(f"{part.format(0)} to {part.format(4)} ") for line in lines)
+    assert any(line.startswith(f"{part.format(6)} to {part.format(layers - 1)} ") for line in lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -43,24 +44,21 @@ class Explanation:
 
 
 def _grouped(rows: Sequence[Row]) -> list[Row]:
-    """Neighbours that read the same but for the number in their name as one row."""
-    grouped: list[tuple[Row, Row]] = []
+    """Rows that read the same but for the numbers in their names as one, unless one between them reads otherwise."""
+    groups: list[list[Row]] = []
+    latest: dict[str, list[Row]] = {}
     for row in rows:
-        if grouped:
-            first, last = grouped[-1]
-            alike = (first.kernels, first.why) == (row.kernels, row.why)
-            if alike and _without_numbers(last.module) == _without_numbers(row.module) and row.module != last.module:
-                grouped[-1] = (first, row)
-                continue
-        grouped.append((row, row))
+        alike = re.sub(r"\d+", "#", row.module)
+        group = latest.get(alike, [])
+        if group and group[-1].module != row.module and replace(group[-1], module=row.module) == row:
+            group.append(row)
+        else:
+            latest[alike] = [row]
+            groups.append(latest[alike])
     return [
-        first if first is last else Row(f"{first.module} to {last.module}", first.kernels, first.why)
-        for first, last in grouped
+        group[0] if len(group) == 1 else replace(group[0], module=f"{group[0].module} to {group[-1].module}")
+        for group in groups
     ]
-
-
-def _without_numbers(name: str) -> str:
-    return "".join("#" if c.isdigit() else c for c in name).replace("##", "#")
 
 
 def explanation_of(model: nn.Module, attached: Sequence[Attached]) -> Explanation:
