@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from vit_bench.plan import DTYPES
 from vit_bench.results import OURS
 from vit_bench.timed.machine import cpu_label, gpu_label
 from vit_bench.timed.problems import Problems
-from vit_bench.timed.shapes import DTYPES, Case, table
+from vit_bench.timed.shapes import Case, table
 from vit_bench.timed.work import work
 
 MOST_ON_CPU = 5e9  # FLOP of a case

@@ -7,7 +7,7 @@ All of it are bounds, from the code (`vit_bench.pipes`) or by arithmetic (`vit_b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -18,16 +18,14 @@ from vit_bench import records
 from vit_bench.modelled import blocks_of, modelled_seconds
 from vit_bench.occupancy import ctas_per_sm
 from vit_bench.pipes import Kernel, Section
-from vit_bench.plan import Call, launch_labels, model_calls
-from vit_bench.recording import Launch, RecordingDriver, gpu, recording
+from vit_bench.plan import DTYPES, Call, launch_labels, model_calls
+from vit_bench.recording import Launch, gpu, recording, require_compiler
 from vit_bench.roofline import PEAKS, Roofline, launch_flops, operand_bytes, roofline
 from vit_bench.sass import CodeFacts, code_facts, instructions
 from vit_engine.config import ViTConfig
-from vit_kernels.device import Device, interpreting
+from vit_kernels.device import Device
 from vit_kernels.linear_roles_finish import WARPS
 from vit_kernels.linear_roles_ring import NARROW, ROWS
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 NOTE = (
     "Compiled only: no GPU was used and nothing was executed or timed. Registers, shared memory and instructions are "
@@ -145,50 +143,70 @@ def inspect_model(model: str, gpu_name: str, batch: int, dtype: str) -> Inspecti
 
     Raises ValueError for an argument that is none of these, RuntimeError where Triton interprets instead of compiling.
     """
-    if interpreting():
-        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it and start again")
+    require_compiler()
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1; got {batch}")
     device, config = gpu(gpu_name), ViTConfig.preset(model)
-    launches = list(_launches(config, device, batch, DTYPES[dtype]))
+    found = recorded_launches(model_calls(config, batch, DTYPES[dtype]), device)
+    launches = [report(launch, label, call.times, device, DTYPES[dtype]) for call, label, launch in found]
     return Inspection(model, device, batch, dtype, launches, _forward(launches, batch))
 
 
-def _launches(config: ViTConfig, device: Device, batch: int, dtype: torch.dtype) -> Iterator[LaunchReport]:
+def recorded_launches(calls: Iterable[Call], device: Device) -> Iterator[tuple[Call, str, Launch]]:
+    """(call, label, launch) of each launch, compiled for `device`, of those calls that a forward pass makes."""
     with recording(device, torch_device="meta") as recorder:
-        for call in model_calls(config, batch, dtype):
-            if call.times:
-                yield from call_reports(call, recorder, dtype)
+        for call in calls:
+            if not call.times:
+                continue
+            recorder.launches.clear()
+            call.run()
+            launches = list(recorder.launches)
+            labels = launch_labels(call.label, [launch.kernel for launch in launches])
+            yield from ((call, label, launch) for label, launch in zip(labels, launches, strict=True))
 
 
-def call_reports(call: Call, recorder: RecordingDriver, dtype: torch.dtype) -> Iterator[LaunchReport]:
-    """The launches of a launcher call on the meta device, taken apart. The recorder must be Triton's active driver."""
-    recorder.launches.clear()
-    call.run()
-    launches = list(recorder.launches)
-    names = launch_labels(call.label, [launch.kernel for launch in launches])
-    for name, launch in zip(names, launches, strict=True):
-        yield report(launch, name, call.times, recorder.device, dtype)
+def arguments_of(launch: Launch) -> dict[str, Any]:
+    """A launch's arguments by name, as they were passed, with the sizes of blocks that only its descriptors tell."""
+    arguments = dict(zip(launch.names, launch.values, strict=True))
+    return arguments | blocks_of(arguments)
+
+
+def tile_of(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """The BLOCK_ sizes among a launch's arguments: "m" to BLOCK_M."""
+    return {name[6:].lower(): arguments[name] for name in _TILE if name in arguments}
+
+
+def resident_ctas(launch: Launch, device: Device) -> int:
+    """CTAs of a launch that an SM holds at a time. Raises RuntimeError where not even one fits."""
+    resident = ctas_per_sm(device, launch.binary.resources.registers, launch.shared, launch.num_warps)
+    if not resident:
+        raise RuntimeError(f"not even one CTA of {launch.kernel} fits an SM of {device.name}")
+    return resident
+
+
+def modelled_time(launch: Launch, arguments: Mapping[str, Any], dtype: torch.dtype, device: Device) -> float | None:
+    """`modelled_seconds` of a recorded launch; None in fp32, too."""
+    if dtype == torch.float32:
+        return None
+    ctas = prod(launch.grid)
+    return modelled_seconds(launch.kernel, arguments, ctas, launch.num_warps, launch.num_stages, device)
 
 
 def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.dtype) -> LaunchReport:
     """One recorded launch, taken apart."""
-    arguments = dict(zip(launch.names, launch.values, strict=True))
-    arguments |= blocks_of(arguments)
+    arguments = arguments_of(launch)
     binary = launch.binary
     kernel = Kernel(instructions(binary.cubin), device.capability, launch.num_warps)
     facts = code_facts(binary.cubin)
     flops = launch_flops(launch.kernel, arguments)
-    resident = ctas_per_sm(device, binary.resources.registers, launch.shared, launch.num_warps)
-    if not resident:
-        raise RuntimeError(f"{label}: not even one CTA of {launch.kernel} fits an SM of {device.name}")
+    resident = resident_ctas(launch, device)
     return LaunchReport(
         label=label,
         kernel=launch.kernel,
         times=times,
-        tile={name[6:].lower(): arguments[name] for name in _TILE if name in arguments},
+        tile=tile_of(arguments),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         grid=launch.grid,
@@ -204,11 +222,7 @@ def report(launch: Launch, label: str, times: int, device: Device, dtype: torch.
         whole=None if flops else kernel.whole,
         epilogue=_epilogue(kernel, arguments, launch.num_warps, facts.specialized) if flops else None,
         roofline=roofline(flops, operand_bytes(tensors_of(launch.values)), dtype, device),
-        modelled_s=None
-        if dtype == torch.float32
-        else modelled_seconds(
-            launch.kernel, arguments, prod(launch.grid), launch.num_warps, launch.num_stages, device
-        ),
+        modelled_s=modelled_time(launch, arguments, dtype, device),
     )
 
 

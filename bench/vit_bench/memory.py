@@ -19,22 +19,21 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import vit_engine
 from vit_bench.arguments import gpu_name, positive
 from vit_bench.dropin_launches import OneAttention, forget_replays
+from vit_bench.plan import DTYPES
 from vit_bench.recording import gpu, recording
-from vit_bench.warmup import BatchError
+from vit_bench.warmup import BatchError, blank, blank_images
 from vit_kernels.device import interpreting
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -138,22 +137,18 @@ def measure(name: str, batch: int, dtype: str = "bf16", gpu_name: str = "sm_90",
     """
     import timm
 
-    options: dict[str, Any] = {} if depth is None else {"depth": depth}
+    build = partial(timm.create_model, name, **({} if depth is None else {"depth": depth}))
     with torch.device("meta"):
-        eager: Any = timm.create_model(name, **options).eval().to(DTYPES[dtype])
-        ours = timm.create_model(name, **options).eval().to(DTYPES[dtype])
+        eager: Any = build().eval().to(DTYPES[dtype])
     size = tuple(eager.default_cfg["input_size"])
     images = torch.empty(batch, *size, dtype=DTYPES[dtype], device="meta")
     with OneAttention():
         of_eager = peak_of(lambda: eager(images), launchers=False)
-    ours = vit_engine.accelerate(_blank(ours))
-    try:
-        images = torch.empty(batch, *size, dtype=DTYPES[dtype])
-    except RuntimeError as error:
-        raise BatchError(f"no memory here for {batch} images of {'x'.join(map(str, size))}") from error
-    with recording(gpu(gpu_name)) as recorder:
+    ours = blank(build, DTYPES[dtype])
+    images = blank_images(batch, size, DTYPES[dtype])
+    with recording(gpu(gpu_name), compiles=False) as recorder:
         recorder.launches = Forgotten()
-        ours(images)  # folds and compiles
+        ours(images)  # folds
         forget_replays(ours)
         as_written = peak_of(lambda: ours(images))
         ours(images)
@@ -165,11 +160,6 @@ class Forgotten(list):
     """Launches hold their arguments: kept, they would keep every tensor."""
 
     def append(self, launch: object) -> None: ...
-
-
-def _blank(model: nn.Module) -> nn.Module:
-    """On the CPU, in memory that nobody wrote."""
-    return model.to_empty(device="cpu")
 
 
 def _print(found: Memory) -> None:
@@ -207,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     if why := _refusal(options.model):
         parser.error(f"argument --model: {why}")
     if interpreting():
-        print("TRITON_INTERPRET is set: unset it, nothing is compiled with it", file=sys.stderr)
+        print("TRITON_INTERPRET is set: unset it, the launch path is another one with it", file=sys.stderr)
         return 2
     try:
         found = measure(options.model, options.batch, options.dtype, options.gpu, options.depth)

@@ -17,10 +17,8 @@ from pathlib import Path
 
 import torch
 
-from vit_bench.inspection import tensors_of
-from vit_bench.modelled import modelled_seconds
+from vit_bench.inspection import arguments_of, modelled_time, recorded_launches, tensors_of
 from vit_bench.plan import BATCHES, model_calls
-from vit_bench.recording import recording
 from vit_bench.roofline import launch_flops, operand_bytes, roofline
 from vit_bench.support_table import replaced
 from vit_engine.config import ViTConfig
@@ -35,25 +33,19 @@ BEGIN = "<!-- modelled table: written by `python -m vit_bench.modelled_table`; d
 END = "<!-- end of modelled table -->"
 
 
-def forward(model: str, batch: int, device: Device, dtype: torch.dtype = torch.bfloat16) -> tuple[float, float, int]:
-    """(modelled seconds, least seconds by datasheet, launches) of one forward pass of a preset."""
+def forward(model: str, batch: int, device: Device) -> tuple[float, float, int]:
+    """(modelled seconds, least seconds by datasheet, launches) of one forward pass of a preset in bf16."""
+    dtype = torch.bfloat16
     modelled = bound = 0.0
     launches = 0
-    with recording(device, torch_device="meta") as recorder:
-        for call in model_calls(ViTConfig.preset(model), batch, dtype):
-            if not call.times:
-                continue
-            recorder.launches.clear()
-            call.run()
-            for launch in recorder.launches:
-                arguments = dict(zip(launch.names, launch.values, strict=True))
-                shape = launch.grid[0], launch.num_warps, launch.num_stages
-                flops, size = launch_flops(launch.kernel, arguments), operand_bytes(tensors_of(launch.values))
-                least = roofline(flops, size, dtype, device).seconds
-                seconds = modelled_seconds(launch.kernel, arguments, *shape, device)
-                modelled += call.times * (least if seconds is None else seconds)
-                bound += call.times * least
-                launches += call.times
+    for call, _, launch in recorded_launches(model_calls(ViTConfig.preset(model), batch, dtype), device):
+        arguments = arguments_of(launch)
+        flops, size = launch_flops(launch.kernel, arguments), operand_bytes(tensors_of(launch.values))
+        least = roofline(flops, size, dtype, device).seconds
+        seconds = modelled_time(launch, arguments, dtype, device)
+        modelled += call.times * (least if seconds is None else seconds)
+        bound += call.times * least
+        launches += call.times
     return modelled, bound, launches
 
 

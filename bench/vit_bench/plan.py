@@ -19,6 +19,7 @@ from vit_engine.config import ViTConfig
 from vit_engine.encoder_block import one_partial, queries_apart
 from vit_kernels.folding import keeps_sums
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # as commands name them
 BATCHES = (1, 8, 64, 256)
 _MOST_ROWS = 2**31 - 1
 

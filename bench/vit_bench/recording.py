@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from vit_bench.sass import Resources, resources
 from vit_kernels import folding
-from vit_kernels.device import KNOWN_DEVICES, Device
+from vit_kernels.device import KNOWN_DEVICES, Device, interpreting
 
 # Triton keys its caches of compiled kernels and of device limits by device number alone, so every recorder has one of
 # its own: two recorders for different GPUs in one process never see each other's kernels.
@@ -218,6 +218,12 @@ class RecordingDriver(DriverBase):
             )
 
         return launch
+
+
+def require_compiler() -> None:
+    """Raises RuntimeError where Triton interprets: a launch is not compiled then, and there is nothing to record."""
+    if interpreting():
+        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it and start again")
 
 
 def gpu(name: str) -> Device:

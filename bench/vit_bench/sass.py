@@ -6,6 +6,7 @@ Uses the disassemblers that come inside the Triton wheel, so no CUDA toolkit and
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 import re
 import subprocess
@@ -95,9 +96,15 @@ def resources(cubin: bytes) -> Resources:
     return Resources(found["REG"], found.get("STACK", 0), found.get("LOCAL", 0))
 
 
+@functools.lru_cache(maxsize=4)
+def _listing(cubin: bytes) -> str:
+    """nvdisasm's. It takes most of a second however small the kernel is, and several functions here read it."""
+    return _run_tool("nvdisasm", ["--print-code"], cubin)
+
+
 def disassemble(cubin: bytes) -> list[str]:
     """The instructions of a cubin in order, one string each."""
-    return _INSTRUCTION.findall(_run_tool("nvdisasm", ["--print-code"], cubin))
+    return _INSTRUCTION.findall(_listing(cubin))
 
 
 def parse(listing: str) -> list[Instruction]:
@@ -118,7 +125,7 @@ def parse(listing: str) -> list[Instruction]:
 
 def instructions(cubin: bytes) -> list[Instruction]:
     """The instructions of the (single) kernel in a cubin, in order."""
-    return parse(_run_tool("nvdisasm", ["--print-code"], cubin))
+    return parse(_listing(cubin))
 
 
 def load_width(modifiers: str) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import vit_engine
 from vit_bench.launch_plan import blank_model, in_unwritten_memory
+from vit_bench.plan import DTYPES
 from vit_bench.recording import RecordingDriver, recording, target
 from vit_engine import ViTConfig
 from vit_engine.artefacts import Manifest, check_empty, save_kernels
@@ -28,7 +29,6 @@ from vit_kernels.device import attach
 from vit_kernels.kernel_cache import collected, compiling_into, gpu_facts
 from vit_kernels.tuned import Tuned, TunedFileError, read_tuned, versions_here
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Run = Callable[[Tensor], object]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.bench.child import run
 from tests.bench.listing import code
-from vit_bench import inspection
+from vit_bench import inspection, sass
 from vit_bench.inspection import EpilogueCost, _epilogue, _repeated, inspect_model, trip_flops
 from vit_bench.pipes import Kernel
 from vit_bench.plan import launch_labels
@@ -197,6 +197,14 @@ def test_products_that_warps_make_twice_are_counted():
     assert _repeated(Kernel(code("FADD R1, R2, R3\nEXIT"), 90, 8), {"BLOCK_M": 1, "BLOCK_N": 8}, 8) is None
 
 
+def test_a_kernel_is_disassembled_once(monkeypatch):
+    """nvdisasm takes most of a second to start, which was most of the time of `vit-engine inspect`."""
+    runs, listing = [], "    /*0000*/    FFMA R1, R2, R3, R4 ;"
+    monkeypatch.setattr(sass, "_run_tool", lambda tool, *_: runs.append(tool) or listing)
+    assert sass.instructions(b"a kernel")[0].base == sass.code_facts(b"a kernel").tensor == "FFMA"
+    assert runs == ["nvdisasm"]
+
+
 @pytest.mark.interpreted_only
 def test_where_triton_interprets_nothing_can_be_compiled():
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 and compiles nothing"):
@@ -214,6 +222,6 @@ def test_where_triton_interprets_nothing_can_be_compiled():
     ids=["model", "gpu", "batch", "dtype"],
 )
 def test_wrong_arguments_are_refused_before_anything_is_compiled(monkeypatch, arguments, words):
-    monkeypatch.setattr(inspection, "interpreting", lambda: False)
+    monkeypatch.setattr(inspection, "require_compiler", lambda: None)
     with pytest.raises(ValueError, match=words):
         inspect_model(*arguments)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.bench.child import run
+from vit_bench.plan import DTYPES
 from vit_bench.timed import traffic
 from vit_bench.timed.compiled import Compiling
-from vit_bench.timed.shapes import DTYPES, MODELS, select
+from vit_bench.timed.shapes import MODELS, select
 from vit_engine.config import ViTConfig
 from vit_engine.encoder_block import one_partial, queries_apart
 from vit_kernels.device import H100

@@ -103,7 +103,7 @@ def _console() -> Console:
 
 def _calls(model: str, batches: list[int], dtype: str, device: Device) -> list[LauncherCall]:
     """The launcher calls of a preset, or of another library's model, accelerated."""
-    from vit_bench.inspection import DTYPES
+    from vit_bench.plan import DTYPES
     from vit_bench.tuning_problems import accelerated_calls, preset_calls
     from vit_bench.warmup import BatchError, find
     from vit_engine import ViTConfig

@@ -13,12 +13,12 @@ import torch
 
 import vit_kernels
 from vit_bench import records
-from vit_bench.inspection import DTYPES
+from vit_bench.plan import DTYPES
 from vit_bench.profiling.recorded import recorded
 from vit_bench.profiling.sweep import Point
 from vit_bench.profiling.times import seconds_of
 from vit_bench.profiling.trace import Range
-from vit_bench.recording import recording
+from vit_bench.recording import recording, require_compiler
 from vit_bench.results import OURS, Row
 from vit_bench.roofline import attention_flops
 from vit_bench.timed.attentions import ATTENTIONS
@@ -54,8 +54,7 @@ def compiled_rows(
 
     run: place of the run in the file's list. Raises RuntimeError where Triton interprets instead of compiling.
     """
-    if vit_kernels.launch.interpreting():
-        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it and start again")
+    require_compiler()
     with recording(device, torch_device="meta") as recorder:
         for point in points:
             progress(point)

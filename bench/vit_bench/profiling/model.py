@@ -13,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import vit_kernels
 from vit_bench import records
-from vit_bench.inspection import DTYPES
-from vit_bench.plan import launch_labels, model_calls
+from vit_bench.inspection import recorded_launches
+from vit_bench.plan import DTYPES, model_calls
 from vit_bench.profiling.attention import MODELLED
 from vit_bench.profiling.recorded import Recorded, recorded
 from vit_bench.profiling.trace import Range
-from vit_bench.recording import recording
+from vit_bench.recording import require_compiler
 from vit_bench.results import OURS, Row, Spread
 from vit_bench.roofline import PEAKS
 from vit_engine.config import ViTConfig
@@ -56,20 +55,12 @@ def distinct(config: ViTConfig, device: Device, batch: int, dtype: str) -> list[
 
     Raises RuntimeError where Triton interprets instead of compiling.
     """
-    if vit_kernels.launch.interpreting():
-        raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it and start again")
+    require_compiler()
     found = []
-    with recording(device, torch_device="meta") as recorder:
-        for call in model_calls(config, batch, DTYPES[dtype]):
-            if not call.times:
-                continue
-            recorder.launches.clear()
-            call.run()
-            names = launch_labels(call.label, [launch.kernel for launch in recorder.launches])
-            for name, launch in zip(names, recorder.launches, strict=True):
-                figures = recorded(launch, DTYPES[dtype], device) if device in PEAKS else None
-                block = {"each": 0, "last": config.depth - 1}.get(call.block)
-                found.append(Known(name, launch.kernel, figures, block, call.times))
+    for call, label, launch in recorded_launches(model_calls(config, batch, DTYPES[dtype]), device):
+        figures = recorded(launch, DTYPES[dtype], device) if device in PEAKS else None
+        block = {"each": 0, "last": config.depth - 1}.get(call.block)
+        found.append(Known(label, launch.kernel, figures, block, call.times))
     return found
 
 

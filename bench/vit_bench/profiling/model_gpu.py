@@ -17,7 +17,7 @@ import torch
 from triton import knobs
 
 from vit_bench.full.timing import timed
-from vit_bench.inspection import DTYPES
+from vit_bench.plan import DTYPES
 from vit_bench.profiling.model import Known, Step, distinct, in_order
 from vit_bench.timed.machine import known_gpu
 from vit_bench.whole_model import redraw

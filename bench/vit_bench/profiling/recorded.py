@@ -11,14 +11,10 @@ from typing import Any
 
 import torch
 
-from vit_bench.inspection import tensors_of
-from vit_bench.modelled import blocks_of, modelled_seconds
-from vit_bench.occupancy import ctas_per_sm
+from vit_bench.inspection import arguments_of, modelled_time, resident_ctas, tensors_of, tile_of
 from vit_bench.recording import Launch
 from vit_bench.roofline import Roofline, launch_flops, operand_bytes, roofline
 from vit_kernels.device import Device
-
-_TILE = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H")
 
 
 @dataclass(frozen=True)
@@ -75,20 +71,12 @@ _ATTENTION = ("attention_kernel", "attention_whole_kernel", "attention_roles_ker
 
 def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
     """The figures of a launch that `vit_bench.recording` recorded for `device`."""
-    arguments = dict(zip(launch.names, launch.values, strict=True))
-    arguments |= blocks_of(arguments)
-    found = launch.binary.resources
-    resident = ctas_per_sm(device, found.registers, launch.shared, launch.num_warps)
-    if not resident:
-        raise RuntimeError(f"not even one CTA of {launch.kernel} fits an SM of {device.name}")
-    ctas = prod(launch.grid)
-    modelled = None
-    if dtype != torch.float32:
-        modelled = modelled_seconds(launch.kernel, arguments, ctas, launch.num_warps, launch.num_stages, device)
+    arguments = arguments_of(launch)
+    found, resident, ctas = launch.binary.resources, resident_ctas(launch, device), prod(launch.grid)
     size = operand_bytes(tensors_of(launch.values))
     return Recorded(
         kernel=launch.kernel,
-        tile={name[6:].lower(): arguments[name] for name in _TILE if name in arguments},
+        tile=tile_of(arguments),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         registers=found.registers,
@@ -99,7 +87,7 @@ def recorded(launch: Launch, dtype: torch.dtype, device: Device) -> Recorded:
         waves=ctas / (resident * device.sm_count),
         waste=tile_waste(arguments) if launch.kernel in _ATTENTION else None,
         roofline=roofline(launch_flops(launch.kernel, arguments), size, dtype, device),
-        modelled_s=modelled,
+        modelled_s=modelled_time(launch, arguments, dtype, device),
     )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from vit_bench.full.timing import LONGEST, Run, taken_in_turns
+from vit_bench.plan import DTYPES
 from vit_bench.results import Ceilings
 from vit_bench.roofline import gemm_flops
-from vit_bench.timed.shapes import DTYPES
 from vit_bench.timed.timing import LONGEST_ON_CPU, synchronised, wall_clock
 
 # Far past every cache, and long enough that launching costs nothing beside them.

@@ -5,18 +5,18 @@ Launches go through the recording driver for a chosen GPU. Nothing is executed a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vit_bench.inspection import LaunchReport, call_reports
-from vit_bench.recording import recording
+from vit_bench.inspection import LaunchReport, recorded_launches, report
+from vit_bench.plan import DTYPES
+from vit_bench.recording import require_compiler
 from vit_bench.results import OURS, Row
 from vit_bench.timed.machine import version
-from vit_bench.timed.shapes import DTYPES, Case
+from vit_bench.timed.shapes import Case
 from vit_bench.timed.traffic import block_traffic, forward_peak
 from vit_bench.timed.work import work
-from vit_kernels.device import Device, interpreting
+from vit_kernels.device import Device
 
 
 def code_of(launch: LaunchReport) -> dict[str, Any]:
@@ -55,13 +55,16 @@ class Compiling:
     gpu: Device
 
     def __post_init__(self) -> None:
-        if interpreting():
-            raise RuntimeError("Triton was imported with TRITON_INTERPRET=1 and compiles nothing: unset it")
+        require_compiler()
         self.label = self.gpu.name
 
     def rows(self, case: Case, dtype: str, run: int) -> list[Row]:
         """One row, of ours: others' code is not compiled here."""
-        launches = list(self._launches(case, dtype))
+        once = case.suite != "model"
+        launches = [
+            report(launch, label, 1 if once else call.times, self.gpu, DTYPES[dtype])
+            for call, label, launch in recorded_launches(case.calls(DTYPES[dtype]), self.gpu)
+        ]
         flops, nbytes = work(case, DTYPES[dtype])
         modelled = [launch.modelled_s for launch in launches]
         known = any(seconds is not None for seconds in modelled)
@@ -92,15 +95,9 @@ class Compiling:
             else None,
             code={"kernels": [code_of(launch) for launch in launches]},
         )
-        if case.suite != "model":
+        if once:
             return [row]
         assert case.config is not None
         moved = block_traffic(case.config, case.batch, dtype, self.gpu)
         peak = forward_peak(case.config, case.batch, DTYPES[dtype], self.gpu)
         return [replace(row, code=row.code | {"block": moved}, peak_bytes=peak)]
-
-    def _launches(self, case: Case, dtype: str) -> Iterator[LaunchReport]:
-        with recording(self.gpu, torch_device="meta") as recorder:
-            for call in case.calls(DTYPES[dtype]):
-                once = call if case.suite == "model" else replace(call, times=1)
-                yield from call_reports(once, recorder, DTYPES[dtype])

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from vit_bench.launch_plan import blank_images, blank_model
+from vit_bench.plan import DTYPES
 from vit_bench.recording import Launch, recording
-from vit_bench.timed.shapes import DTYPES, Case
+from vit_bench.timed.shapes import Case
 from vit_kernels.device import Device
 
 BLOCKS = 2  # of a model: the last, and one in front of it, whose launches the others make again

@@ -13,11 +13,12 @@ from vit_bench.dropin_launches import OneAttention
 from vit_bench.full.timing import state_under_load
 from vit_bench.launch_plan import OtherWork
 from vit_bench.memory import peak_of
+from vit_bench.plan import DTYPES
 from vit_bench.results import OURS, Row, Spread
 from vit_bench.timed.contenders import CannotRunError, Contender, Run
 from vit_bench.timed.machine import cpu_label, gpu_label
 from vit_bench.timed.problems import Figures, Problem, Problems
-from vit_bench.timed.shapes import DTYPES, Case
+from vit_bench.timed.shapes import Case
 from vit_bench.timed.sustained import sustained
 from vit_bench.timed.work import work
 from vit_bench.tuning import GpuLostError

@@ -22,7 +22,6 @@ from vit_bench.plan import BATCHES, Call, model_calls
 from vit_bench.results import SUITES
 from vit_engine.config import ViTConfig
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEFAULT_MODEL = "vit_base_patch16_224"
 
 

@@ -18,9 +18,9 @@ from vit_bench.dropin_launches import OneAttention
 from vit_bench.inspection import tensors_of
 from vit_bench.launch_plan import OtherWork, blank_images, blank_model
 from vit_bench.memory import Forgotten, peak_of
+from vit_bench.plan import DTYPES
 from vit_bench.recording import Launch, recording
 from vit_bench.roofline import operand_bytes
-from vit_bench.timed.shapes import DTYPES
 from vit_engine import ViT, ViTConfig
 from vit_kernels.device import Device
 
