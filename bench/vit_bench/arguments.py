@@ -1,10 +1,16 @@
-"""Types of command-line arguments: what cannot be meant is refused with the option's name before anything is done."""
+"""What the commands `python -m vit_bench...` share: how their parsers are made, and types of arguments.
+
+What cannot be meant is refused with the option's name before anything is done.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from vit_bench.recording import gpu
+
+def command(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m vit_bench.MODULE`, described by the first line of the module's docstring."""
+    return argparse.ArgumentParser(prog=f"python -m vit_bench.{module}", description=(doc or "").split("\n")[0])
 
 
 def positive(text: str) -> int:
@@ -16,6 +22,8 @@ def positive(text: str) -> int:
 
 def gpu_name(text: str) -> str:
     """A name that `recording.gpu` knows. Raises argparse.ArgumentTypeError for any other, and names those."""
+    from vit_bench.recording import gpu  # not for commands that need neither PyTorch nor Triton
+
     try:
         gpu(text)
     except ValueError as error:

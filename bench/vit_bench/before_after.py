@@ -8,12 +8,13 @@ Compiled only: nothing in such a table was executed or timed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from vit_bench.arguments import command
 
 HEADS = (
     "launch",
@@ -96,9 +97,7 @@ def _read(path: Path) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vit_bench.before_after", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command("before_after", __doc__)
     parser.add_argument("--before", nargs="+", type=Path, required=True, help="files of vit-engine inspect --json")
     parser.add_argument(
         "--after", nargs="+", type=Path, required=True, help="the same, after the change, in that order"

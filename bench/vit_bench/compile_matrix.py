@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from vit_bench import records
-from vit_bench.arguments import positive
+from vit_bench.arguments import command, positive
 from vit_bench.compiled_variants import Variant, compile_for
 from vit_bench.plan import BATCHES, HEADS
 from vit_bench.recording import gpu
@@ -126,7 +126,7 @@ def quick_selection(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.compile_matrix", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("compile_matrix", __doc__)
     parser.add_argument("--gpu", nargs="+", choices=GPUS, default=list(GPUS))
     parser.add_argument("--model", nargs="+", choices=sorted(PRESETS), default=sorted(PRESETS), metavar="NAME")
     parser.add_argument("--dtype", nargs="+", choices=records.DTYPES, default=list(records.DTYPES))

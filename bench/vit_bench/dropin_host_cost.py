@@ -9,7 +9,6 @@ what such figures hold and what they leave out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 import vit_engine
-from vit_bench.arguments import positive
+from vit_bench.arguments import command, positive
 from vit_bench.recording import gpu, recording
 from vit_kernels.device import interpreting
 
@@ -133,10 +132,7 @@ def measure(name: str, rounds: int = 40, gpu_name: str = "sm_90") -> Cost:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vit_bench.dropin_host_cost",
-        description=__doc__.splitlines()[0],  # type: ignore[union-attr]
-    )
+    parser = command("dropin_host_cost", __doc__)
     parser.add_argument("--rounds", type=positive, default=40)
     parser.add_argument("--json", action="store_true", help="print one JSON list and nothing else")
     options = parser.parse_args(arguments)

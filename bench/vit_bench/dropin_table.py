@@ -12,7 +12,6 @@ without one nothing is said of bf16, which the interpreter computes wrongly.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import importlib.metadata
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 
 import vit_engine
+from vit_bench.arguments import command
 from vit_bench.evidence import Driver, load_driver
 from vit_bench.records import CAPABILITIES
 from vit_bench.support_table import replaced
@@ -173,7 +173,7 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.dropin_table", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("dropin_table", __doc__)
     parser.add_argument("what", nargs="?", choices=("table", "measure", "parity", "emulated"), default="table")
     parser.add_argument("--driver", help="MODULE:CONTEXTMANAGER of a Triton driver that executes compiled code")
     parser.add_argument("--capability", nargs="+", type=int, choices=CAPABILITIES, default=[80, 90, 100, 120])

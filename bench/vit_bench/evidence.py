@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from vit_bench import records
+from vit_bench.arguments import command
 from vit_bench.cases import Case, cases_for, run_case
 from vit_bench.recording import gpu
 from vit_bench.sanitizer import sanitized
@@ -168,7 +169,7 @@ def _examine_share(options: argparse.Namespace, run: int, kernel: str, dtype: st
 
 
 def joined(shares: Sequence[records.Record]) -> records.Record:
-    """One record of a kernel's cases out of those of every so-manieth of them, in the order of the cases."""
+    """One record of a kernel's cases, in their order, from the records of the processes that shared them out."""
     detail: dict[str, dict[str, Any]] = {}
     for kind in ("passed", "failed"):
         rounds = itertools.zip_longest(*(share.detail[kind].items() for share in shares))
@@ -200,7 +201,7 @@ def _examined(options: argparse.Namespace, dtypes: Sequence[str]) -> Iterator[tu
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.evidence", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("evidence", __doc__)
     parser.add_argument("rung", choices=[rung for rung in records.RUNGS if rung != "compiled"])
     parser.add_argument("--out", type=Path, required=True, help="evidence file to merge the records into")
     parser.add_argument("--driver", help="MODULE:CONTEXTMANAGER of a Triton driver that executes compiled code")

@@ -11,7 +11,6 @@ adds to both, nor that of Triton's launcher, which the recorder's takes the plac
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from vit_bench.arguments import positive
+from vit_bench.arguments import command, positive
 from vit_bench.recording import gpu, recording
 from vit_engine import ViT, ViTConfig
 from vit_kernels.device import interpreting
@@ -105,7 +104,7 @@ def measure(depth: int = 12, rounds: int = 40, gpu_name: str = "sm_90") -> HostC
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.host_cost", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("host_cost", __doc__)
     parser.add_argument("--depth", type=positive, default=12, help="encoder blocks")
     parser.add_argument("--rounds", type=positive, default=40)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

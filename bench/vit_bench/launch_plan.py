@@ -10,7 +10,6 @@ of 4096 through ViT-H costs address space and little else.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,8 +110,3 @@ def forward_plan(config: ViTConfig, batch: int, dtype: torch.dtype, device: Devi
             recorder.launches.clear()
             model(images)
         return Plan(launches, other.seen, list(recorder.launches), compiled, recompiled)
-
-
-def at_resolution(config: ViTConfig, pixels: int) -> ViTConfig:
-    """The same architecture built for square images of this many pixels a side."""
-    return dataclasses.replace(config, image_size=pixels)

@@ -11,7 +11,6 @@ that a fused attention makes inside; eager's figure is a lower bound for that re
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vit_bench.arguments import gpu_name, positive
+from vit_bench.arguments import command, gpu_name, positive
 from vit_bench.dropin_launches import OneAttention, forget_replays
 from vit_bench.plan import DTYPES
 from vit_bench.recording import gpu, recording
@@ -186,7 +185,7 @@ def _refusal(model: str) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.memory", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("memory", __doc__)
     parser.add_argument("--model", default="vit_base_patch16_224", help="timm's name")
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")

@@ -10,13 +10,13 @@ others leave it out.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from vit_bench.arguments import command
 from vit_bench.inspection import arguments_of, modelled_time, recorded_launches, tensors_of
 from vit_bench.plan import BATCHES, model_calls
 from vit_bench.roofline import launch_flops, operand_bytes, roofline
@@ -62,7 +62,7 @@ def rows(models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES) -> It
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.modelled_table", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("modelled_table", __doc__)
     parser.add_argument("--print", action="store_true", help="change no file")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     options = parser.parse_args(arguments)

@@ -108,15 +108,17 @@ def source_hash(kernel: str, folder: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+def version(package: str) -> str | None:
+    """Of an installed distribution; None if it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, str]:
     """Versions of what the result of a run depends on."""
-    found = {}
-    for name in ("torch", "triton"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: version(name) or "not installed" for name in ("torch", "triton")}
 
 
 def today() -> str:

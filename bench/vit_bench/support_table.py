@@ -10,13 +10,13 @@ still shown, until the runs are repeated.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vit_bench import current, records
+from vit_bench.arguments import command
 
 BEGIN = "<!-- support table: written by `python -m vit_bench.support_table` from bench/evidence/; do not edit -->"
 END = "<!-- end of support table -->"
@@ -86,7 +86,7 @@ def replaced(readme: str, text: str, begin: str = BEGIN, end: str = END) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.support_table", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("support_table", __doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail when the README's table differs")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--evidence", type=Path, default=Path("bench/evidence"), help="folder of the evidence files")

@@ -22,7 +22,7 @@ GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
 
 RECORD = """
 import json, torch
-from vit_bench.launch_plan import at_resolution, forward_plan
+from vit_bench.launch_plan import forward_plan
 from vit_bench.recording import gpu
 from vit_engine import ViTConfig
 
@@ -33,9 +33,8 @@ def scalars(launch):
         pointers += ["x", "w"]
     return {k: str(v).split(" in ")[-1] for k, v in launch.arguments.items() if k not in pointers}
 
-def plan(name, batch, device="sm_90", dtype="float16", pixels=None, **changes):
+def plan(name, batch, device="sm_90", dtype="float16", **changes):
     config = ViTConfig.preset(name, **changes)
-    config = config if pixels is None else at_resolution(config, pixels)
     found = forward_plan(config, batch, getattr(torch, dtype), gpu(device))
     return {
         "kernels": [launch.kernel for launch in found.launches],
@@ -84,7 +83,7 @@ PLANS = {
     "ViT-B, batch 1": 'plan("vit_base_patch16_224", 1)',
     "ViT-B, batch 1, sm_80": 'plan("vit_base_patch16_224", 1, "sm_80")',
     "batch 4096": 'plan("vit_base_patch16_224", 4096, depth=1)',
-    "16384 tokens": 'plan("vit_base_patch16_224", 4, pixels=2048, depth=2)',
+    "16384 tokens": 'plan("vit_base_patch16_224", 4, image_size=2048, depth=2)',
     "registers": 'plan("vit_small_patch14_reg4_dinov2", 1, depth=1)',
     "1280 wide": 'plan("vit_huge_patch14_224", 64, depth=1)',
     "attention pooling": 'plan("vit_base_patch16_siglip_224", 64, depth=1)',

@@ -71,7 +71,7 @@ def tiled(**choices: Any) -> Iterator[None]:
 class Layout:
     """How a tensor lies in memory: as a strided view into a buffer of NaN, which no kernel may let through.
 
-    order: its axes from the slowest to the fastest; step: every so-manieth place along an axis is used; before: places
+    order: its axes from the slowest to the fastest; step: every step-th place along an axis is used; before: places
     in front of the first; repeated: axes of stride 0, along which all values are equal.
     """
 

@@ -13,7 +13,6 @@ process ends with 3, and the caller starts another with --start at the next part
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vit_bench.arguments import command
 from vit_bench.full.checks import NAMES, PARTS_FAILED
 from vit_bench.full.parts import CannotRunError, Part, parts_of
 
@@ -78,7 +78,7 @@ def run(parts: Sequence[Part], start: int, note: Callable[[dict[str, Any]], None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vit_bench.full.child", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = command("full.child", __doc__)
     parser.add_argument("check", help="name of a check, as `vit-engine verify --full --list` prints it")
     parser.add_argument("--events", type=Path, help="file that the notes are added to")
     parser.add_argument("--start", type=int, default=0, help="number of the first part to run")

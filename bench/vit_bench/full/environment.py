@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -31,8 +30,8 @@ def examine() -> tuple[Facts, dict[str, Any], Outcome]:
     facts = Facts(
         gpu=gpu["name"] if gpu is not None and usable else None,
         no_gpu="" if usable else outcome.reason,
-        triton=_version("triton") is not None,
-        timm=_version("timm") is not None,
+        triton=records.version("triton") is not None,
+        timm=records.version("timm") is not None,
         sanitizer=find_sanitizer(),
     )
     return facts, _environment(info or {}, facts), outcome
@@ -79,19 +78,12 @@ def find_sanitizer() -> str | None:
     )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _environment(info: dict[str, Any], facts: Facts) -> dict[str, Any]:
     return {
         "gpu": _gpu(info),
         "gpus": info.get("gpus", []),
         "cuda": info.get("cuda", {}),
-        "versions": {**info.get("versions", {}), "timm": _version("timm")},
+        "versions": {**info.get("versions", {}), "timm": records.version("timm")},
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),

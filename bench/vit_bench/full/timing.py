@@ -1,4 +1,4 @@
-"""Times of two forward passes on a GPU, side by side in one process."""
+"""Times of several contenders side by side in one process, and a GPU's state meanwhile."""
 
 from __future__ import annotations
 

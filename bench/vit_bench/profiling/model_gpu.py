@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class NamedLaunches:
     push: Push
     pop: Pop
     _at: int = 0
-    _outer: str = field(default="")
+    _outer: str = ""
 
     def enter(self, metadata: Any) -> None:
         kernel = metadata.get()["name"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vit_bench import results
+from vit_bench.full.report import now
 from vit_bench.results import Results, Row, Run
 from vit_bench.timed.machine import datasheet, environment
 from vit_kernels.device import Device
@@ -15,8 +15,7 @@ from vit_kernels.device import Device
 
 def this_run(command: str, label: str, device: Device | None) -> Run:
     """label: of the GPU that the figures are about; device: the same where its datasheet is known."""
-    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Run(started, command, environment(label), datasheet=datasheet(device))
+    return Run(now(), command, environment(label), datasheet=datasheet(device))
 
 
 def kept_in(path: Path, run: Run) -> Callable[[Sequence[Row]], None]:

@@ -113,10 +113,9 @@ def _records(folder: Path) -> Table:
 def environment(book: Book) -> Section:
     items = []
     for number, run in reversed(list(enumerate(book.results.runs))):
-        rows = tuple((name, value) for name, value in _flat(run))
         count = sum(row.run == number for row in book.results.rows)
         title = f"{run.started[:16].replace('T', ' ')} UTC: {count} rows"
-        items.append(Item(title, table=Table(("", ""), rows), folded=bool(items)))
+        items.append(Item(title, table=Table(("", ""), tuple(_flat(run))), folded=bool(items)))
     return Section("environment", "Environment", tuple(items))
 
 

@@ -6,9 +6,7 @@ was timed". `says` is one sentence about what is to be seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-OURS_COLOUR = 0
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines and marks over two axes. zero: the y axis begins at 0."""
+    """Lines and marks over two axes."""
 
     name: str
     title: str
@@ -99,7 +97,7 @@ class Strips:
     title: str
     says: str
     evidence: str
-    strips: tuple[tuple[str, str, tuple[Part, ...]], ...] = field(default=())
+    strips: tuple[tuple[str, str, tuple[Part, ...]], ...]
 
 
 Figure = Bars | Curves | Strips

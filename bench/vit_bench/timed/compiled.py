@@ -11,8 +11,8 @@ from typing import Any
 from vit_bench.inspection import LaunchReport, recorded_launches, report
 from vit_bench.plan import DTYPES
 from vit_bench.recording import require_compiler
+from vit_bench.records import version
 from vit_bench.results import OURS, Row
-from vit_bench.timed.machine import version
 from vit_bench.timed.shapes import Case
 from vit_bench.timed.traffic import block_traffic, forward_peak
 from vit_bench.timed.work import work

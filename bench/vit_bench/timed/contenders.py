@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from vit_bench.records import version
 from vit_bench.results import OURS
-from vit_bench.timed.machine import version
 
 Run = Callable[[], torch.Tensor]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vit_bench.records import KERNELS, kernel_folder, source_hash
+from vit_bench.records import KERNELS, kernel_folder, source_hash, version
 from vit_bench.roofline import PEAKS
 from vit_kernels.device import KNOWN_DEVICES, Device
 
@@ -28,14 +27,6 @@ PACKAGES = (
     "onnxruntime",
     "torch-tensorrt",
 )
-
-
-def version(package: str) -> str | None:
-    """Of an installed distribution; None if it is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def processor() -> str:
