@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import datetime
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -79,10 +80,19 @@ def _imported_modules(tree: ast.Module) -> set[str]:
 def operation_module(kernel: str, folder: Path) -> str:
     """Name of the module whose top level defines the launcher `kernel`."""
     for path in sorted(folder.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == kernel for node in tree.body):
+        source = path.read_text(encoding="utf-8")
+        if f"def {kernel}(" not in source:  # parsing every file would take a second
+            continue
+        if any(isinstance(node, ast.FunctionDef) and node.name == kernel for node in ast.parse(source).body):
             return path.stem
     raise ValueError(f"no module in {folder.name} defines a function {kernel!r}")
+
+
+@functools.lru_cache(maxsize=256)
+def _taken_apart(source: str) -> tuple[set[str], str]:
+    """(the siblings that it imports, its code as text) of a module. Kernels share most of theirs."""
+    tree = ast.parse(source)
+    return _imported_modules(tree), tree_text(without_refusals(without_docstrings(tree)))
 
 
 def source_hash(kernel: str, folder: Path | None = None) -> str:
@@ -99,9 +109,8 @@ def source_hash(kernel: str, folder: Path | None = None) -> str:
         path = folder / f"{name}.py"
         if name in trees or name in _CHOOSING or not path.is_file():
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        waiting.extend(_imported_modules(tree))
-        trees[name] = tree_text(without_refusals(without_docstrings(tree)))
+        imported, trees[name] = _taken_apart(path.read_text(encoding="utf-8"))
+        waiting.extend(imported)
     digest = hashlib.sha256()
     for name in sorted(trees):
         digest.update(f"{name}\n{trees[name]}\n".encode())
