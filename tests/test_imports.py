@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .rung import child_environment
+from .bench.child import run
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
@@ -113,20 +111,6 @@ def test_the_folder_kernels_is_no_package():
     assert spec is None or spec.origin is None or not Path(spec.origin).is_relative_to(ROOT)
 
 
-def run(code: str) -> str:
-    """Runs code in a fresh Python in the repository's root and returns what it printed."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=ROOT,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 TOUCHES = """
     import torch, triton
     touched = []
@@ -149,13 +133,27 @@ TOUCHES = """
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_importing_touches_no_gpu(package):
-    assert run(f"{TOUCHES}\n    import {package}\n    assert not touched, touched\n    print('fine')").strip() == "fine"
+def test_importing_touches_no_gpu(package: str) -> None:
+    """Not even when all modules of the package are imported."""
+    code = f"""{TOUCHES}
+    import importlib, json, pkgutil
+    import {package}
+    names = [found.name for found in pkgutil.walk_packages({package}.__path__, "{package}.")]
+    for name in names:
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+    print(json.dumps([len(names), touched]))
+    """
+    count, touched = run(code)
+    assert count > 10 and touched == []
 
 
-def test_the_trap_for_gpus_works():
+def test_the_trap_for_gpus_works() -> None:
     """What the test above relies on: a look at the GPU while importing does raise."""
     code = f"""{TOUCHES}
+    import json
+
+    caught = 0
     for look in (
         torch.cuda.is_available,
         torch.zeros(1).cuda,
@@ -164,28 +162,35 @@ def test_the_trap_for_gpus_works():
         try:
             look()
         except (RuntimeError, AssertionError):
-            print("caught")
+            caught += 1
+    print(json.dumps(caught))
     """
-    assert run(code).split() == ["caught"] * 3
+    assert run(code) == 3
 
 
-def test_transformers_can_be_imported_from_the_root_of_the_repository():
+def test_transformers_can_be_imported_from_the_root_of_the_repository() -> None:
     """It looks for a package named `kernels` from the current directory, and finds our folder of that name."""
-    printed = run("from transformers import ViTConfig, ViTModel\nprint(ViTModel.__name__)")
-    assert printed.strip().endswith("ViTModel")
+    code = f"""
+        import json, os, sys
+        os.chdir({str(ROOT)!r})
+        sys.path.insert(0, "")
+        from transformers import ViTConfig, ViTModel
+        print(json.dumps(ViTModel.__name__))
+    """
+    assert run(code) == "ViTModel"
 
 
-def test_asking_for_the_interpreter_too_late_is_refused():
+def test_asking_for_the_interpreter_too_late_is_refused() -> None:
     """triton is imported without TRITON_INTERPRET; setting it afterwards would mix compiled and interpreted
     functions.
     """
     code = """
-        import os, triton
+        import json, os, triton
         os.environ["TRITON_INTERPRET"] = "1"
         try:
             import vit_kernels
         except RuntimeError as error:
-            print(error)
+            print(json.dumps(str(error)))
     """
     assert "TRITON_INTERPRET was changed after triton had been imported" in run(code)
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import child
 from vit_bench import current, dropin_table, modelled_table, records, support_table
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def counts(rung: str, record: records.Record) -> bool:
@@ -138,11 +135,6 @@ def test_damaged_evidence_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit) as ended:
             main(["--readme", str(path), *options])
         assert ended.value.code == 2 and words in capsys.readouterr().err
-
-
-def test_the_committed_readme_is_fresh() -> None:
-    options = ["--check", "--readme", str(ROOT / "README.md"), "--evidence", str(ROOT / "bench" / "evidence")]
-    assert child.run(f"from vit_bench import support_table; print(support_table.main({options!r}))") == 0
 
 
 def test_the_interpreter_cannot_tell_which_tiles_a_record_must_have(

@@ -100,7 +100,6 @@ EAGER = (
 # applies, and whether the evidence in the README is that of the source at hand.
 ALL = (
     "--ignore=tests/mutants",
-    "--deselect=tests/bench/test_support_table.py::test_the_committed_readme_is_fresh",
     "--deselect=tests/bench/test_dropin_table.py::test_the_committed_readme_is_fresh",
 )
 ALL_FIRST = (*EAGER, KERNELS, "tests/engine/test_fused.py", "tests/engine/test_ops.py", "tests/engine/test_vit.py")
