@@ -6,6 +6,7 @@ green run would claim more than was done.
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.interpreter import remember_builtins
 from tests.rung import HEADER, RUNG
 
 MARKERS = (
@@ -29,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    if RUNG == "interpreted" and importlib.util.find_spec("triton") is not None:
+        remember_builtins()
     if RUNG == "sanitized":
         # Without it the sanitizer refuses every launch that uses the hardware's tanh.
         from vit_bench.sanitizer import teach_assembly, teach_gluon
