@@ -11,7 +11,9 @@ from triton.runtime import interpreter
 
 
 @pytest.mark.interpreted_only
-@pytest.mark.parametrize("home", [tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base], ids=lambda home: home.__name__)
+@pytest.mark.parametrize(
+    "home", [tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base], ids=lambda home: home.__name__
+)
 def test_all_builtins_are_remembered(home: Any) -> None:
     wanted = {name for name, member in inspect.getmembers(home) if tl.core.is_builtin(member)}
     scope = interpreter._LangPatchScope()

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.interpreted_only
 __all__ = ["repeated"]
 
 TINY = dataclasses.replace(SMALL, depth=2, embed_dim=32, num_heads=2, image_size=16, num_register_tokens=0)
+ONE_BLOCK = dataclasses.replace(TINY, depth=1)  # where passes are run: the interpreter takes its time
 MEAN = dataclasses.replace(TINY, class_token=False, global_pool="avg")
 MAP = dataclasses.replace(TINY, class_token=False, global_pool="map")
 PRETRAIN = dataclasses.replace(TINY, head="pretrain")
@@ -187,7 +188,7 @@ def test_what_is_behind(name: str, repeated: list[str]) -> None:
 @pytest.mark.parametrize("name", ["hook on attention", "RMSNorm behind the blocks", "dropout alone", "LayerScale"])
 def test_what_comes_once_passes_are_repeated(name: str, repeated: list[str]) -> None:
     change, text = FEATURES[name]
-    vit = model()
+    vit = model(ONE_BLOCK)
     plain = [vit(images()) for _ in range(3)]
     count = len(repeated)
     assert count
@@ -199,7 +200,7 @@ def test_what_comes_once_passes_are_repeated(name: str, repeated: list[str]) -> 
 
 
 def test_hooks_come_and_go_and_those_around_the_model_stay(repeated: list[str]) -> None:
-    vit = model()
+    vit = model(ONE_BLOCK)
     expected, seen = vit(images()), []
     vit.register_forward_hook(lambda *_: seen.append(1))
     handle = vit.blocks[0].register_forward_hook(listen)
@@ -218,7 +219,7 @@ def test_hooks_come_and_go_and_those_around_the_model_stay(repeated: list[str]) 
 def test_methods_set_once_passes_are_repeated(
     where: str, name: str, monkeypatch: pytest.MonkeyPatch, repeated: list[str]
 ) -> None:
-    vit = model()
+    vit = model(ONE_BLOCK)
     *_, expected = [vit(images()) for _ in range(3)]
     count = len(repeated)
     with monkeypatch.context() as patch:
@@ -233,7 +234,7 @@ def test_methods_set_once_passes_are_repeated(
 def test_tokens_and_positions_of_somebodys_own(
     registers: int, where: str, name: str, monkeypatch: pytest.MonkeyPatch, repeated: list[str]
 ) -> None:
-    vit = model(dataclasses.replace(TINY, num_register_tokens=registers))
+    vit = model(dataclasses.replace(ONE_BLOCK, num_register_tokens=registers))
     *_, plain = [vit(images()) for _ in range(3)]
     rows = registers + (5 if name == "position_embedding" else 1)
     mine = torch.linspace(-1, 1, rows * 32).view(rows, 32)
@@ -248,7 +249,7 @@ def test_tokens_and_positions_of_somebodys_own(
 
 
 def test_code_set_on_a_class(monkeypatch: pytest.MonkeyPatch, repeated: list[str]) -> None:
-    vit = model()
+    vit = model(ONE_BLOCK)
     expected = vit(images())
     for _ in range(2):
         vit(images())
@@ -265,7 +266,7 @@ def test_parts_are_looked_at_once(grad: bool, repeated: list[str], monkeypatch: 
 
     looks, original = [], plain_parts._objections
     monkeypatch.setattr(plain_parts, "_objections", lambda *args: looks.append(1) or original(*args))
-    vit = model()
+    vit = model(ONE_BLOCK)
     with torch.set_grad_enabled(grad):
         for _ in range(4):
             vit(images())

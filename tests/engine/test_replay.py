@@ -23,8 +23,9 @@ from vit_engine.fingerprint import Fingerprint
 from vit_engine.launches import Launches
 from vit_engine.position import PositionCache
 from vit_engine.replay import ReplayCache
-from vit_kernels import gemm_tiles
+from vit_kernels import gemm_tiles, mlp_tiles
 from vit_kernels.gemm_tiles import GemmTile
+from vit_kernels.mlp_tiles import MlpTile
 
 pytestmark = pytest.mark.interpreted_only
 __all__ = ["repeated"]
@@ -51,7 +52,8 @@ def as_written(vit: ViT, x: torch.Tensor, run: Callable[..., torch.Tensor] = ViT
 PLANS = {
     "registers, LayerScale": dataclasses.replace(TINY, depth=2),
     "average pooling": dataclasses.replace(TINY, global_pool="avg", num_register_tokens=0),
-    "two GEMMs for the MLP": dataclasses.replace(TINY, embed_dim=400, num_heads=5, hidden_dim=16),
+    "statistics in two parts": dataclasses.replace(TINY, embed_dim=96, num_heads=3, hidden_dim=16),
+    "one kernel for the MLP": TINY,
     "pre-training head": dataclasses.replace(TINY, head="pretrain", representation_size=40),
     "no classes": dataclasses.replace(TINY, num_classes=0),
     "uint8, positions for patches only": dataclasses.replace(TINY, no_embed_class=True),
@@ -59,7 +61,12 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", list(PLANS))
-def test_a_repeated_pass_is_the_pass_as_written_bit_for_bit(name: str, repeated: list[str]) -> None:
+def test_a_repeated_pass_is_the_pass_as_written_bit_for_bit(
+    name: str, repeated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_kernel = "one kernel" in name
+    if one_kernel:  # as many rows have it, more than are interpreted here
+        monkeypatch.setattr(mlp_tiles, "choose_mlp", lambda *_, **__: MlpTile(16, 32, 4, 2))
     vit = model(PLANS[name])
     inputs = [images(seed) for seed in range(4)]
     if "uint8" in name:
@@ -68,6 +75,7 @@ def test_a_repeated_pass_is_the_pass_as_written_bit_for_bit(name: str, repeated:
     assert not repeated, "the first pass of a shape runs as written, the second is noted"
     results += [vit(x) for x in inputs[2:]]
     assert repeated and not vit.replays.refused
+    assert ("mlp_kernel" in repeated) is one_kernel
     for x, result in zip(inputs, results, strict=True):
         assert torch.equal(result, as_written(vit, x))
     # Earlier results are memory of their own: nothing that followed has touched them.
@@ -173,27 +181,6 @@ def to_half(vit: Any) -> None:
 CHANGES = [
     edit_weight, edit_norm, replace_head, replace_parameter, replace_data, change_eps, change_scale, load, to_half
 ]  # fmt: skip
-
-
-def set_forward(vit: Any) -> None:
-    vit.blocks[0].forward = lambda x: x
-
-
-def train(vit: Any) -> None:
-    vit.blocks[0].mlp.train()
-
-
-def change_class(vit: Any) -> None:
-    vit.blocks[0].mlp.__class__ = type("Other", (type(vit.blocks[0].mlp),), {})
-
-
-@pytest.mark.parametrize("change", [set_forward, train, change_class], ids=lambda change: change.__name__)
-def test_other_code_is_seen(change: Callable[[ViT], None], repeated: list[str]) -> None:
-    vit = model()
-    fingerprint = Fingerprint(vit)
-    assert fingerprint.holds()
-    change(vit)
-    assert not fingerprint.holds()
 
 
 def test_what_hooks_do_is_never_left_out(repeated: list[str]) -> None:
@@ -332,23 +319,14 @@ def launches_of(vit: ViT) -> Launches:
 
 
 def test_intermediate_results_share_memory(repeated: list[str]) -> None:
-    """Depth costs no memory: the arena of four blocks is that of two."""
+    """Depth costs no memory: the arena of three blocks is that of two."""
     sizes = []
-    for depth in (2, 4):
+    for depth in (2, 3):
         vit = model(dataclasses.replace(TINY, depth=depth))
         for _ in range(3):
             vit(images(0))
         sizes.append(launches_of(vit).arena_bytes)
     assert sizes[0] == sizes[1]
-
-
-def test_a_fingerprint_knows_tensors_of_inference_mode_by_address() -> None:
-    with torch.inference_mode():
-        layer = torch.nn.Linear(2, 2)
-        fingerprint = Fingerprint(layer)
-        assert fingerprint.holds()
-        layer.weight = torch.nn.Parameter(layer.weight.clone())
-        assert not fingerprint.holds()
 
 
 def test_a_pass_of_several_inputs_and_results(repeated: list[str]) -> None:
@@ -373,17 +351,6 @@ def test_a_pass_of_several_inputs_and_results(repeated: list[str]) -> None:
             shared = [whole[:4], whole[rows:]]
             assert all(torch.equal(a, b) for a, b in zip(passed(shared), norms(*shared), strict=True))
         assert len(repeated) == 2 * 2 + 2 * 2
-
-
-def test_hooks_that_only_listen_may_be_left_out() -> None:
-    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    layer[0].register_forward_hook(print)
-    assert not Fingerprint(layer).usable
-    fingerprint = Fingerprint(layer, listens=lambda hook: hook is print)
-    assert fingerprint.holds()
-    layer[0]._forward_hooks.clear()
-    layer[0].register_forward_hook(print)
-    assert not fingerprint.holds(), "a hook in the place of another"
 
 
 def test_a_launch_is_placed_once_for_each_set_of_addresses(repeated: list[str]) -> None:
