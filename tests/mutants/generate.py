@@ -1,8 +1,8 @@
 """Mutants made mechanically from the kernels and launchers, and a sample of them by seed.
 
 Left out are the tile choices and device.py: what they compute is how fast a kernel runs, not what it returns, and
-tests/kernels/test_tiles.py holds them to figures of their own. (The tests hold the launchers to using the tile they
-were given.)
+tests/kernels/test_tiles.py and test_gemm_cycles.py hold them to figures of their own. (The tests hold the launchers to
+using the tile they were given.)
 """
 
 from __future__ import annotations
