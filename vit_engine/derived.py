@@ -69,12 +69,11 @@ class DerivedCache:
     ) -> tuple[Any, ...]:
         """build(), from the cache where that is right: a tensor and what belongs to it, tensors or None.
 
-        size: of the images, where that matters. Of each key `SIZES` sizes are kept, the least recently used given up
-        first.
+        It is built anew while PyTorch traces a graph or differentiates forward, for tensors without an address (fake
+        ones), and while a CUDA graph is captured, whose results are there only once the graph runs. Autocast is off
+        meanwhile: what is derived has the dtypes of the parameters, whoever asks first.
 
-        It is not while PyTorch traces a graph or differentiates forward, nor for tensors without an address
-        (fake ones), nor for what is built while a CUDA graph is captured, as that is there only once the graph runs:
-        those are built anew. Autocast rests meanwhile: what is derived has the dtypes of the parameters, whoever asks
+        size: of the images, where that matters. Of each key `SIZES` sizes are kept, the least recently used given up
         first.
         """
         if torch.compiler.is_compiling() or not PLAIN.issuperset(map(type, sources)) or transformed():

@@ -27,7 +27,7 @@ class Fingerprint:
     (numbers, strings, booleans; tensors as parameters are). As with any cache that stands on version counters, writing
     through `.data` goes unseen, and so does writing into tensors of inference mode, which have no counter.
 
-    listens: tells the hooks that a replay may leave out, because they only listen and have nothing to hear.
+    listens: says which hooks a replay may leave out, because they only listen and have nothing to hear.
     settings: looks into the `config` objects of the submodules, too, for code that asks them in every pass.
     """
 

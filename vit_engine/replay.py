@@ -8,8 +8,8 @@ on new memory: results and kernels are the same bit for bit.
 
 What a repeated pass depends on is asked each time: shape, strides, dtype, device and alignment of its inputs, and every
 parameter, buffer, submodule and plain attribute of the model (`Fingerprint`). A pass may be that of a whole model, from
-its images, or of one block, from whatever it is given. It needs no gradients, no graph being traced, no operator being
-watched, and nobody's hooks in the model; anything else runs as written.
+its images, or of one block, from whatever it is given. Passes run as written where gradients are asked for, a graph is
+traced, operators are watched, or somebody has hooks in the model.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Both run the same architecture with next to no arithmetic in it (width 32, one p
 other. Ours goes through the recording driver for a chosen GPU: everything up to the launch is the engine's and Triton's
 own, and the launch itself is noted instead of made. Eager is timm's model on CPU tensors, so its time holds the
 dispatch of its operators and the little that they compute. Neither holds the driver's own time per launch, which a GPU
-adds to both, nor that of Triton's launcher, which the recorder's takes the place of.
+adds to both, nor that of Triton's launcher, whose place the recorder's takes.
 """
 
 from __future__ import annotations

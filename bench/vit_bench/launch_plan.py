@@ -70,8 +70,8 @@ class Plan:
 
 
 def in_unwritten_memory(model: nn.Module) -> Any:
-    """A library's model off the meta device, on the CPU, its values those of memory that nobody wrote. What it looks up
-    by has some: positions in order, by which CLIP and SigLIP are known as plain, and 0 for other indices."""
+    """A library's model moved from the meta device to the CPU, its values those of memory that nobody wrote. Only
+    indices are set: positions in order, by which CLIP and SigLIP are recognised as plain, others to 0."""
     model = model.to_empty(device="cpu")
     for name, buffer in model.named_buffers():
         if name.endswith("position_ids"):

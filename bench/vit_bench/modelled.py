@@ -123,34 +123,28 @@ def modelled_seconds(
 def _by_the_tile_choice(
     kernel: str, arguments: Mapping[str, Any], programs: int, num_warps: int, num_stages: int, device: Device
 ) -> float | None:
-    a = arguments
+    a = {**arguments, **blocks_of(arguments)}
     if device not in CLOCKS:
         return None
+    blocks = a.get("BLOCK_M", 0), a.get("BLOCK_N", 0), a.get("BLOCK_K", 0)  # 0 where a kernel has none
     if kernel in ("linear_kernel", "linear_tma_kernel"):
-        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         walk = -(-programs // device.sm_count) if kernel == "linear_tma_kernel" else 0
         tile = GemmTile(*blocks, num_warps, num_stages, a["GROUP_M"], a["CHUNK"], walk)
         options = {"operands": 2 if a["ACTIVATION"] == "swiglu" else 1, "residual": bool(a.get("HAS_RESIDUAL"))}
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
     if kernel == "linear_roles_kernel":
-        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, 4, a["STAGES"], a["GROUP_M"], tma=1, roles=True)
         options = {"activated": a["ACTIVATION"] != "none", "residual": bool(a.get("HAS_RESIDUAL"))}
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
     if kernel == "linear_staying_kernel":
-        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, 4, a["STAGES"], tma=1, staying=True)
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, residual=bool(a.get("HAS_RESIDUAL")))
     if kernel == "linear_columns_kernel":
-        blocks = blocks_of(a)
-        # Of those of 64 features an SM holds two.
-        each = 2 if blocks["BLOCK_N"] == 64 else 1
-        shape = blocks["BLOCK_M"], blocks["BLOCK_N"], blocks["BLOCK_K"]
-        tile = GemmTile(*shape, num_warps, a["STAGES"], tma=each, columns=True)
+        each = 2 if a["BLOCK_N"] == 64 else 1  # programs that an SM holds
+        tile = GemmTile(*blocks, num_warps, a["STAGES"], tma=each, columns=True)
         options = {"activated": a["ACTIVATION"] != "none", "residual": bool(a.get("HAS_RESIDUAL"))}
         return gemm_seconds(tile, a["M"], a["N"], a["K"], device, **options)
     if kernel == "linear_parts_kernel":
-        blocks = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"])
         tile = GemmTile(*blocks, num_warps, num_stages, tma=int(a["DESCRIBED"]), parts=a["parts"])
         return parts_cycles(tile, a["M"], a["N"], a["K"], device) / clock(device)
     if kernel == "linear_sum_kernel":
@@ -158,32 +152,30 @@ def _by_the_tile_choice(
     if kernel == "patch_embed_kernel":
         # A product like the others, but for how its rows are gathered. Class and register tokens are no patches.
         patches = a["M"] // a["T"] * (a["T"] - a["PREFIX"])
-        tile = GemmTile(a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], num_warps, num_stages)
+        tile = GemmTile(*blocks, num_warps, num_stages)
         return gemm_seconds(tile, patches, a["N"], a["K"], device)
     if kernel == "patch_embed_blocks_kernel":
-        tile = GemmTile(a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], 4, a["STAGES"], tma=1, blocks=True)
+        tile = GemmTile(*blocks, 4, a["STAGES"], tma=1, blocks=True)
         # Rows as blocks have them, with what is no patch; positions and statistics, as a residual and statistics.
         rows = tile.block_m * blocks_of_patches(a)
         return gemm_seconds(tile, rows, a["N"], a["K"], device, residual=a["position_ptr"] is not None)
     if kernel == "attention_kernel":
         batch, queries, heads, width = a["q_ptr"].shape
-        tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, num_stages)
+        tile = AttentionTile(*blocks[:2], num_warps, num_stages)
         cycles = attention_cycles(tile, batch * heads, queries, a["keys"], width, device)
         return cycles / clock(device) if cycles < float("inf") else None
     if kernel == "attention_whole_kernel":
         batch, queries, _ = a["q_desc"].shape
-        tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], num_warps, 2, a["tiles_each"])
+        tile = AttentionTile(*blocks[:2], num_warps, 2, a["tiles_each"])
         return attention_cycles(tile, batch * a["heads"], queries, a["keys"], a["WIDTH"], device) / clock(device)
     if kernel == "attention_roles_kernel":
         queries = a["q_desc"].shape[1]
-        tile = AttentionTile(a["BLOCK_M"], a["BLOCK_N"], 4, a["STAGES"], roles=True)
+        tile = AttentionTile(*blocks[:2], 4, a["STAGES"], roles=True)
         return attention_cycles(tile, a["sequences"], queries, a["keys"], a["WIDTH"], device) / clock(device)
-    if kernel == "mlp_kernel" and a["ACTIVATION"] != "swiglu":
+    if kernel == "mlp_roles_kernel" or (kernel == "mlp_kernel" and a["ACTIVATION"] != "swiglu"):
         tile = MlpTile(a["BLOCK_M"], a["BLOCK_H"], num_warps, num_stages)
-        cycles = mlp_cycles(tile, a["M"], a["WIDTH"], a["HIDDEN"], device)
-        return None if cycles is None else cycles / clock(device)
-    if kernel == "mlp_roles_kernel":
-        tile = MlpTile(a["BLOCK_M"], blocks_of(a)["BLOCK_H"], num_warps, a["STAGES"], roles=True, kept=a["KEPT"])
+        if kernel == "mlp_roles_kernel":
+            tile = MlpTile(a["BLOCK_M"], a["BLOCK_H"], num_warps, a["STAGES"], roles=True, kept=a["KEPT"])
         cycles = mlp_cycles(tile, a["M"], a["WIDTH"], a["HIDDEN"], device)
         return None if cycles is None else cycles / clock(device)
     return None

@@ -151,7 +151,7 @@ class RecordingDriver(DriverBase):
     """Stands for GPUs described by `device`; `launches` grows with every launch made while it is active.
 
     current: index of the current GPU, which is what a launch goes to; streams: handle of each GPU's current stream, 0
-    for the default stream. Both are for whoever plays with several GPUs (see `several_gpus`).
+    for the default stream. Both are for recording what goes to several GPUs (see `several_gpus`).
     """
 
     def __init__(self, device: Device, torch_device: str = "cpu") -> None:

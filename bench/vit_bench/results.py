@@ -55,7 +55,7 @@ class Ceilings:
 @dataclass(frozen=True)
 class Run:
     """started: UTC, ISO 8601; command: as typed; environment: versions, GPU, driver, CPU, commit, and "times", whether
-    a benchmark's rows are "measured" or "compiled" (files of before lack it); datasheet: bytes/s ("bandwidth") and
+    a benchmark's rows are "measured" or "compiled" (older files lack it); datasheet: bytes/s ("bandwidth") and
     FLOP/s ("half", "single") of the GPU's datasheet where it is known."""
 
     started: str
@@ -168,7 +168,7 @@ def load(path: Path) -> Results:
                 check(one, f"{name}[{number}]")
         runs = [Run(**{**run, "ceilings": _made(Ceilings, run["ceilings"])}) for run in data["runs"]]
         rows = [
-            # Files of before have no sustained times.
+            # Older files have no sustained times.
             Row(**row | {"seconds": _made(Spread, row["seconds"]), "sustained": _made(Sustained, row.get("sustained"))})
             for row in data["rows"]
         ]

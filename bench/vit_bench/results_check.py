@@ -1,7 +1,7 @@
-"""What the values of a file of results must be before anybody counts with them.
+"""What the values of a file of results must be before anything is computed from them.
 
-A file is edited, cut short or written by something else: what is wrong in it must be said by name when it is read, and
-not show up later as a division by zero, or as a comparison in which nothing has changed.
+A file may have been edited, cut short or written by something else: what is wrong in it must be named when it is read,
+and not show up later as a division by zero, or as a comparison in which nothing has changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _table(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    """Also infinity and NaN, which an error may be; no whole number that is too large to count with."""
+    """Also infinity and NaN, which an error may be; no whole number that is too large to compute with."""
     if isinstance(value, bool):
         return False
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < _TOO_LARGE)

@@ -12,7 +12,7 @@ from vit_bench.cases import STATS, Case
 def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = True) -> Case:
     """A case a little larger than one program's tile, with most of a kernel's options on.
 
-    For running a tile that the tile choice would only pick for a large problem. width: of an attention head or of the
+    width: of an attention head or of the
     one-kernel MLP, which are compile-time constants of those kernels. added: a residual and statistics, without which
     the finishing warps of `linear_roles` have other code.
     """
@@ -20,10 +20,10 @@ def tile_case(kernel: str, tile: Any, width: int, gated: bool, *, added: bool = 
     name = f"tile {shape}"
     if kernel == "attention":
         if tile.whole:
-            # Whole blocks of keys and what they leave over; tiles for one program and, or, for several.
+            # Whole blocks of keys and what they leave over; more tiles than one program has.
             return Case(kernel, f"{name}, width {width}", attention_inputs.packed(2, 197, 2, width))
         if tile.roles:
-            # Whole blocks of keys, half a one and what they leave over; more than a tile of queries.
+            # Whole blocks of keys, half a block and what is left over; more than a tile of queries.
             return Case(kernel, f"{name}, width {width}", attention_inputs.packed(1, 2 * 128 + 64 + 5, 2, width))
         tokens = max(tile.block_m, tile.block_n) + 5
         return Case(

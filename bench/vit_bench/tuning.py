@@ -88,9 +88,8 @@ def tune_problem(problem: Problem, choices: Sequence[Any], bench: Bench, known: 
             outcome.discarded.append((choice, known[title(choice)]))
             continue
         try:
-            problem_with_it = bench.compile(problem, choice)
-            if problem_with_it:
-                outcome.discarded.append((choice, problem_with_it))
+            if unfit := bench.compile(problem, choice):
+                outcome.discarded.append((choice, unfit))
                 continue
             errors[choice] = bench.verify(problem, choice)
         except GpuLostError:

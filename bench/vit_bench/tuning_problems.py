@@ -1,4 +1,4 @@
-"""What of a model there is to tune: the distinct questions that its launchers put to the tile choice, each as a case.
+"""What there is to tune in a model: the distinct questions that its launchers put to the tile choice, each as a case.
 
 A call of a launcher is taken apart into its arguments' shapes, strides and options. From these come the problem, as it
 will stand in a tuned file, and a `Case` with the same shapes and options whose values are drawn so that every parameter

@@ -24,7 +24,7 @@ from vit_bench.full.checks import INTERPRETED, PARTS_FAILED, TOOL_FOUND_ERRORS, 
 PASSED, FAILED, CRASHED, TIMED_OUT, NOT_RUN = "passed", "failed", "crashed", "timed out", "not run"
 BAD = (CRASHED, TIMED_OUT, FAILED)  # the worst first
 STATUSES = (PASSED, *reversed(BAD), NOT_RUN)
-MOST_PROCESSES = 12  # for one check: so often it may crash and go on behind the part that crashed
+MOST_PROCESSES = 12  # for one check: how often it may crash and go on behind the part that crashed
 OUTPUT_LINES, OUTPUT_BYTES = 60, 12_000
 
 PART_KEYS = ("status", "reason", "figures", "seconds")

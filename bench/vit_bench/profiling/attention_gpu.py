@@ -1,7 +1,7 @@
 """Attention over sequence lengths and head counts, measured on the GPU at hand.
 
-Every contender is compared with float64 first, on some of the queries, because the scores of 16384 tokens fill no
-memory in float64; what is found wrong is not timed. Times are of CUDA graphs with a cold L2 cache, in turns.
+Every contender is compared with float64 first, on some of the queries, because no memory holds the scores of 16384
+tokens in float64; what is found wrong is not timed. Times are of CUDA graphs with a cold L2 cache, in turns.
 """
 
 from __future__ import annotations

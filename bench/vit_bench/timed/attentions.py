@@ -1,7 +1,8 @@
-"""Attention alone, by ours and by everyone else who is installed.
+"""Attention alone, by our kernel and by every other library that is installed.
 
 A problem is (q, k, v), each [B, N, H, D]: views of one packed projection, as a model has them. All results are
-[B, N, H, D]. Who wants heads first gets transposed views, and whatever that costs is part of its time, as in a model.
+[B, N, H, D]. A library that wants heads first gets transposed views, and whatever that costs is part of its time, as in
+a model.
 """
 
 from __future__ import annotations

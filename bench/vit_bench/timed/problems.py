@@ -31,7 +31,7 @@ from vit_engine import ViT, ViTConfig
 
 Figures = dict[str, float]
 
-# Others' results are judged to see that they are of the same problem, not to hold them to our rule: libraries sum fp32
+# Others' results are judged to see that they solve the same problem, not to hold them to our rule: libraries sum fp32
 # products in other orders (oneDNN's convolution is 2.7 times as far off as its matrix product on a stem of 768 pixels),
 # and a defect is further off by orders of magnitude.
 OTHERS = 8.0
