@@ -70,6 +70,10 @@ class ReplayCache:
         """Whether the module is known, and still what it was at the last pass that could be repeated."""
         return self._fingerprint is not None and self._fingerprint.holds()
 
+    def refuses(self, kind: Hashable) -> bool:
+        """Whether passes of this kind run as written, as far as is known before the model has been looked at."""
+        return kind in self.refused or (self._fingerprint is not None and not self._fingerprint.usable)
+
     def run(
         self,
         kind: Hashable,

@@ -15,9 +15,23 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import vit_engine
 from tests.engine.stand_in import repeated
 from vit_engine.dropin.api import attached_to
-from vit_engine.dropin.repeated import Repeated
+from vit_engine.dropin.repeated import Repeated, RepeatedEncoder
 
-from .support import beit, close, eva, hf_clip, hf_dinov2, hf_siglip, hf_vit, images, pair, ready, reasons, slow_but
+from .support import (
+    beit,
+    close,
+    eva,
+    hf_clip,
+    hf_dinov2,
+    hf_siglip,
+    hf_vit,
+    images,
+    pair,
+    ready,
+    reasons,
+    slow_but,
+    timm_model,
+)
 
 pytestmark = pytest.mark.interpreted_only
 __all__ = ["repeated"]
@@ -46,12 +60,14 @@ MODELS: dict[str, Callable[[], Any]] = {
     "ViTMAE": _of("ViTMAE"),
     "timm EVA": eva,
     "timm BEiT": beit,
+    "timm, another stem": lambda: timm_model(embed_norm_layer=nn.LayerNorm),
 }
 
 
 def whole(model: nn.Module) -> Repeated:
-    (found,) = (attached for attached in attached_to(model) if isinstance(attached, Repeated))
-    return found
+    found = (attached for attached in attached_to(model) if isinstance(attached, Repeated))
+    (outer,) = (attached for attached in found if not isinstance(attached, RepeatedEncoder))
+    return outer
 
 
 @pytest.mark.parametrize("name", slow_but(MODELS, "ViT", "DINOv3", "SigLIP", "ViTMAE", "timm BEiT"))
@@ -195,6 +211,29 @@ def test_a_forward_of_somebodys_own_inside_is_called_every_time(repeated: list[s
         ours(images(1))
     assert len(calls) == 4 and repeated, "the blocks are repeated"
     assert "pooler has a forward() of somebody's own" in str(whole(ours).replays.refused)
+
+
+@torch.no_grad()
+def test_the_loop_is_repeated_where_the_model_is_not(repeated: list[str]) -> None:
+    """With the row statistics of its own tokens, which the part before it hands over by no argument."""
+    theirs, ours = pair(hf_siglip)
+    parts = [model.post_layernorm for model in (theirs, ours)]
+    hooks = [part.register_forward_hook(mirror) for part in parts]
+
+    def compare(seeds: range) -> list[str]:
+        repeated.clear()
+        for seed in seeds:
+            close(ours(images(1, seed=seed)), theirs(images(1, seed=seed)))
+        return list(repeated)
+
+    (encoder,) = (attached for attached in attached_to(ours) if isinstance(attached, RepeatedEncoder))
+    compare(range(3))
+    assert compare(range(3, 5)).count("attention_kernel") == 2 * 2
+    assert len(encoder.replays._entries) == 1 and not encoder.replays.refused
+    for hook in hooks:
+        hook.remove()
+    compare(range(2))
+    assert "patch_embed_kernel" in compare(range(3, 5)) and not whole(ours).replays.refused
 
 
 def test_what_stands_around_a_vision_model_is_called(repeated: list[str]) -> None:

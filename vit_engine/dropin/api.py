@@ -20,7 +20,7 @@ from .graphed import Graphed, whole_models
 from .parts import FusedBlock, FusedNorm, describe_block, is_block
 from .patch_embed import TIMM_PATCHES, FusedPatchEmbed
 from .pools import TIMM_POOL, FusedPool
-from .repeated import TIMM_LOOPS, Repeated, RepeatedFeatures, image_models
+from .repeated import TIMM_LOOPS, Repeated, RepeatedEncoder, RepeatedFeatures, encoders, image_models
 from .transformers_attention import model_with_own_attention
 from .transformers_classifiers import TRANSFORMERS_CLASSIFIERS, FusedClassifier
 from .transformers_stems import TRANSFORMERS_STEMS, FusedEmbeddings
@@ -128,6 +128,9 @@ def accelerate(
     _attach_the_rest(model, blocks, state)
     for name, part in image_models(model, blocks):
         Repeated(part, name, state).attach()
+    for name, part in encoders(model, blocks):
+        if "forward" not in vars(part):
+            RepeatedEncoder(part, name, state).attach()
     for name, part in whole.items():
         Graphed(part, name, state, limit).attach()
     return model

@@ -64,6 +64,10 @@ class State:
         if not torch.compiler.is_compiling() and not tokens.is_inference():
             self._last = weakref.ref(tokens), tokens._version, stats
 
+    def forget_statistics(self) -> None:
+        """Has the next block compute the statistics of its tokens."""
+        self._last = None
+
     def statistics_of(self, tokens: Tensor) -> Tensor | None:
         """Row statistics of tokens if they are the ones handed over last, unchanged; None otherwise."""
         if torch.compiler.is_compiling():

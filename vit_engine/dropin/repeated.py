@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ from .parts import first_token_of
 from .structure import listens
 from .transformers_blocks import attention_in_use, outputs_are_collected
 
-__all__ = ["TIMM_LOOPS", "Repeated", "RepeatedFeatures", "image_models"]
+__all__ = ["TIMM_LOOPS", "Repeated", "RepeatedEncoder", "RepeatedFeatures", "encoders", "image_models"]
 
 TIMM_LOOPS = ("timm.models.eva.Eva", "timm.models.beit.Beit")
-# Methods beside forward() that transformers' models call, and that somebody may have replaced on a class.
-_METHODS = ("interpolate_pos_encoding",)
+# Methods beside forward() that models and their stems call, and that somebody may have replaced.
+_METHODS = ("interpolate_pos_encoding", "_pos_embed")
+# Whether a model is being run that is repeated as a whole, or will be.
+_repeated_around: ContextVar[bool] = ContextVar("repeated_around", default=False)
 
 
 def image_models(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -39,6 +42,15 @@ def image_models(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Iterator[
         found = [(outer, other) for outer, other in found if outer and not name.startswith(f"{outer}.")]
         found.append((name, part))
     yield from found
+
+
+def encoders(model: nn.Module, blocks: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of transformers' own classes whose forward() goes through a list of blocks, and their names."""
+    for name in dict.fromkeys(block.rpartition(".")[0] for block in blocks):
+        outer = name.rpartition(".")[0]
+        part = model.get_submodule(outer)
+        if isinstance(model.get_submodule(name), nn.ModuleList) and class_name(part).startswith("transformers.models."):
+            yield outer, part
 
 
 class Repeated(Attached):
@@ -56,10 +68,14 @@ class Repeated(Attached):
         if beside is None:
             return self.original(*args, **kwargs)
         self.taken(self.module.modules)
-        return self.replays.run(
-            (*key_of(args, kwargs), *beside), self.module, inputs, lambda: self.original(*args, **kwargs),
-            self._objection,
-        )  # fmt: skip
+        kind = (*key_of(args, kwargs), *beside)
+        before = _repeated_around.set(not self.replays.refuses(kind))
+        try:
+            return self.replays.run(
+                kind, self.module, inputs, lambda: self.original(*args, **kwargs), self._objection
+            )  # fmt: skip
+        finally:
+            _repeated_around.reset(before)
 
     def _beside(self, values: tuple[Any, ...], inputs: list[Tensor]) -> tuple[Any, ...] | None:
         """What a pass depends on beside the module and its arguments; None if it is to run as written."""
@@ -73,9 +89,10 @@ class Repeated(Attached):
         if torch.is_autocast_enabled(device.type) or not self.state.accepts(device):
             return None
         model = self.module
-        kinds = {type(model), *map(type, model.children())}
-        methods = {(kind, name) for kind in kinds for name in (self.method, *_METHODS) if hasattr(kind, name)}
-        if any(replaced(kind, name) for kind, name in methods):
+        for part in (model, *model.children()):
+            if any(name in vars(part) or (hasattr(part, name) and replaced(type(part), name)) for name in _METHODS):
+                return None
+        if replaced(type(model), self.method):
             return None
         return attention_in_use(model), first_token_of.get()
 
@@ -95,6 +112,18 @@ class Repeated(Attached):
 
     def report(self) -> None:
         return None
+
+
+class RepeatedEncoder(Repeated):
+    """The same for the loop over the blocks, where the model around it is not repeated: because somebody has a hook in
+    it, say, or because it reads numbers back from the GPU (SigLIP 2)."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or _repeated_around.get():
+            return self.original(*args, **kwargs)
+        # Row statistics that the stem has handed over would be an input that nobody sees.
+        self.state.forget_statistics()
+        return super().__call__(*args, **kwargs)
 
 
 class RepeatedFeatures(Repeated):

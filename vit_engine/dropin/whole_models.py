@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .attached import TRACED_BY_FX, Attached, traced_by_fx, wants_gradient
 from .describe import Unsupported, class_name, norms_rows, required_norm
 from .parts import CLASS_TOKEN_ALONE, chain
 from .patch_embed import TIMM_PATCHES, check_timm_images
+from .repeated import RepeatedFeatures
 from .stem import Stem, check_images, patch_convolution, run_stem
 from .structure import foreign_code
 
@@ -97,10 +99,9 @@ def _timm_stem(model: Any) -> Stem:
     return Stem(conv, prefix, position, ((model, "pos_embed"),), derive=bool(model.dynamic_img_size))
 
 
-class FusedTimmFeatures(Attached):
-    """Stands in for the forward_features() of timm's VisionTransformer: stem, blocks and final norm."""
-
-    method = "forward_features"
+class FusedTimmFeatures(RepeatedFeatures):
+    """Stands in for the forward_features() of timm's VisionTransformer: stem, blocks and final norm. Where the stem is
+    not that of a plain ViT, timm's own code calls the blocks."""
 
     def stem(self) -> Stem | str:
         try:
@@ -126,7 +127,10 @@ class FusedTimmFeatures(Attached):
             return self.instead(TRACED_BY_FX, x, *args, **kwargs)
         stem = self.stem()
         if isinstance(stem, str):
-            return self.instead(stem, x, *args, **kwargs)
+            result = super().__call__(x, *args, **kwargs)
+            if not torch.compiler.is_compiling():
+                self.why = stem
+            return result
         check_timm_images(self.module.patch_embed, stem.conv, x)
         why = self.why_not(x)
         if why is None and any(value is not None and value is not False for value in (*args, *kwargs.values())):
@@ -136,7 +140,7 @@ class FusedTimmFeatures(Attached):
         if torch.compiler.is_compiling():
             return self._features(stem, x)
         self.taken(self._parts)
-        return self.replays.run("features", self.module, (x,), lambda: (self._features(stem, x),))[0]
+        return self.replays.run("features", self.module, (x,), lambda: self._features(stem, x), self._objection)
 
     def class_token(self, x: Tensor) -> Tensor | None:
         """The class token [B, 1, D] of forward_features() and no other; None if that has to run as it is."""
@@ -149,7 +153,8 @@ class FusedTimmFeatures(Attached):
         if torch.compiler.is_compiling():
             return self._features(stem, x, class_token=True)
         self.taken(self._parts)
-        return self.replays.run("class token", self.module, (x,), lambda: (self._features(stem, x, True),))[0]
+        run = partial(self._features, stem, x, class_token=True)
+        return self.replays.run("class token", self.module, (x,), run, self._objection)
 
     def _parts(self) -> list[nn.Module]:
         model: Any = self.module
