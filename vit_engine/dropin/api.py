@@ -33,7 +33,8 @@ _TORCHVISION = "torchvision.models.vision_transformer.VisionTransformer"
 _NORMS = ("norm", "norm_pre", "fc_norm", "ln", "layernorm", "pre_layrnorm", "post_layernorm", "pre_layernorm")
 SUPPORTED = (
     "timm's vision_transformer, deit, eva and beit models, torchvision's vit_*, and of transformers ViT, DeiT, DINOv2 "
-    "(with registers too), DINOv3 ViT, CLIP, SigLIP, SigLIP 2, ViTMAE, BEiT, OWL-ViT, OWLv2, BLIP and VideoMAE"
+    "(with registers too), DINOv3 ViT, CLIP, MetaCLIP 2, SigLIP, SigLIP 2, ViTMAE, ViT-MSN, I-JEPA, BEiT, OWL-ViT, "
+    "OWLv2, BLIP and VideoMAE"
 )
 
 

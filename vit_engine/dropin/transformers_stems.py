@@ -102,7 +102,7 @@ def _clip(module: Any, interpolate: bool) -> Stem:
     return _describe(module, ("class_embedding",), interpolate)
 
 
-def _siglip(module: Any, interpolate: bool) -> Stem:
+def _patches_alone(module: Any, interpolate: bool) -> Stem:
     return _describe(module, (), interpolate)
 
 
@@ -117,9 +117,12 @@ TRANSFORMERS_STEMS: dict[str, Callable[[Any, bool], Stem]] = {
     _models("dinov2_with_registers", "Dinov2WithRegistersEmbeddings"): _dinov2_registers,
     _models("dinov3_vit", "DINOv3ViTEmbeddings"): _dinov3,
     _models("clip", "CLIPVisionEmbeddings"): _clip,
+    _models("vit_msn", "ViTMSNEmbeddings"): _vit,
+    _models("ijepa", "IJepaEmbeddings"): _patches_alone,
+    _models("metaclip_2", "MetaClip2VisionEmbeddings"): _clip,
     _models("owlvit", "OwlViTVisionEmbeddings"): _clip,
     _models("owlv2", "Owlv2VisionEmbeddings"): _clip,
-    _models("siglip", "SiglipVisionEmbeddings"): _siglip,
+    _models("siglip", "SiglipVisionEmbeddings"): _patches_alone,
 }
 
 
