@@ -110,13 +110,24 @@ class Operators(TorchDispatchMode):
         flat = result if isinstance(result, (tuple, list)) else [result]
         if func._schema.is_mutable:
             raise Refused(f"it writes to what it has computed: {func}")
-        if not all(isinstance(value, Tensor) for value in flat):
+        # tolist() of a tensor on a GPU copies it to the host, and reads it there unseen.
+        if not all(isinstance(value, Tensor) and value.device == self.noted.device for value in flat):
             raise Refused(f"the host reads what it computes: {func}")
+        if _depends_on_values(func, args):
+            raise Refused(f"the shape of what it computes depends on values: {func}")
         if all(self.noted.number(tensor) is not None for tensor in flat):
             return  # views
         args, kwargs = tree_map(self.view, args), tree_map(self.view, kwargs)
         results = [self.noted.add(tensor) if self.noted.number(tensor) is None else None for tensor in flat]
         self.found.append(_Operator(len(self.noted.launches), func, args, kwargs, results))
+
+
+def _depends_on_values(func: Any, args: Sequence[Any]) -> bool:
+    """Whether an operator gives more or fewer values for other ones; indices do if they are masks."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    masks = (torch.bool, torch.uint8)
+    return func is not torch.ops.aten.index.Tensor or any(i is not None and i.dtype in masks for i in args[1])
 
 
 class Pass:

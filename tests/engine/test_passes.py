@@ -58,7 +58,7 @@ def views(layer: Layer, x: Tensor) -> list[Any]:
 
 def several_results(layer: Layer, x: Tensor) -> Tensor:
     first, second = torch.split(layer(x) * 1.5, 32, dim=1)
-    values, places = torch.topk(first + second, 4)
+    values, places = torch.topk((first + second)[[4, 3, 2, 1, 0]], 4)
     return layer(x).gather(1, places) + values
 
 
@@ -136,6 +136,18 @@ def read_by_the_host(layer: Layer, x: Tensor) -> Tensor:
     return y * 2 if y.sum() > 0 else y
 
 
+def elsewhere(layer: Layer, x: Tensor) -> tuple[Tensor, list[int]]:
+    return layer(x), list(x.to("meta").shape)
+
+
+def of_some_rows(layer: Layer, x: Tensor) -> Tensor:
+    return layer(x[x[:, 0] > 0])
+
+
+def at_nonzeros(layer: Layer, x: Tensor) -> Tensor:
+    return layer(x).relu().nonzero()
+
+
 def written_in_place(layer: Layer, x: Tensor) -> Tensor:
     return layer(x).add_(1)
 
@@ -167,6 +179,9 @@ def no_launch(layer: Layer, x: Tensor) -> Tensor:
 
 REFUSED: list[tuple[Forward, str]] = [
     (read_by_the_host, "the host reads what it computes: aten._local_scalar_dense"),
+    (elsewhere, "the host reads what it computes: aten._to_copy"),
+    (of_some_rows, "the shape of what it computes depends on values: aten.index"),
+    (at_nonzeros, "the shape of what it computes depends on values: aten.nonzero"),
     (written_in_place, "it writes to what it has computed: aten.add_"),
     (counted, "it writes to tensors that are not its own: aten.add_"),
     (noise_in_place, "it writes to what it has computed: aten.normal_"),
