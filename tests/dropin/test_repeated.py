@@ -123,6 +123,20 @@ def test_a_mask_is_read_anew_every_time(repeated: list[str]) -> None:
 
 
 @torch.no_grad()
+def test_as_many_patches_as_a_mask_leaves(repeated: list[str]) -> None:
+    theirs, ours = pair(_of("VideoMAE", num_frames=2))
+    video = torch.stack([images(1), images(1, seed=1)], dim=1)
+    for hidden in (4, 4, 4, 10, 10, 6):
+        mask = (torch.arange(16) < hidden)[None]
+        close(ours(video, bool_masked_pos=mask), theirs(video, bool_masked_pos=mask))
+    assert "depends on values" in str(whole(ours).replays.refused)
+    for seed in range(4):
+        video = torch.stack([images(1, seed=seed), images(1)], dim=1)
+        close(ours(video), theirs(video))
+    assert len(whole(ours).replays.refused) == 1
+
+
+@torch.no_grad()
 def test_attentions_come_from_the_library(repeated: list[str]) -> None:
     theirs, ours = pair(hf_vit)
     for _ in range(4):
