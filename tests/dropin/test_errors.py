@@ -91,7 +91,7 @@ def test_other_models_are_refused_by_name(name: str, strict: bool) -> None:
 def test_attention_alone_is_offered_to_models_of_transformers() -> None:
     sizes: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     pair = (
-        transformers.IJepaModel(transformers.IJepaConfig(**sizes, num_hidden_layers=1)),
+        transformers.YolosModel(transformers.YolosConfig(**sizes, num_hidden_layers=1)),
         transformers.BloomModel(transformers.BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2)),
     )
     for model, offered in zip(pair, (True, False), strict=True):

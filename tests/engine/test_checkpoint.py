@@ -260,7 +260,7 @@ HOSTILE: dict[str, tuple[dict[str, object], str]] = {
     "a tensor that the file lacks": ({"num_register_tokens": 10**12}, "missing from the file: reg_token"),
     "ratio": ({"mlp_ratio": 1e308}, "mlp_ratio must be such that embed_dim 48 times it is finite, got 1e\\+308"),
     "hidden": ({"hidden_dim": 10**400}, "no model can be built as its description .* says: "),
-    "eps": ({"norm_eps": 10**400}, "norm_eps must be a positive number, got 1000"),
+    "eps": ({"norm_eps": 10**400}, "norm_eps must be a positive number in float32, got 1000"),
 }
 
 
