@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from vit_bench.dropin_families import Family, inputs, small_model
 from vit_engine.dropin.describe import class_name
 from vit_engine.dropin.parts import BLOCKS
 
-__all__ = ["Outputs", "compare_half", "relative_error", "run"]
+__all__ = ["Outputs", "compare_half", "relative_error", "require_the_same", "run"]
 
 Outputs = dict[str, Tensor]
 
@@ -52,7 +52,8 @@ def _results(output: Any) -> Outputs:
 def run(model: nn.Module, given: dict[str, Tensor], like: Tensor | None = None) -> Outputs:
     """The model's results for these inputs, once as it is and once more with hooks on its blocks.
 
-    like: the dtype of what is floating point, and the device; None leaves both.
+    like: the dtype of what is floating point, and the device; None leaves both. On a GPU passes are repeated from the
+    third on; AssertionError if that gives other bits.
     """
     if like is not None:
         given = {k: v.to(like.device, like.dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
@@ -61,9 +62,19 @@ def run(model: nn.Module, given: dict[str, Tensor], like: Tensor | None = None) 
     # Convolutions that stay PyTorch's round fp32 to tf32 on a GPU unless told otherwise.
     with torch.backends.cudnn.flags(allow_tf32=False):
         results = _results(model(images, **more))
+        if images.is_cuda:
+            require_the_same(results, lambda: _results(model(images, **more)))
         with _hidden_states(model) as seen:
             model(images, **more)
     return {name: value.cpu() for name, value in (results | seen).items()}
+
+
+def require_the_same(results: Outputs, again: Callable[[], Outputs], passes: int = 3) -> None:
+    """AssertionError unless more passes give these results bit for bit."""
+    for number in range(2, 2 + passes):
+        for name, value in again().items():
+            if not torch.equal(value, results[name]):
+                raise AssertionError(f"{name} of pass {number} is not that of the first pass, bit for bit")
 
 
 def relative_error(ours: Outputs, truth: Outputs) -> float:

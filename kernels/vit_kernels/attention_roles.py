@@ -105,7 +105,7 @@ def attention_roles_kernel(
     STAGES: gl.constexpr,
     OVERLAP: gl.constexpr,
 ):
-    """This program computes every so-manieth tile of 192 queries of one head of one image.
+    """This program computes every P-th tile (of P programs) of 192 queries of one head of one image.
 
     Behind whole blocks of keys, of which there is one at least, HALF a block follows or not, and one of REST, or none.
     BLOCK_M is 192, BLOCK_N 128 and WIDTH 64.

@@ -106,8 +106,8 @@ def linear(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """y = residual + layer_scale * act(norm(x) W^T + b), accumulated in fp32 and rounded once.
 
-    (In large products of 16 bits on sm_90, what x W^T gives, times 1 / scale of the norm, is rounded, too, as PyTorch's
-    products are; all behind it is computed in fp32.)
+    (In large products of 16 bits on sm_90 the product itself, x W^T or rstd x W'^T with a norm, is rounded as well, as
+    PyTorch's products are; all behind it is computed in fp32.)
 
     x [M, K], weight [N, K] of one dtype (fp32, fp16, bf16), any strides; bias, layer_scale [N] of any supported dtype;
     residual [M, N] in the dtype of x. Returns y [M, N] contiguous, or (y, stats) with emit_stats.

@@ -231,7 +231,7 @@ def linear_tma_kernel(
     HALVES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """This program computes every so-manieth tile of y, as `linear_kernel` would.
+    """This program computes every P-th tile of y (of P programs), as `linear_kernel` would.
 
     Operands are of 16 bits; what lies past the end of x or of the weights reads as zero. HALVES: the last `halved`
     tiles are shared out as halves of BLOCK_M / 2 rows, where whole ones would leave SMs without work.

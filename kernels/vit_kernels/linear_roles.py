@@ -70,8 +70,9 @@ def linear_roles_kernel(
     STAGES: gl.constexpr,
     OVERLAP: gl.constexpr,
 ):
-    """This program computes every so-manieth tile of y, as `linear_kernel` would, and of the last `split` tiles its
-    share in pieces of NARROW columns. Operands are of 16 bits, N is a multiple of NARROW, BLOCK_M is HALVES * ROWS.
+    """This program computes every P-th tile of y (of P programs), as `linear_kernel` would, and of the last `split`
+    tiles its share in pieces of NARROW columns. Operands are of 16 bits, N is a multiple of NARROW, BLOCK_M is
+    HALVES * ROWS.
     """
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)

@@ -28,8 +28,8 @@ from .primitives import follow, tiles_over
 
 @gluon.jit
 def _shares(N, left, BLOCK_N: gl.constexpr):
-    """Each column of tiles has as many programs as the others, each of them every so-manieth row of tiles. The last
-    `left` rows are for the programs that are over, in shares of tiles below each other, so that they seldom change
+    """Each column of tiles has as many programs as the others, P say, and each of these every P-th row of tiles. The
+    last `left` rows are for the programs that are over, in shares of tiles below each other, so that they seldom change
     weights. Returns (programs a column, number of this one among those that are over or less than 0, tiles of a share).
     """
     columns = tiles_over(N, BLOCK_N)

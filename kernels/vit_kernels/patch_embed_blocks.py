@@ -316,9 +316,9 @@ def patch_embed_blocks_kernel(
     STAGES: gl.constexpr,
     OVERLAP: gl.constexpr,
 ):
-    """This program computes every so-manieth tile of a block of patches x BLOCK_N features. BLOCK_M is 128, the patches
-    of a block; D is a multiple of BLOCK_N, PH one of STEP, BLOCK_K is STEP * PW. PLACED: tokens in front that have a
-    position, PREFIX or 0."""
+    """This program computes every P-th tile (of P programs) of a block of patches x BLOCK_N features. BLOCK_M is 128,
+    the patches of a block; D is a multiple of BLOCK_N, PH one of STEP, BLOCK_K is STEP * PW. PLACED: tokens in front
+    that have a position, PREFIX or 0."""
     if ahead_ptr is not None:
         fetch_ahead(ahead_ptr, N, K, OVERLAP)
     BLOCK: gl.constexpr = pixels_desc.block_shape

@@ -7,7 +7,7 @@ import torch
 
 from tests.rung import DEVICE
 from vit_bench.dropin_families import FAMILIES, TIMM_MODULES, Family, timm_family, timm_names
-from vit_bench.dropin_parity import compare_float32, compare_half
+from vit_bench.dropin_parity import compare_float32, compare_half, require_the_same
 
 FIRST = [next(f for f in FAMILIES if f.library == library) for library in ("timm", "torchvision", "transformers")]
 
@@ -29,6 +29,14 @@ def test_float16_of_each_library(family: Family) -> None:
 def test_float16(family: Family) -> None:
     """Within twice the library's own fp16 error against float64 (and two units in the last place)."""
     compare_half(family, torch.float16, DEVICE)
+
+
+def test_a_pass_that_differs_from_the_first_is_named() -> None:
+    first = {"logits": torch.ones(3), "pooled": torch.zeros(2)}
+    require_the_same(first, lambda: dict(first))
+    passes = iter([first, first, {**first, "pooled": torch.tensor([0.0, 1e-30])}])
+    with pytest.raises(AssertionError, match="pooled of pass 4 is not that of the first pass"):
+        require_the_same(first, lambda: next(passes))
 
 
 def test_every_name_of_timm_has_a_family() -> None:

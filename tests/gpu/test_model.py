@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
+import vit_engine
 from vit_bench.draw import Draw
 from vit_bench.full.capture import check_engine_graphs, check_replay
 from vit_bench.whole_model import redraw
@@ -61,6 +65,31 @@ def test_waiting_for_the_gpu_would_have_been_noticed() -> None:
             torch.ones(1, device="cuda").item()
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def _transformers_model() -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.Dinov2Model(transformers.Dinov2Config(num_hidden_layers=3)).eval()
+    redraw(model)
+    return vit_engine.accelerate(model.bfloat16().cuda())
+
+
+@pytest.mark.parametrize("build", [lambda: _model(torch.bfloat16), _transformers_model], ids=["ViT", "transformers"])
+def test_repeated_passes_are_the_first_bit_for_bit_and_take_no_more_memory(build: Callable[[], Any]) -> None:
+    """The second pass is noted, later ones are repeated."""
+    model, inputs = build(), [_images(torch.bfloat16, seed) for seed in range(2)]
+    first: dict[int, torch.Tensor] = {}
+    peaks = []
+    with torch.inference_mode():
+        build()(inputs[0])  # compiles
+        for number in range(8):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            result = model(inputs[number % 2])
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+            result = result if isinstance(result, torch.Tensor) else result.last_hidden_state
+            assert torch.equal(result, first.setdefault(number % 2, result))
+    assert peaks[1] <= peaks[0] and max(peaks[2:]) <= peaks[1]
 
 
 def test_memory_does_not_grow_over_forward_passes() -> None:
