@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from typer.testing import CliRunner
 
@@ -9,6 +11,14 @@ from tests.cli.support import fake_interpret
 from vit_engine import digits
 from vit_engine.cli import classify
 from vit_engine.cli.app import app
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT interrupts, also where these tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ def test_batch_size_changes_nothing_but_the_batches(run, some, size):
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
+@pytest.mark.usefixtures("interruptible")
 def test_what_was_classified_is_kept_when_it_is_interrupted(run, some, monkeypatch, options):
     original, calls = classify.Timed.__call__, []
 

@@ -48,6 +48,7 @@ def test_a_kernel_that_is_wrong_fails_the_command(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["lines", "json"])
+@pytest.mark.usefixtures("interruptible")
 def test_what_was_compared_is_kept_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
     calls, right = [], vit_kernels.layer_norm
 

@@ -73,7 +73,7 @@ TRANSFORMERS_STEMS = {
     ),
 }
 
-REPLAY = {
+FINGERPRINT = {
     "hooks-left-out-of-replays": (
         "A hook added after a pass of that shape was noted.",
         "            and self._hooks_hold()\n",
@@ -86,6 +86,37 @@ REPLAY = {
     ),
 }
 
+PASSES = {
+    "random-numbers-kept": (
+        "ViTMAE hides the same patches in every repeated pass.",
+        "if is_random(func, args, kwargs) or any(",
+        "if any(",
+    ),
+    "shapes-that-depend-on-values": (
+        "Another mask of VideoMAE leaves another number of patches.",
+        "if _depends_on_values(func, args):",
+        "if False:",
+    ),
+    "buffers-written-in-silence": (
+        "A counter in a library's code stands still.",
+        "elif all(tensor.untyped_storage()._cdata in self._fresh for tensor in written_by(func, args, kwargs)):",
+        "elif True:",
+    ),
+}
+
+REPEATED = {
+    "statistics-of-the-noted-pass": (
+        "The row statistics that a stem hands over are no argument of the loop over the blocks.",
+        "        self.state.forget_statistics()\n",
+        "",
+    ),
+    "originals-repeated": (
+        "What a part that runs its original code depends on is not known.",
+        "if isinstance(found, Attached) and found is not self and found.why is not None:",
+        "if False:",
+    ),
+}
+
 FAULTS = {
     "vit_engine/dropin/attached.py": ATTACHED,
     "vit_engine/dropin/structure.py": STRUCTURE,
@@ -94,5 +125,7 @@ FAULTS = {
     "vit_engine/dropin/transformers_blocks.py": TRANSFORMERS_BLOCKS,
     "vit_engine/dropin/stem.py": STEM,
     "vit_engine/dropin/transformers_stems.py": TRANSFORMERS_STEMS,
-    "vit_engine/replay.py": REPLAY,
+    "vit_engine/fingerprint.py": FINGERPRINT,
+    "vit_engine/passes.py": PASSES,
+    "vit_engine/dropin/repeated.py": REPEATED,
 }
