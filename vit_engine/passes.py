@@ -73,6 +73,11 @@ class Operators(TorchDispatchMode):
         self.why: str | None = None
         self._fresh: dict[int, StorageWeakRef] = {}  # what was made meanwhile and is not of the pass
 
+    @property
+    def constants(self) -> bool:
+        """Whether anything was made that depends on the model alone."""
+        return bool(self._fresh)
+
     def view(self, value: Any) -> Any:
         """A tensor of the pass as `_View`; anything else stays what it is."""
         number = self.noted.number(value) if isinstance(value, Tensor) else None

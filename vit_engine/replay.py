@@ -107,6 +107,9 @@ class ReplayCache:
             return forward()
         if again is not None:
             return again(inputs)
+        gpu = _on_gpu(inputs[0])
+        if gpu and torch.cuda.is_current_stream_capturing():
+            return forward()  # what is computed from parameters is there only once the graph runs
         with noting(inputs) as noted, Operators(noted) as operators:
             results = forward()
         try:
@@ -119,6 +122,9 @@ class ReplayCache:
                 refused.clear()
             refused[kind] = reason
         elif fingerprint.holds():
+            if gpu and operators.constants:
+                # Whoever repeats the pass may be on another stream.
+                torch.cuda.current_stream(inputs[0].device).synchronize()
             # Into the table of this fingerprint: another thread may have begun a new one.
             with self._lock:
                 entries[key] = made
@@ -131,6 +137,11 @@ class ReplayCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    # A sanitizer may call its tensors on the CPU "cuda": there is no stream to ask then.
+    return tensor.device.type == "cuda" and torch.cuda.is_initialized()
 
 
 def _layout(inputs: Sequence[Tensor]) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.engine.stand_in import repeated
-from vit_engine import ops
+from vit_engine import ops, replay
 from vit_engine.replay import ReplayCache
 
 pytestmark = pytest.mark.interpreted_only
@@ -214,6 +215,32 @@ def test_operators_are_refused_where_launches_are_to_be_all(repeated: list[str])
         assert torch.equal(cache.run("pass", layer, (x,), lambda x=x: cast_before(layer, x)), cast_before(layer, x))
     assert not repeated
     assert "more than launch kernels: aten._to_copy" in cache.refused["pass"] and "aten.add" in cache.refused["pass"]
+
+
+@pytest.mark.parametrize(("forward", "waits"), [(constant_table, 1), (pooled_behind, 0)])
+def test_another_stream_finds_what_was_kept(
+    forward: Forward, waits: int, repeated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that is computed under somebody's capture, which only its replays do, and nothing that is on its way."""
+    layer, cache, x, capturing = Layer(), ReplayCache(operators=True), torch.randn(5, 64), [True]
+    waited: list[torch.device] = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(x.device))
+    monkeypatch.setattr(replay, "_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+
+    def passes(number: int) -> None:
+        for _ in range(number):
+            assert equal(cache.run("pass", layer, (x,), lambda: forward(layer, x)), forward(layer, x))
+
+    passes(3)
+    assert not repeated and not waited
+    capturing[0] = False
+    passes(1)
+    assert not repeated and len(waited) == waits
+    capturing[0] = True
+    passes(2)
+    assert repeated and len(waited) == waits
 
 
 def test_an_objection_is_a_refusal(repeated: list[str]) -> None:
