@@ -119,8 +119,14 @@ def test_what_is_written_into_the_readme_while_it_measures_stays(
     assert readme.read_text().endswith("new\n") and "| timm | ViT |" in readme.read_text()
 
 
-# Behind a norm of 3072 columns (48 partials of row statistics) B200's fc2 is a few registers short.
-KNOWN_SPILLS = {("BEiT-3: norms inside the branches", "sm_100"): ["linear_kernel: 8 bytes spilled per thread"]}
+# Behind a norm of 3072 columns (48 partials of row statistics) B200's fc2 is a few registers short. So is, up to sm_89,
+# the qkv product of a first block of 1,568 tokens, which gets no statistics from a stem.
+KNOWN_SPILLS = {
+    ("BEiT-3: norms inside the branches", "sm_100"): ["linear_kernel: 8 bytes spilled per thread"],
+    ("VideoMAE", "sm_80"): ["linear_kernel: 8 bytes spilled per thread"],
+    ("VideoMAE", "sm_86"): ["linear_kernel: 24 bytes spilled per thread"],
+    ("VideoMAE", "sm_89"): ["linear_kernel: 24 bytes spilled per thread"],
+}
 
 
 def test_the_committed_readme_is_fresh() -> None:
