@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tests.engine.stand_in import repeated
 from vit_engine import ops, replay
@@ -81,7 +82,7 @@ REPEATED: list[Forward] = [
 
 
 def flat(tree: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(tree)
+    return tree_leaves(tree)
 
 
 def equal(a: Any, b: Any) -> bool:
