@@ -123,6 +123,12 @@ def close(ours: Any, theirs: Any, relative: float = 1e-4) -> None:
         assert error <= relative, f"tensor {number} is off by {error:.2g} of its largest magnitude"
 
 
+def differs(a: Tensor, b: Tensor) -> bool:
+    """Whether a change shows: somewhere by more than a hundredth of the largest value, which no rounding of fp32 gives.
+    Unlike a tolerance, a larger bound asks for more."""
+    return bool((a - b).abs().max() > 1e-2 * b.abs().max())
+
+
 def close_gradients(ours: nn.Module, theirs: nn.Module) -> None:
     """Of every parameter, as `close`, but for those that are 0 but for rounding: of the biases of keys."""
     largest = max(p.grad.abs().max() for p in theirs.parameters() if p.grad is not None)
